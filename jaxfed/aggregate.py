@@ -1,0 +1,35 @@
+"""Functions on stacked uploads: leaves [K, ...], one entry a client, and weights [K]."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.algorithm import PyTree
+
+
+def weighted_mean(stacked: PyTree, weight: jax.Array) -> PyTree:
+    """Mean over clients: leaves [K, ...] with weight [K] summing to one -> leaves [...]."""
+    return jax.tree.map(lambda x: jnp.tensordot(weight.astype(x.dtype), x, axes=1), stacked)
+
+
+def uniform_mean(stacked: PyTree, weight: jax.Array) -> PyTree:
+    """Mean over clients that counts each once, however many examples it has.
+
+    Padded clients (weight zero) do not count. Leaves [K, ...], weight [K] -> leaves [...].
+    """
+    present = (weight > 0).astype(weight.dtype)
+    return weighted_mean(stacked, present / jnp.sum(present))
+
+
+def finite(stacked: PyTree) -> jax.Array:
+    """Which clients' leaves are all finite: leaves [K, ...] -> bool [K]."""
+    flags = [
+        jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in jax.tree.leaves(stacked)
+    ]
+    return jnp.all(jnp.stack(flags), axis=0)
+
+
+def choose(which: jax.Array, stacked: PyTree, other: PyTree) -> PyTree:
+    """Leaves [K, ...] of `stacked` where which [K] holds, else of `other` ([K, ...] or [...])."""
+    return jax.tree.map(
+        lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), stacked, other
+    )

@@ -1,0 +1,57 @@
+"""The server optimizers of FedOpt: Reddi et al., ICLR 2021, Algorithm 2.
+
+Give one to any algorithm that takes a `server_optimizer`. They differ from optax.adam and its kin,
+which may be given as well: there is no bias correction, v starts at tau^2, and tau is added to
+sqrt(v) outside the root. With D_t the clients' mean change,
+
+    m_t = b1 m_{t-1} + (1 - b1) D_t
+    v_t = v_{t-1} + D_t^2                                       (adagrad)
+    v_t = v_{t-1} - (1 - b2) D_t^2 sign(v_{t-1} - D_t^2)        (yogi)
+    v_t = b2 v_{t-1} + (1 - b2) D_t^2                           (adam)
+    w_{t+1} = w_t + eta m_t / (sqrt(v_t) + tau)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.algorithm import PyTree
+
+
+class Moments(NamedTuple):
+    m: PyTree
+    v: PyTree
+
+
+def adagrad(eta: float, *, b1: float = 0.0, tau: float = 1e-3) -> optax.GradientTransformation:
+    """FedAdagrad; the paper's experiments use b1 = 0."""
+    return _fedopt(lambda v, d2: v + d2, eta, b1, tau)
+
+
+def yogi(
+    eta: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+) -> optax.GradientTransformation:
+    """FedYogi."""
+    return _fedopt(lambda v, d2: v - (1 - b2) * d2 * jnp.sign(v - d2), eta, b1, tau)
+
+
+def adam(
+    eta: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+) -> optax.GradientTransformation:
+    """FedAdam."""
+    return _fedopt(lambda v, d2: b2 * v + (1 - b2) * d2, eta, b1, tau)
+
+
+def _fedopt(second: Callable, eta: float, b1: float, tau: float) -> optax.GradientTransformation:
+    def init(theta):
+        return Moments(optax.tree.zeros_like(theta), optax.tree.full_like(theta, tau**2))
+
+    def update(gradient, state, theta=None):  # the gradient is -D_t
+        m = jax.tree.map(lambda m, g: b1 * m - (1 - b1) * g, state.m, gradient)
+        v = jax.tree.map(lambda v, g: second(v, g**2), state.v, gradient)
+        return jax.tree.map(lambda m, v: eta * m / (jnp.sqrt(v) + tau), m, v), Moments(m, v)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,35 @@
+"""FedProx: Li et al., MLSys 2020, Algorithm 2."""
+
+import jax
+import optax
+
+from jaxfed import local
+from jaxfed.algorithm import Algorithm
+from jaxfed.algorithms.fedavg import fedavg
+from jaxfed.task import Task
+
+
+def fedprox(
+    task: Task,
+    work: local.Work,
+    *,
+    mu: float,
+    client_optimizer: optax.GradientTransformation,
+    **server: optax.GradientTransformation,
+) -> Algorithm:
+    """FedAvg whose clients minimise h_k(w; w_t) = F_k(w) + mu/2 ||w - w_t||^2.
+
+    The record's loss is F_k, without the proximal term. `server` goes to fedavg.
+    """
+    if mu < 0:
+        raise ValueError(f"mu={mu} would push clients away from the server; use mu >= 0")
+    return fedavg(task, work, client_optimizer=optax.chain(pull(mu), client_optimizer), **server)
+
+
+def pull(mu: float) -> optax.GradientTransformation:
+    """Adds mu (w - w_t), the gradient of the proximal term; w_t is where the optimizer started."""
+
+    def update(grads, w_t, w=None):
+        return jax.tree.map(lambda g, new, old: g + mu * (new - old), grads, w, w_t), w_t
+
+    return optax.GradientTransformation(lambda w_t: w_t, update)

@@ -1,0 +1,300 @@
+"""The engine: many clients at once, on one device or many. Every word about devices stands here.
+
+Within a device, clients are an array axis (vmap), `chunk` of them at a time. Across the devices of
+one process the axis is split by pmap; across processes by shard_map over a global mesh. A whole
+round, or several, is one jitted call that donates the server and the clients' kept states.
+
+The engine knows no algorithm, model or data set, and the meaning of no leaf.
+"""
+
+import dataclasses
+import inspect
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxfed import algorithm as contract
+from jaxfed.algorithm import Algorithm, Cohort, Data, PyTree
+
+AXIS = "devices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Which devices clients run on, and how many are vmapped at once on each (None: all)."""
+
+    devices: tuple[jax.Device, ...]
+    chunk: int | None = None
+
+    @property
+    def mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    @property
+    def several_processes(self) -> bool:
+        return len({d.process_index for d in self.devices}) > 1
+
+
+def machine(devices: int | None = None, chunk: int | None = None) -> Machine:
+    """The first `devices` of all the processes' devices (None: every one)."""
+    found = jax.devices()
+    if devices is not None and not 1 <= devices <= len(found):
+        raise ValueError(
+            f"devices={devices}, but JAX sees {len(found)}; on a CPU ask for more with "
+            "--cpu-devices, or jax.config.update('jax_num_cpu_devices', n) before anything else"
+        )
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk} would run no client; use at least 1, or None for all")
+    return Machine(tuple(found[:devices]), chunk)
+
+
+def for_each_client(machine: Machine, *, uniform: bool = False) -> Callable:
+    """The verb on this machine: (client, base, message, cohort) -> Reply with leaves [K, ...].
+
+    K must divide over the devices. `uniform` promises that all clients have equally many examples:
+    then the loop over local steps has one length for all, and freezes nobody.
+    The metric `finite` [K] tells whose reply is finite throughout.
+    """
+
+    def verb(client, base, message, cohort):
+        _check_closure(client)
+        axes = contract.axes(cohort)
+        if uniform:
+            cohort, axes = cohort._replace(count=cohort.count[0]), axes._replace(count=None)
+        mapped = partial(_map_clients, partial(_checked, client), axes, machine.chunk)
+        devices = len(machine.devices)
+        if devices == 1:
+            return mapped(base, message, cohort)
+        if machine.several_processes:
+            specs = _specs(axes, cohort)
+            return jax.shard_map(
+                mapped,
+                mesh=machine.mesh,
+                in_specs=(PartitionSpec(), PartitionSpec(), specs),
+                out_specs=PartitionSpec(AXIS),
+                check_vma=False,  # else gradients of replicated inputs are summed over devices
+            )(base, message, cohort)
+        split = _on_axis(axes, lambda x: x.reshape(devices, -1, *x.shape[1:]), cohort)
+        parallel = jax.pmap(
+            mapped, in_axes=(None, None, axes), axis_name=AXIS, devices=list(machine.devices)
+        )
+        reply = parallel(base, message, split)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), reply)
+
+    return verb
+
+
+def _on_axis(axes: Cohort, function: Callable, cohort: Cohort) -> Cohort:
+    """The cohort with `function` applied to the arrays that run over clients."""
+    return jax.tree.map(
+        lambda axis, part: part if axis is None else jax.tree.map(function, part),
+        axes,
+        cohort,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _specs(axes: Cohort, cohort: Cohort) -> Cohort:
+    return jax.tree.map(
+        lambda axis, part: jax.tree.map(
+            lambda _: PartitionSpec() if axis is None else PartitionSpec(AXIS), part
+        ),
+        axes,
+        cohort,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort):
+    """client over the cohort's axis: all at once, or `chunk` at a time."""
+    one = partial(client, base, message)
+    here = cohort.id.shape[0]
+    if chunk is None or chunk >= here:
+        return jax.vmap(one, in_axes=(axes,))(cohort)
+    is_none = {"is_leaf": lambda x: x is None}
+    flat_axes, structure = jax.tree.flatten(axes, **is_none)
+    parts = structure.flatten_up_to(cohort)
+    mapped = [part for axis, part in zip(flat_axes, parts, strict=True) if axis is not None]
+
+    def rejoin(mapped):
+        rest = iter(mapped)
+        whole = [
+            part if axis is None else next(rest) for axis, part in zip(flat_axes, parts, strict=True)
+        ]
+        return one(structure.unflatten(whole))
+
+    return jax.lax.map(rejoin, mapped, batch_size=chunk)
+
+
+def _checked(client, base, message, k):
+    reply = client(base, message, k)
+    flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((reply.upload, reply.metrics))]
+    finite = jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
+    return reply._replace(metrics={**reply.metrics, "finite": finite})
+
+
+def _check_closure(client: Callable) -> None:
+    """Raises TypeError if the client's procedure closes over an array: pmap could not run it."""
+    while isinstance(client, partial):
+        client = client.func
+    for name, value in inspect.getclosurevars(client).nonlocals.items():
+        leaves = jax.tree.leaves(value)
+        if any(isinstance(x, jax.Array | np.ndarray) for x in leaves):
+            raise TypeError(
+                f"the client procedure {client.__qualname__} closes over the array {name!r}; "
+                "arrays travel in base, message or k, or else they do not reach every device"
+            )
+
+
+class Plan(NamedTuple):
+    """Who is drawn, for R rounds at once; made by the host from (seed, round) alone.
+
+    K clients a round; a padded place has `present` zero and a `slot` beyond all states.
+    """
+
+    round: np.ndarray  # [R]
+    id: np.ndarray  # [R, K]
+    slot: np.ndarray  # [R, K] where in `states` the client's kept state stands
+    start: np.ndarray  # [R, K] its first row in `examples`
+    count: np.ndarray  # [R, K] its number of rows
+    present: np.ndarray  # [R, K] 1 or 0
+
+
+def rounds(algorithm: Algorithm, verb: Callable, seed: int, most: int) -> Callable:
+    """(server, states, examples, plan) -> (server, states, metrics [R, ...]): R rounds in one call.
+
+    Not jitted yet; see `compiled`. All randomness comes from (seed, round, client id) by fold_in,
+    and none of it is kept, so a round is a function of its number.
+    """
+
+    def one_round(examples, carry, plan):
+        server, states = carry
+        key = jax.random.fold_in(jax.random.key(seed), plan.round)
+        clients_key, round_key = jax.random.split(key)
+        weight = plan.count * plan.present / jnp.sum(plan.count * plan.present)
+        cohort = Cohort(
+            state=jax.tree.map(lambda s: s.at[plan.slot].get(mode="clip"), states),
+            data=Data(examples, plan.start, most),
+            count=plan.count,
+            weight=weight.astype(jnp.float32),
+            key=jax.vmap(partial(jax.random.fold_in, clients_key))(plan.id),
+            id=plan.id,
+            round=plan.round,
+            round_key=round_key,
+        )
+        server, new, metrics = algorithm.run_round(server, cohort, verb)
+        states = jax.tree.map(lambda s, n: s.at[plan.slot].set(n, mode="drop"), states, new)
+        return (server, states), metrics
+
+    def run(server, states, examples, plan):
+        step = partial(one_round, examples)
+        if plan.round.shape[0] == 1:  # no loop around it: convolutions are faster outside
+            carry, metrics = step((server, states), jax.tree.map(lambda x: x[0], plan))
+            return *carry, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+        carry, metrics = jax.lax.scan(step, (server, states), plan)
+        return *carry, metrics
+
+    return run
+
+
+def compiled(run: Callable, machine: Machine) -> Callable:
+    """`rounds(...)` jitted for this machine; server and states are donated."""
+    if len(machine.devices) == 1:
+        return jax.jit(run, donate_argnums=(0, 1))
+    return jax.jit(run, donate_argnums=(0, 1), out_shardings=NamedSharding(machine.mesh, PartitionSpec()))
+
+
+def place(tree: PyTree, machine: Machine) -> PyTree:
+    """The tree on every device of the machine, as `compiled` expects it."""
+    if len(machine.devices) == 1:
+        return jax.device_put(tree, machine.devices[0])
+    return jax.device_put(tree, NamedSharding(machine.mesh, PartitionSpec()))
+
+
+def deal(count: np.ndarray, devices: int) -> np.ndarray:
+    """An order [K'] of a cohort's places, K' the next multiple of `devices`; -1 marks padding.
+
+    Each device gets one block. Clients are dealt by size, largest first, back and forth over the
+    devices, so that blocks cost the same, and stand by size in each block, so that a chunk holds
+    clients of like size and unequal clients cost what they have.
+    """
+    width = -(-len(count) // devices)
+    by_size = np.concatenate(
+        [np.argsort(-count, kind="stable"), np.full(width * devices - len(count), -1)]
+    ).reshape(width, devices)
+    by_size[1::2] = by_size[1::2, ::-1]
+    return by_size.T.reshape(-1)
+
+
+def memory_limit(machine: Machine) -> int:
+    """Bytes that a device may still use: its own limit, or this computer's free memory."""
+    stats = machine.devices[0].memory_stats() if machine.devices[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def chunk_candidates(clients: int) -> list[int]:
+    """Divisors of the clients on one device, about a factor of two apart or more: [n, ..., 1]."""
+    found: list[int] = []
+    for size in (n for n in range(clients, 0, -1) if clients % n == 0):
+        if not found or size * 2 <= found[-1] or size == 1:
+            found.append(size)
+    return found
+
+
+def measured_chunk(
+    make: Callable[[Machine], Callable],
+    machine: Machine,
+    arguments: tuple,
+    clients: int,
+    *,
+    repeats: int = 2,
+    patience: float = 1.15,
+) -> int:
+    """The fastest chunk on a real call: `make(machine)` compiled and timed for a few candidates.
+
+    `arguments` are those of `compiled` (host arrays: they are placed anew for each call, since they
+    are donated); `clients` is how many run on one device. A candidate that needs more memory
+    than there is, by the compiled program's own analysis, is left out. Candidates go from large to
+    small and stop when `patience` times the best is exceeded twice.
+    """
+    best, best_time, worse = None, float("inf"), 0
+    limit = memory_limit(machine)
+    needed = {}
+    for chunk in chunk_candidates(clients):
+        tried = dataclasses.replace(machine, chunk=chunk)
+        placed = place(arguments, tried)
+        program = make(tried).lower(*placed).compile()
+        analysis = program.memory_analysis()
+        needed[chunk] = getattr(analysis, "temp_size_in_bytes", 0) * (
+            len(machine.devices) if machine.devices[0].platform == "cpu" else 1
+        )
+        if needed[chunk] > limit:
+            continue
+        seconds = min(_timed(program, arguments, tried) for _ in range(repeats))
+        if seconds < best_time:
+            best, best_time = chunk, seconds
+        worse = worse + 1 if seconds > patience * best_time else 0
+        if worse == 2:
+            break
+    if best is None:
+        raise ValueError(
+            f"no chunk fits into {limit} bytes: even one client at a time needs "
+            f"{min(needed.values())}; use a smaller batch or a smaller model"
+        )
+    return best
+
+
+def _timed(program: Callable, arguments: tuple, machine: Machine) -> float:
+    placed = jax.block_until_ready(place(arguments, machine))
+    begin = time.perf_counter()
+    jax.block_until_ready(program(*placed))
+    return time.perf_counter() - begin

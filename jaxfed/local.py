@@ -1,0 +1,126 @@
+"""What one client does with its own examples: batches, local steps, local training."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.algorithm import Data, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How much a client does in a round: `epochs` over its own examples, or a number of `steps`.
+
+    The last batch of an epoch holds what is left (its missing examples are masked); with
+    `drop_remainder` it is left out, as long as one whole batch remains.
+    """
+
+    batch_size: int
+    epochs: int | None = None
+    steps: int | None = None
+    shuffle: bool = True
+    drop_remainder: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"local work needs epochs or steps, one of the two; got epochs={self.epochs} and "
+                f"steps={self.steps}"
+            )
+        for name in ("batch_size", "epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} leaves a client nothing to do; use at least 1")
+
+    def batches(self, count: jax.Array) -> jax.Array:
+        """Batches in one pass over `count` examples."""
+        if self.drop_remainder:
+            return jnp.maximum(count // self.batch_size, jnp.minimum(count, 1))
+        return -(-count // self.batch_size)
+
+    def local_steps(self, count: jax.Array) -> jax.Array:
+        """Local steps of a client with `count` examples; none if it has no example."""
+        if self.epochs is not None:
+            return self.epochs * self.batches(count)
+        return jnp.where(count > 0, self.steps, 0)
+
+
+def each_step(
+    step: Callable[[PyTree, dict, jax.Array], PyTree], carry: PyTree, k, work: Work
+) -> PyTree:
+    """The carry after `carry = step(carry, batch, key)` for every local step of client k.
+
+    A batch holds the client's example arrays [B, ...] and `mask` [B], one for a real example. The
+    entries that fill up a short batch repeat the client's own examples under a mask of zero. Each
+    pass goes through all examples once, in an order that depends on k.key alone.
+    """
+    size, batches = work.batch_size, work.batches(k.count)
+    order_key, step_key = jax.random.split(k.key)
+    order = _orders(order_key, k.data, k.count, work)  # [passes, most]
+
+    def body(t, carry):
+        place = (t % batches) * size + jnp.arange(size)  # [B]
+        wrapped = place % k.count
+        row = wrapped if order is None else order[t // batches, wrapped]
+        examples = jax.tree.map(lambda x: x[k.data.start + row], k.data.examples)
+        batch = {**examples, "mask": (place < k.count).astype(jnp.float32)}
+        return step(carry, batch, jax.random.fold_in(step_key, t))
+
+    return jax.lax.fori_loop(0, work.local_steps(k.count), body, carry)
+
+
+def _orders(key: jax.Array, data: Data, count: jax.Array, work: Work) -> jax.Array | None:
+    """A random order of the client's examples for each pass [passes, most]; None: as they lie."""
+    if not work.shuffle:
+        return None
+    passes = work.epochs if work.epochs is not None else work.steps
+    draws = jax.random.uniform(key, (passes, data.most))
+    mine = jnp.arange(data.most) < count
+    return jnp.argsort(jnp.where(mine, draws, 2.0), axis=1).astype(jnp.int32)
+
+
+def sgd(
+    loss: Callable[[PyTree, dict, jax.Array], jax.Array],
+    optimizer: optax.GradientTransformation,
+    theta: PyTree,
+    k,
+    work: Work,
+) -> tuple[PyTree, dict]:
+    """(theta after client k's local steps, {"loss": their mean loss}).
+
+    theta <- theta + optimizer(grad loss(theta, batch, key)). The optimizer starts anew each round
+    and is told the round, as `optimizer.update(..., round=k.round)`. A client without examples
+    returns theta as it is and a loss of zero.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def step(carry, batch, key):
+        theta, opt, total = carry
+        value, grads = jax.value_and_grad(loss)(theta, batch, key)
+        updates, opt = optimizer.update(grads, opt, theta, round=k.round)
+        return optax.apply_updates(theta, updates), opt, total + value
+
+    start = (theta, optimizer.init(theta), jnp.zeros(()))
+    trained, _, total = each_step(step, start, k, work)
+    return trained, {"loss": total / jnp.maximum(work.local_steps(k.count), 1)}
+
+
+def scale_by_round(schedule: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
+    """Multiplies updates by schedule(round): a learning rate that changes from round to round.
+
+    `optax.chain(optax.sgd(0.1), scale_by_round(cosine(1e-2, 400)))` as a client's optimizer.
+    """
+
+    def update(updates, state, params=None, *, round, **_):
+        return optax.tree.scale(schedule(round), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def cosine(least: float, rounds: int) -> Callable[[jax.Array], jax.Array]:
+    """round -> least + (1 - least) (1 + cos(pi round / rounds)) / 2, a factor from 1 to `least`."""
+    return lambda round: least + 0.5 * (1 - least) * (1 + jnp.cos(math.pi * round / rounds))
