@@ -79,13 +79,17 @@ def cnn(w: Weights, x: Tensor, scale: float) -> Tensor:
 
 
 def encoder(w: Weights, tokens: Tensor, scale: float, depth: int = 4, heads: int = 4) -> Tensor:
+    """BERT's layers; attention by hand because vmap has no rule for PyTorch's fused one."""
     x = norm(w, "norm", w["token/embedding"][tokens] + w["position/embedding"])  # [B, L, d]
     for i in range(depth):
         q, k, v = (
             dense(w, f"layer_{i}/{n}", x, scale).unflatten(-1, (heads, -1)).transpose(-2, -3)
             for n in ("query", "key", "value")
         )  # [B, heads, L, d / heads]
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2)
+        weight = torch.softmax(
+            q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1
+        )  # [B, heads, L, L]
+        attended = (weight @ v).transpose(-2, -3).flatten(-2)
         x = norm(w, f"layer_{i}/norm_0", x + dense(w, f"layer_{i}/out", attended))
         hidden = F.gelu(dense(w, f"layer_{i}/up", x))
         x = norm(w, f"layer_{i}/norm_1", x + dense(w, f"layer_{i}/down", hidden))

@@ -44,9 +44,7 @@ class Algorithm(NamedTuple):
     """(server, state) -> (base, theta): the model that this client would run at test time."""
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=("examples", "start"), meta_fields=("most",)
-)
+@partial(jax.tree_util.register_dataclass, data_fields=("examples", "start"), meta_fields=("most",))
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Whose examples are whose: rows start : start + count of `examples` belong to a client.

@@ -126,7 +126,8 @@ def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort)
     def rejoin(mapped):
         rest = iter(mapped)
         whole = [
-            part if axis is None else next(rest) for axis, part in zip(flat_axes, parts, strict=True)
+            part if axis is None else next(rest)
+            for axis, part in zip(flat_axes, parts, strict=True)
         ]
         return one(structure.unflatten(whole))
 
@@ -204,11 +205,15 @@ def rounds(algorithm: Algorithm, verb: Callable, seed: int, most: int) -> Callab
     return run
 
 
-def compiled(run: Callable, machine: Machine) -> Callable:
-    """`rounds(...)` jitted for this machine; server and states are donated."""
+def compiled(function: Callable, machine: Machine, donate: tuple[int, ...] = ()) -> Callable:
+    """`function` jitted for this machine; its results are whole on every device.
+
+    For `rounds(...)`, donate (0, 1): server and states are then updated in place.
+    """
     if len(machine.devices) == 1:
-        return jax.jit(run, donate_argnums=(0, 1))
-    return jax.jit(run, donate_argnums=(0, 1), out_shardings=NamedSharding(machine.mesh, PartitionSpec()))
+        return jax.jit(function, donate_argnums=donate)
+    whole = NamedSharding(machine.mesh, PartitionSpec())
+    return jax.jit(function, donate_argnums=donate, out_shardings=whole)
 
 
 def place(tree: PyTree, machine: Machine) -> PyTree:
@@ -254,47 +259,48 @@ def measured_chunk(
     make: Callable[[Machine], Callable],
     machine: Machine,
     arguments: tuple,
-    clients: int,
-    *,
-    repeats: int = 2,
-    patience: float = 1.15,
-) -> int:
-    """The fastest chunk on a real call: `make(machine)` compiled and timed for a few candidates.
+    candidates: Sequence[int],
+    calls: int,
+) -> tuple[int, float]:
+    """(the fastest chunk, its seconds) on a real round.
 
-    `arguments` are those of `compiled` (host arrays: they are placed anew for each call, since they
-    are donated); `clients` is how many run on one device. A candidate that needs more memory
-    than there is, by the compiled program's own analysis, is left out. Candidates go from large to
-    small and stop when `patience` times the best is exceeded twice.
+    `make(machine)` gives the jitted round and `arguments` its (server, states, examples, plan),
+    placed. Each of the candidates is timed twice on copies of what is donated. One that needs more
+    memory than there is, by the compiled program's own analysis, is left out; the search stops when
+    two in a row take over 1.15 times the best.
     """
-    best, best_time, worse = None, float("inf"), 0
-    limit = memory_limit(machine)
-    needed = {}
-    for chunk in chunk_candidates(clients):
-        tried = dataclasses.replace(machine, chunk=chunk)
-        placed = place(arguments, tried)
-        program = make(tried).lower(*placed).compile()
-        analysis = program.memory_analysis()
-        needed[chunk] = getattr(analysis, "temp_size_in_bytes", 0) * (
-            len(machine.devices) if machine.devices[0].platform == "cpu" else 1
-        )
-        if needed[chunk] > limit:
+    seconds: dict[int, float] = {}
+    limit, worse = memory_limit(machine), 0
+    for chunk in candidates:
+        begin = time.perf_counter()
+        program = make(dataclasses.replace(machine, chunk=chunk)).lower(*arguments).compile()
+        compiling = time.perf_counter() - begin
+        needed = _temporary_bytes(program, machine)
+        if needed > limit:
             continue
-        seconds = min(_timed(program, arguments, tried) for _ in range(repeats))
-        if seconds < best_time:
-            best, best_time = chunk, seconds
-        worse = worse + 1 if seconds > patience * best_time else 0
-        if worse == 2:
+        seconds[chunk] = min(_timed(program, arguments) for _ in range(2))
+        worse = worse + 1 if seconds[chunk] > 1.15 * min(seconds.values()) else 0
+        if worse == 2 or calls * min(seconds.values()) < compiling:
             break
-    if best is None:
+    if not seconds:
         raise ValueError(
-            f"no chunk fits into {limit} bytes: even one client at a time needs "
-            f"{min(needed.values())}; use a smaller batch or a smaller model"
+            f"even one client at a time needs {needed} bytes, and {limit} are free; use a smaller "
+            "batch or a smaller model"
         )
-    return best
+    best = min(seconds, key=lambda chunk: seconds[chunk])
+    return best, seconds[best]
 
 
-def _timed(program: Callable, arguments: tuple, machine: Machine) -> float:
-    placed = jax.block_until_ready(place(arguments, machine))
+def _temporary_bytes(program: Any, machine: Machine) -> int:
+    """What a call needs beside its arguments; on a CPU all devices share one memory."""
+    analysis = program.memory_analysis()
+    per_device = getattr(analysis, "temp_size_in_bytes", 0)
+    return per_device * (len(machine.devices) if machine.devices[0].platform == "cpu" else 1)
+
+
+def _timed(program: Callable, arguments: tuple) -> float:
+    server, states, *rest = arguments
+    server, states = jax.block_until_ready(jax.tree.map(jnp.copy, (server, states)))
     begin = time.perf_counter()
-    jax.block_until_ready(program(*placed))
+    jax.block_until_ready(program(server, states, *rest))
     return time.perf_counter() - begin

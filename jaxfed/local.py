@@ -115,12 +115,12 @@ def scale_by_round(schedule: Callable[[jax.Array], jax.Array]) -> optax.Gradient
     `optax.chain(optax.sgd(0.1), scale_by_round(cosine(1e-2, 400)))` as a client's optimizer.
     """
 
-    def update(updates, state, params=None, *, round, **_):
-        return optax.tree.scale(schedule(round), updates), state
+    def update(updates, state, params=None, **extra):
+        return optax.tree.scale(schedule(extra["round"]), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def cosine(least: float, rounds: int) -> Callable[[jax.Array], jax.Array]:
-    """round -> least + (1 - least) (1 + cos(pi round / rounds)) / 2, a factor from 1 to `least`."""
-    return lambda round: least + 0.5 * (1 - least) * (1 + jnp.cos(math.pi * round / rounds))
+    """t -> least + (1 - least) (1 + cos(pi t / rounds)) / 2, a factor from 1 to `least`."""
+    return lambda t: least + 0.5 * (1 - least) * (1 + jnp.cos(math.pi * t / rounds))

@@ -65,8 +65,7 @@ class Layer(NamedTuple):
 class Select:
     """What is trained: factors at some paths, whole weights at others, the rest frozen.
 
-    `factors` and `full` are regular expressions, searched in paths such as "layer1_0/conv_0/kernel";
-    where both match, `factors` wins. `rank` is a number, or {regular expression: number} for
+    `factors` and `full` are regular expressions, searched in paths such as "dense_0/kernel"; where both match, `factors` wins. `rank` is a number, or {regular expression: number} for
     ranks per path (the first that matches counts); or give `fraction`, the share of all the model's
     parameters to be trained and sent, from which one rank follows. The scale is alpha / rank.
 
@@ -157,7 +156,9 @@ def split(
         if p not in full
     }
     factors = {
-        p: _init(layers[p], r, select, flat[p].dtype, jax.random.fold_in(key, zlib.crc32(p.encode())))
+        p: _init(
+            layers[p], r, select, flat[p].dtype, jax.random.fold_in(key, zlib.crc32(p.encode()))
+        )
         for p, r in ranks.items()
     }
     return base, Theta(full, factors)
@@ -355,9 +356,7 @@ def truncate(f: Factors, rank: jax.Array | int) -> Factors:
     client of lower rank needs no mask while it trains.
     """
     kept = jnp.arange(f.rank) < rank
-    return dataclasses.replace(
-        f, a=f.a * kept, b=f.b * kept.reshape(-1, *[1] * (f.b.ndim - 1))
-    )
+    return dataclasses.replace(f, a=f.a * kept, b=f.b * kept.reshape(-1, *[1] * (f.b.ndim - 1)))
 
 
 def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Factors:

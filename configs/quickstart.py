@@ -1,0 +1,83 @@
+"""FedLoRU on handwritten digits: 100 clients, Dirichlet(0.5), 20 of them a round.
+
+    jaxfed run configs/quickstart.py
+
+Trains from scratch with rank-16 factors that are folded into the weights every 50 rounds.
+Takes under a minute on 2 cores; ends at about 0.95 test accuracy.
+"""
+
+from typing import Literal
+
+import optax
+
+from jaxfed import Experiment, combine, fedavg, fedloru, local, lowrank, models, task
+from jaxfed.data import federate, images, partition, sources
+
+
+def experiment(
+    method: Literal["fedloru", "fedlora", "fedavg"] = "fedloru",
+    clients: int = 100,
+    cohort: int = 20,
+    alpha: float = 0.5,
+    rounds: int = 200,
+    rank: int = 16,
+    every: int = 50,
+    restart: Literal["keep", "reinit", "residual"] = "reinit",
+    batch_size: int = 10,
+    epochs: int = 5,
+    learning_rate: float = 0.03,
+    scale: float = 2.0,
+    seed: int = 0,
+) -> Experiment:
+    """One of three methods on scikit-learn's digits (1,797 images of 8 x 8, inside the package).
+
+    Args:
+        method: what clients train and what the server does with it.
+        clients: how many clients share the training images.
+        cohort: how many of them take part in a round.
+        alpha: concentration of the Dirichlet split over labels; small is uneven.
+        rounds: how many rounds to run.
+        rank: of the factors beside each hidden layer.
+        every: FedLoRU merges after this many rounds.
+        restart: what becomes of the factors at a merge.
+        batch_size: of a local step.
+        epochs: of a client over its own images in a round.
+        learning_rate: of the clients' SGD.
+        scale: alpha / rank, the factor before the low-rank term.
+        seed: decides the split, the initial weights, who is drawn and in which order.
+    """
+    source = sources.digits()
+    parts = partition.dirichlet(source.train["label"], clients, alpha=alpha, seed=seed)
+    data = federate(source, parts, personal_fraction=0.2, seed=seed)
+    select = {
+        "fedavg": lowrank.everything,
+        "fedlora": lowrank.Select(
+            factors="dense.*kernel",
+            full="bias|head",
+            rank=rank,
+            alpha=scale * rank,
+            base="zero",
+            up="random",
+        ),
+    }
+    digits = task.classification(
+        models.MLP((128, 128), classes=10),
+        source.test,
+        select=select["fedavg" if method == "fedavg" else "fedlora"],
+        preprocess=images.normalise([0.3], [0.38], scale=16),
+    )
+    work = local.Work(batch_size, epochs=epochs)
+    optimizer = optax.sgd(learning_rate)
+    if method == "fedloru":
+        algorithm = fedloru(
+            digits,
+            work,
+            every=every,
+            restart=getattr(combine, restart),
+            client_optimizer=optimizer,
+        )
+    else:
+        algorithm = fedavg(digits, work, client_optimizer=optimizer)
+    return Experiment(
+        digits, data, algorithm, rounds=rounds, cohort=cohort, seed=seed, evaluate_every=10
+    )

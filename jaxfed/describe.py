@@ -1,0 +1,64 @@
+"""What an experiment trains, freezes and sends, in counts and bytes, before it is run."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxfed import ledger
+from jaxfed.data.federated import Split
+from jaxfed.lowrank import Theta
+
+
+def weights(base: dict[str, Any], theta: Theta) -> str:
+    """A line for every weight: its path, shape and part; arrays may be shapes."""
+    rows = [("weight", "shape", "part", "trained")]
+    for path, w in sorted({**base, **theta.full}.items()):
+        shape = " x ".join(map(str, w.shape)) or "scalar"
+        if path in theta.factors:
+            f = theta.factors[path]
+            rows.append(
+                (path, shape, f"factors, rank {f.rank}, scale {f.scale:g}", f"{ledger.size(f):,}")
+            )
+        elif path in theta.full:
+            rows.append((path, shape, "trained in full", f"{w.size:,}"))
+        else:
+            rows.append((path, shape, "frozen", "0"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
+    """How much is trained, frozen and sent, beside the whole model."""
+    whole = ledger.size(base) + ledger.size(theta.full)
+    trained, frozen = ledger.size(theta), ledger.size(base)
+    held = in_bytes(ledger.nbytes(base) + ledger.nbytes(theta.full))
+    return "\n".join(
+        [
+            f"model    {whole:,} parameters ({held})",
+            f"trained  {trained:,} = {trained / whole:.1%} of the model: "
+            f"{ledger.size(theta.factors):,} in factors beside {len(theta.factors)} weights, "
+            f"{ledger.size(theta.full):,} in {len(theta.full)} weights trained in full",
+            f"frozen   {frozen:,} ({in_bytes(ledger.nbytes(base))}), held once for all clients",
+            f"wire     {in_bytes(wire.down)} down, {in_bytes(wire.up)} up for a client in a round",
+        ]
+    )
+
+
+def population(train: Split, cohort: int) -> str:
+    """How many clients, with how many examples."""
+    low, middle, high = np.percentile(train.count, [0, 50, 100]).astype(int)
+    return (
+        f"clients  {train.clients:,}, of which {cohort:,} a round; {low} to {high} examples each "
+        f"(median {middle})"
+    )
+
+
+def in_bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"
