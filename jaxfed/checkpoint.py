@@ -79,6 +79,7 @@ class Checkpoints:
         and renamed so that its round can be saved again. ValueError if all are damaged, or if the
         checkpoint does not fit the target.
         """
+        self.wait()
         damaged: dict[int, Exception] = {}
         for t in reversed(self.rounds):
             try:
@@ -98,6 +99,7 @@ class Checkpoints:
 
     def load(self, t: int, target: PyTree) -> tuple[PyTree, dict]:
         """(state, extra) after round t, such as `best`; ValueError if it is damaged or unfit."""
+        self.wait()
         record, leaves = self._read(t)
         return _fit(target, leaves, t), record["extra"]
 
@@ -127,15 +129,17 @@ class Checkpoints:
         return record, leaves
 
     def _set_aside(self, damaged: dict[int, Exception], intact: int) -> None:
+        """Renames the damaged, on one process and when all have read them, and says so."""
         if not damaged:
             return
+        ocp.multihost.sync_global_processes("checkpoints:all_read")
         for t in damaged:
             if ocp.multihost.process_index() == 0:
                 aside = Path(self.manager.directory) / f"{t}.damaged"
                 shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
                 aside.with_name(str(t)).rename(aside)
             self.scores.pop(t, None)
-        ocp.multihost.sync_global_processes("checkpoints:set_aside")
+        ocp.multihost.sync_global_processes("checkpoints:renamed")
         self.manager.reload()
         warnings.warn(
             f"damaged checkpoints in {self.manager.directory}: {_in_short(damaged)}; they were "

@@ -122,6 +122,7 @@ def skip_nonfinite(
     Such a client's upload is replaced by the mean of the others', which leaves that mean as if the
     client had not been drawn; give the `mean` that the algorithm uses. It keeps its old state.
     The metric `skipped` [K] tells which clients; if no upload is finite, all count as zero.
+    A server that counts its cohort beside the mean (SCAFFOLD's |S| in c) still counts them.
     """
 
     def run_round(server, cohort, for_each_client):

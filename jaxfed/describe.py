@@ -56,6 +56,12 @@ def population(train: Split, cohort: int) -> str:
     )
 
 
+def traffic(wire: ledger.Wire, rounds: int, cohort: int) -> str:
+    """What all clients of all rounds send and receive together; merges come on top."""
+    down, up = (in_bytes(n * rounds * cohort) for n in wire)
+    return f"traffic  {down} down, {up} up in {rounds} rounds of {cohort} clients, before merges"
+
+
 def in_bytes(n: float) -> str:
     for unit in ("B", "kB", "MB"):
         if n < 1000:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxfed import algorithm as contract
@@ -49,6 +50,11 @@ def machine(devices: int | None = None, chunk: int | None = None) -> Machine:
         raise ValueError(
             f"devices={devices}, but JAX sees {len(found)}; on a CPU ask for more with "
             "--cpu-devices, or jax.config.update('jax_num_cpu_devices', n) before anything else"
+        )
+    if len({d.process_index for d in found[:devices]}) < jax.process_count():
+        raise ValueError(
+            f"devices={devices} leaves some of the {jax.process_count()} processes without one; "
+            "leave it out, so that each uses its own"
         )
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} would run no client; use at least 1, or None for all")
@@ -177,20 +183,8 @@ def rounds(algorithm: Algorithm, verb: Callable, seed: int, most: int) -> Callab
 
     def one_round(examples, carry, plan):
         server, states = carry
-        key = jax.random.fold_in(jax.random.key(seed), plan.round)
-        clients_key, round_key = jax.random.split(key)
-        weight = plan.count * plan.present / jnp.sum(plan.count * plan.present)
-        cohort = Cohort(
-            state=jax.tree.map(lambda s: s.at[plan.slot].get(mode="clip"), states),
-            data=Data(examples, plan.start, most),
-            count=plan.count,
-            weight=weight.astype(jnp.float32),
-            key=jax.vmap(partial(jax.random.fold_in, clients_key))(plan.id),
-            id=plan.id,
-            round=plan.round,
-            round_key=round_key,
-        )
-        server, new, metrics = algorithm.run_round(server, cohort, verb)
+        here = cohort(states, examples, plan, seed, most)
+        server, new, metrics = algorithm.run_round(server, here, verb)
         states = jax.tree.map(lambda s, n: s.at[plan.slot].set(n, mode="drop"), states, new)
         return (server, states), metrics
 
@@ -205,7 +199,26 @@ def rounds(algorithm: Algorithm, verb: Callable, seed: int, most: int) -> Callab
     return run
 
 
-def compiled(function: Callable, machine: Machine, donate: tuple[int, ...] = ()) -> Callable:
+def cohort(states: PyTree, examples: PyTree, plan: Plan, seed: int, most: int) -> Cohort:
+    """The cohort of one round of the plan (its fields [K], its round a scalar)."""
+    key = jax.random.fold_in(jax.random.key(seed), plan.round)
+    clients_key, round_key = jax.random.split(key)
+    weight = plan.count * plan.present / jnp.sum(plan.count * plan.present)
+    return Cohort(
+        state=jax.tree.map(lambda s: s.at[plan.slot].get(mode="clip"), states),
+        data=Data(examples, plan.start, most),
+        count=plan.count,
+        weight=weight.astype(jnp.float32),
+        key=jax.vmap(partial(jax.random.fold_in, clients_key))(plan.id),
+        id=plan.id,
+        round=plan.round,
+        round_key=round_key,
+    )
+
+
+def compiled(
+    function: Callable, machine: Machine, donate: tuple[int, ...] = ()
+) -> jax.stages.Wrapped:
     """`function` jitted for this machine; its results are whole on every device.
 
     For `rounds(...)`, donate (0, 1): server and states are then updated in place.
@@ -221,6 +234,13 @@ def place(tree: PyTree, machine: Machine) -> PyTree:
     if len(machine.devices) == 1:
         return jax.device_put(tree, machine.devices[0])
     return jax.device_put(tree, NamedSharding(machine.mesh, PartitionSpec()))
+
+
+def largest(value: float, machine: Machine) -> float:
+    """The largest of the processes' values, so that all of them decide alike."""
+    if not machine.several_processes:
+        return value
+    return float(np.max(multihost_utils.process_allgather(np.float32(value))))
 
 
 def deal(count: np.ndarray, devices: int) -> np.ndarray:
@@ -256,7 +276,7 @@ def chunk_candidates(clients: int) -> list[int]:
 
 
 def measured_chunk(
-    make: Callable[[Machine], Callable],
+    make: Callable[[Machine], jax.stages.Wrapped],
     machine: Machine,
     arguments: tuple,
     candidates: Sequence[int],
@@ -274,11 +294,11 @@ def measured_chunk(
     for chunk in candidates:
         begin = time.perf_counter()
         program = make(dataclasses.replace(machine, chunk=chunk)).lower(*arguments).compile()
-        compiling = time.perf_counter() - begin
+        compiling = largest(time.perf_counter() - begin, machine)
         needed = _temporary_bytes(program, machine)
-        if needed > limit:
+        if largest(needed / limit, machine) > 1:
             continue
-        seconds[chunk] = min(_timed(program, arguments) for _ in range(2))
+        seconds[chunk] = largest(min(_timed(program, arguments) for _ in range(2)), machine)
         worse = worse + 1 if seconds[chunk] > 1.15 * min(seconds.values()) else 0
         if worse == 2 or calls * min(seconds.values()) < compiling:
             break

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxfed import local
 from jaxfed.algorithm import Algorithm, Cohort, Data, Reply
+from jaxfed.data.federated import Split
 from jaxfed.task import Task
 
 PERCENTILES = (10, 50, 90)
@@ -46,6 +47,52 @@ def sums(algorithm: Algorithm, task: Task, verb: Callable, batch_size: int) -> C
 def _batch(data: Data, size: int) -> dict:
     examples = jax.tree.map(lambda x: x[:1].repeat(size, axis=0), data.examples)
     return {**examples, "mask": jnp.ones(size)}
+
+
+def global_model(
+    algorithm: Algorithm, task: Task, verb: Callable, examples: int, parts: int, batch_size: int
+) -> Callable:
+    """(server, test examples [examples, ...]) -> {name: sum over each of `parts` pieces of them}.
+
+    It is the model of a client that was never drawn. Not jitted yet.
+    """
+    start, size = pieces(examples, parts, batch_size)
+    summed = sums(algorithm, task, verb, batch_size)
+
+    def run(server, test):
+        keys = jax.random.split(jax.random.key(0), parts)
+        fresh = jax.vmap(algorithm.init_client, in_axes=(None, 0))(server, keys)
+        return summed(server, fresh, Data(test, jnp.asarray(start), examples), jnp.asarray(size))
+
+    return run
+
+
+def personal_models(
+    algorithm: Algorithm,
+    task: Task,
+    verb: Callable,
+    split: Split,
+    order: np.ndarray,
+    batch_size: int,
+) -> Callable:
+    """(server, states [N, ...], examples) -> {name: sum over own examples of client order[i] [K]}.
+
+    The states are every client's; -1 in `order` is padding. Not jitted yet.
+    """
+    known, own = np.maximum(order, 0), counts(split.count, order)
+    summed = sums(algorithm, task, verb, batch_size)
+
+    def run(server, states, examples):
+        ordered = jax.tree.map(lambda s: s[known], states)
+        data = Data(examples, jnp.asarray(split.start[known]), split.most)
+        return summed(server, ordered, data, jnp.asarray(own))
+
+    return run
+
+
+def counts(count: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """How many examples the clients at each place of `order` have; none where that is -1."""
+    return np.where(order >= 0, count[np.maximum(order, 0)], 0)
 
 
 def pieces(examples: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

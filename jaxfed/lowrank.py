@@ -129,8 +129,8 @@ def _kind(module: nn.Module) -> str | None:
         return "kernel"
     if isinstance(module, nn.DenseGeneral):
         return "kernel" if not module.batch_dims else None
-    if isinstance(module, nn.Conv):
-        return "kernel" if module.feature_group_count == 1 else None
+    if isinstance(module, nn.Conv):  # one without a path may be the low-rank term's own, in _call
+        return "kernel" if module.feature_group_count == 1 and module.path else None
     return "embedding" if isinstance(module, nn.Embed) else None
 
 
@@ -275,7 +275,7 @@ def apply(
     def interceptor(next_fun, args, kwargs, context):
         y = next_fun(*args, **kwargs)
         module = context.module
-        kind = _kind(module) if module.path and context.method_name in _RULES else None
+        kind = _kind(module) if context.method_name in _RULES else None
         path = "/".join((*module.path, kind)) if kind else ""
         if path not in theta.factors:
             return y
@@ -305,8 +305,9 @@ def _call(module: nn.Module, f: Factors, x: jax.Array, drop: Callable) -> jax.Ar
         h = down.apply({"params": {"kernel": f.a}}, x)  # [..., H, W, r]
     else:
         axis = getattr(module, "axis", -1)
-        axes = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
-        h = jnp.tensordot(x, f.a, axes=(axes, tuple(range(len(axes)))))  # [..., r]
+        axes = axis if isinstance(axis, tuple | list) else (axis,)
+        axes = sorted(i % x.ndim for i in axes)  # the order in which DenseGeneral's kernel has them
+        h = jnp.tensordot(x, f.a, axes=(axes, list(range(len(axes)))))  # [..., r]
     return jnp.tensordot(drop(h) * f.scale, f.b, axes=1)
 
 

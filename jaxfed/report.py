@@ -112,6 +112,12 @@ def megabytes(run: Run, *names: str) -> np.ndarray:
     return np.cumsum(np.array(sent, float)) / 1e6
 
 
+def best(run: Run) -> float | None:
+    """The highest accuracy of any evaluation; None before the first that is a number."""
+    accuracies = series(run, "accuracy")[1]
+    return max(accuracies[np.isfinite(accuracies)].tolist(), default=None)
+
+
 def reached(run: Run, accuracy: float) -> tuple[int, float] | None:
     """(round, megabytes) of the first evaluation at `accuracy` or above; None if there is none."""
     rounds, accuracies = series(run, "accuracy")
@@ -131,31 +137,29 @@ def table(runs: Sequence[Run], accuracy: float | None = None) -> str:
     When a run first reached `accuracy`, in rounds and megabytes, is what makes runs comparable;
     by default it is 95 % of the best accuracy among them. Seconds a round are the median.
     """
-    bests = [float(np.max(a)) for run in runs if (a := series(run, "accuracy")[1]).size]
+    bests = [found for run in runs if (found := best(run)) is not None]
     if accuracy is None and bests:
         accuracy = 0.95 * max(bests)
     rows = [_row(run, accuracy) for run in runs]
     if not any(row["method"] for row in rows):
         rows = [{n: v for n, v in row.items() if n != "method"} for row in rows]
     cells = [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = 2 if rows and "method" in rows[0] else 1
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
-    return "\n".join(lines)
+    return _aligned(cells, left=("run", "method"))
+
+
+def _aligned(lines: list[list[str]], left: tuple[str, ...]) -> str:
+    """The cells in columns, numbers to the right; the first line is the head."""
+    columns = []
+    for head, *cells in zip(*lines, strict=True):
+        width = max(map(len, (head, *cells)))
+        columns.append([c.ljust(width) if head in left else c.rjust(width) for c in (head, *cells)])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def _row(run: Run, accuracy: float | None) -> dict[str, str]:
     _, accuracies = series(run, "accuracy")
     _, seconds = series(run, "seconds")
     rounds, planned = len(run.records), run.settings.get("rounds")
-    best = _percent(np.max(accuracies)) if accuracies.size else "-"
-    last = _percent(accuracies[-1]) if accuracies.size else "-"
     first = None if accuracy is None else reached(run, accuracy)
     goal = "goal" if accuracy is None else _percent(accuracy)
     up, down = megabytes(run, "up"), megabytes(run, "down", "broadcast")
@@ -163,8 +167,8 @@ def _row(run: Run, accuracy: float | None) -> dict[str, str]:
         "run": run.name,
         "method": str(run.settings.get("method", "")),
         "rounds": f"{rounds}/{planned}" if planned and planned != rounds else f"{rounds}",
-        "best": best,
-        "last": last,
+        "best": _percent(best(run)),
+        "last": _percent(accuracies[-1] if accuracies.size else None),
         f"round of {goal}": f"{first[0]}" if first else "-",
         f"MB to {goal}": _number(first[1]) if first else "-",
         "MB up": _number(up[-1]) if rounds else "-",
@@ -173,8 +177,8 @@ def _row(run: Run, accuracy: float | None) -> dict[str, str]:
     }
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}%"
 
 
 def _number(value: float) -> str:
@@ -225,7 +229,7 @@ def legend(runs: Sequence[Run]) -> list[str]:
         ", ".join(f"{n}={one[n]}" for n in differ if one.get(n) is not None) for one in settings
     ]
     return [
-        label if label and labels.count(label) == 1 else f"{label} ({run.name})".strip(" ()")
+        (label if labels.count(label) == 1 else f"{label} ({run.name})") if label else run.name
         for label, run in zip(labels, runs, strict=True)
     ]
 
@@ -253,7 +257,9 @@ def _accuracy_by_megabytes(run: Run, label: str) -> Curve:
 def _loss_by_round(run: Run, label: str) -> Curve:
     rounds, losses = series(run, "loss")
     width = max(1, len(rounds) // 50)
-    return Curve(label, rounds, _smooth(losses, width), faint=losses if width > 1 else None)
+    if width == 1:
+        return Curve(label, rounds, losses)
+    return Curve(label, rounds, _smooth(losses, width), faint=losses)
 
 
 def _smooth(y: np.ndarray, width: int) -> np.ndarray:

@@ -7,24 +7,22 @@ ends with the same bits as one that was not.
 
 import contextlib
 import dataclasses
-import json
 import os
-import pathlib
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import tensorboardX
 
-from jaxfed import checkpoint, combine, engine, evaluate, ledger, population
-from jaxfed.algorithm import Algorithm, Cohort, Data
+from jaxfed import checkpoint, combine, engine, evaluate, folder, ledger, population
+from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.data.federated import Federated, capacity, label_table, pack
 from jaxfed.task import Task
 
@@ -40,22 +38,24 @@ class Experiment:
     rounds: int
     cohort: int  # clients a round
     seed: int = 0
-    evaluate_every: int = 10  # rounds; 0: never
+    evaluate_every: int = 10  # rounds, and after the last; 0: never
     evaluate_batch: int = 250
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds}; run at least 1")
-        if not 1 <= self.cohort <= self.data.clients:
+        for name, kind in (("task", Task), ("data", Federated), ("algorithm", Algorithm)):
+            if not isinstance(given := getattr(self, name), kind):
+                raise TypeError(f"{name} is a {type(given).__name__}; give a {kind.__name__}")
+        _check_numbers(self, rounds=1, cohort=1, seed=0, evaluate_every=0, evaluate_batch=1)
+        if self.cohort > self.data.clients:
             raise ValueError(
-                f"cohort={self.cohort} clients a round out of {self.data.clients}; use 1 to "
-                f"{self.data.clients}"
+                f"cohort={self.cohort} clients a round out of {self.data.clients}; use at most that"
             )
-        if self.evaluate_every < 0 or self.evaluate_batch < 1:
-            raise ValueError(
-                f"evaluate_every={self.evaluate_every} (0: never) and "
-                f"evaluate_batch={self.evaluate_batch} must not be negative"
-            )
+        if self.seed >= 2**32:  # beyond, JAX takes it modulo 2^32
+            raise ValueError(f"seed={self.seed}; use a number below 2**32")
+        for examples in (self.data.train.examples, self.data.personal.examples, self.data.test):
+            self.task.check(examples)
+        if self.evaluate_every and not _length(self.data.test):
+            raise ValueError("the test set is empty; give some rows, or evaluate_every=0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +71,28 @@ class Host:
     merges: Literal["eager", "lazy"] = "eager"  # who pays for a merge, and when; see ledger.py
 
     def __post_init__(self) -> None:
-        for name in ("chunk", "fuse"):
-            value = getattr(self, name)
-            if value != "auto" and (not isinstance(value, int) or value < 1):
-                raise ValueError(f'{name}={value!r}; use "auto" or a number from 1')
-        if self.checkpoint_every < 0:
-            raise ValueError(f"checkpoint_every={self.checkpoint_every}; use 0 for the end only")
+        limits = {"checkpoint_every": 0, "chunk": 1, "fuse": 1, "devices": 1}
+        named = {"chunk": "auto", "fuse": "auto", "devices": None}
+        _check_numbers(self, **{n: v for n, v in limits.items() if _is_not(self, n, named)})
+        if self.stream not in (None, True, False):
+            raise ValueError(f"stream={self.stream!r}; use True, False, or None for when it must")
         for name, known in (("nonfinite", ("stop", "skip")), ("merges", tuple(ledger.MERGES))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; use one of {known}")
+
+
+def _is_not(settings: Any, name: str, named: dict) -> bool:
+    return name not in named or getattr(settings, name) != named[name]
+
+
+def _check_numbers(settings: Any, **least: int) -> None:
+    """Raises TypeError if one of these settings is no int, ValueError if it is below `least`."""
+    for name, low in least.items():
+        value = getattr(settings, name)
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a whole number")
+        if value < low:
+            raise ValueError(f"{name}={value}; use at least {low}")
 
 
 def draw(seed: int, t: int, clients: int, cohort: int) -> np.ndarray:
@@ -101,15 +114,27 @@ def run(
     have test examples of their own, "personal": {name: {mean, min, p10, p50, p90}}.
 
     Everything is checked before this returns. With `resume`, the run in the directory goes on from
-    its newest intact checkpoint; otherwise a directory that holds a run is refused. On SIGTERM the
-    round is finished, a checkpoint written, and SystemExit raised.
+    its newest intact checkpoint, to `rounds`; all else in the experiment must be as it was.
+    Otherwise a directory that holds a run is refused. With a directory, SIGTERM and Ctrl-C let the
+    rounds in progress end, and write a checkpoint before SystemExit(143) or KeyboardInterrupt.
     """
-    simulation = Simulation(experiment, host or Host(), directory, resume=resume)
-    return simulation.records()
+    return Simulation(experiment, host or Host(), directory, resume=resume).records()
+
+
+class Block(NamedTuple):
+    """Consecutive rounds that run in one call."""
+
+    rounds: range
+    plan: engine.Plan
+    examples: PyTree  # what the plan's `start` points into
 
 
 class Simulation:
-    """A run in progress: the host's state, and the compiled round."""
+    """A run in progress: the host's state, and the compiled rounds.
+
+    Nothing is written before everything is checked, measured and traced. `config` is the text of
+    the config and `about` what else to keep in settings.json.
+    """
 
     def __init__(
         self,
@@ -117,183 +142,148 @@ class Simulation:
         host: Host,
         directory: str | os.PathLike | None,
         *,
-        resume: bool,
+        resume: bool = False,
         about: dict | None = None,
+        config: str | None = None,
     ):
         self.experiment, self.host = experiment, host
-        self.folder = None if directory is None else _open_folder(directory, resume)
         self.machine = engine.machine(host.devices)
+        self.folder = None if directory is None else self._claim(Path(directory), resume)
+        if resume and self.folder is not None:
+            _check_same(experiment, folder.read_json(self.folder / "settings.json"))
         self.algorithm = experiment.algorithm
         if host.nonfinite == "skip":
             self.algorithm = combine.skip_nonfinite(self.algorithm)
-
-        data, machine = experiment.data, self.machine
-        self.stream = _must_stream(data, machine) if host.stream is None else host.stream
-        self.examples = None if self.stream else engine.place(data.train.examples, machine)
-        self.done, self.sent = 0, 0
-        self.server = jax.jit(self.algorithm.init)(jax.random.key(experiment.seed))
-        self.states = population.on_device(
-            self.algorithm.init_client, self.server, data.clients, experiment.seed
-        )
-        self.owed = np.zeros(data.clients, np.int64)  # see ledger.lazy
-        self.checkpoints = None
-        if self.folder is not None:
-            self.checkpoints = checkpoint.open_folder(self.folder / "checkpoints")
-            if resume:
-                self._restore()
-            if jax.process_index() == 0:
-                self.sent = _keep_metrics(self.folder / "metrics.jsonl", self.done)
-                self._write_about(about)
-                self.board = tensorboardX.SummaryWriter(
-                    str(self.folder / "tensorboard"), purge_step=self.done + 1
-                )
-        self.server, self.states = engine.place((self.server, self.states), machine)
-        self.wire = self._wire()
-        self.base_bytes = ledger.nbytes(self.server.base)
-        self._choose_chunk_and_fuse()
+        self.done = self.saved = self.sent = 0
+        self.owed = np.zeros(experiment.data.clients, np.int64)  # see ledger.lazy
+        self.checkpoints: checkpoint.Checkpoints | None = None
+        self.server, self.states = self._restored() if resume else self._first()
+        self.server, self.states = engine.place((self.server, self.states), self.machine)
+        self._place_examples()
+        self._count_bytes()
+        self._choose_chunk_and_fuse(resume)
         self._prepare_evaluation()
+        if self.folder is not None:
+            self._begin(self.folder, resume, about or {}, config)
 
     # ------------------------------------------------------------------ preparation
 
-    def _write_about(self, about: dict | None) -> None:
-        """settings.json, and who has which labels; once, when the run begins."""
-        if (self.folder / "settings.json").exists():
-            return
+    def _claim(self, directory: Path, resume: bool) -> Path:
+        """The run's folder, there and writable; an error if it holds a run, or none to resume."""
+        why = folder.why_not_begun(directory) if resume else ""
+        if jax.process_index() == 0 and not resume:
+            why = folder.why_not_new(directory)
+            if not why:
+                with folder.writing(directory):
+                    directory.mkdir(parents=True, exist_ok=True)
+        refused = engine.largest(bool(why), self.machine)
+        if refused and resume:
+            raise FileNotFoundError(why or f"another process finds no run in {directory}")
+        if refused:
+            raise FileExistsError(why or f"no run can begin in {directory}; see process 0")
+        return directory
+
+    def _first(self) -> tuple[Any, PyTree]:
+        """(server, states) before the first round."""
         e = self.experiment
-        if "label" in e.data.train.examples:
-            classes = int(e.data.train.examples["label"].max()) + 1
-            np.savez(self.folder / "clients.npz", labels=label_table(e.data.train, classes))
-        schedule = {n: getattr(e, n) for n in ("rounds", "cohort", "seed", "evaluate_every")}
-        versions = {n: metadata.version(n) for n in ("jaxfed", "jax", "flax", "optax", "numpy")}
-        about = about or {"config": None, "settings": schedule}
-        _write_json(self.folder / "settings.json", {**about, "versions": versions})
+        server = jax.jit(self.algorithm.init)(jax.random.key(e.seed))
+        make = self.algorithm.init_client
+        return server, population.on_device(make, server, e.data.clients, e.seed)
 
-    def _state(self) -> dict:
-        return {"server": self.server, "states": self.states, "owed": self.owed}
+    def _restored(self) -> tuple[Any, PyTree]:
+        """(server, states) of the newest intact checkpoint, or the first ones if there is none."""
+        if self.folder is None:
+            raise ValueError("resume=True needs the directory of a run")
+        self.checkpoints = checkpoint.open_folder(self.folder / "checkpoints")
+        server, states = jax.eval_shape(self._first)
+        found = self.checkpoints.restore({"server": server, "states": states, "owed": self.owed})
+        if found is None:
+            return self._first()
+        self.done, state, _ = found
+        self.saved, self.owed = self.done, np.array(state["owed"])
+        if self.experiment.rounds < self.done:
+            raise ValueError(
+                f"rounds={self.experiment.rounds}, but {self.done} are done; use at least that"
+            )
+        return state["server"], state["states"]
 
-    def _restore(self) -> None:
-        found = self.checkpoints.restore(self._state())
-        if found is not None:
-            self.done, state, _ = found
-            self.server, self.states = state["server"], state["states"]
-            self.owed = np.array(state["owed"])
+    def _place_examples(self) -> None:
+        """Puts the training examples on the devices, or decides to send each cohort's later."""
+        examples = self.experiment.data.train.examples
+        self.stream = self.host.stream
+        if self.stream is None:
+            self.stream = ledger.nbytes(examples) > engine.memory_limit(self.machine) // 2
+        self.examples = None if self.stream else engine.place(examples, self.machine)
 
-    def _plan(self, rounds: range) -> tuple[engine.Plan, Any]:
-        """(the plan of these rounds, the examples to run them on)."""
+    def _count_bytes(self) -> None:
         e, train = self.experiment, self.experiment.data.train
-        rows = [self._drawn(r) for r in rounds]
-        ids = np.stack(rows)  # [R, K], -1 where padded
-        present = ids >= 0
-        known = np.where(present, ids, 0)
-        count = train.count[known]
-        if not train.uniform:
-            count = np.where(present, count, 0)
-        examples, start = self.examples, train.start[known]
-        if self.stream:
-            block, offsets = pack(train, ids[0][present[0]], capacity(train, e.cohort))
-            examples, start = engine.place(block, self.machine), np.zeros_like(start)
-            start[present] = offsets
-        slot = np.where(present, ids, e.data.clients)
-        return (
-            engine.Plan(
-                np.asarray(rounds, np.int32),
-                slot.astype(np.int32),
-                slot.astype(np.int32),
-                start.astype(np.int32),
-                count.astype(np.int32),
-                present.astype(np.float32),
-            ),
-            examples,
+        first = self._block(range(1))
+        plan = jax.tree.map(lambda x: x[0], first.plan)
+        cohort = jax.eval_shape(
+            partial(engine.cohort, seed=e.seed, most=train.most), self.states, first.examples, plan
         )
+        self.wire = ledger.wire(self.algorithm, ledger.shapes(self.server), cohort)
+        self.base_bytes = ledger.nbytes(self.server.base)
 
-    def _drawn(self, t: int) -> np.ndarray:
-        """The ids of a round's clients in the order in which they lie on the devices [K']."""
-        e = self.experiment
-        ids = draw(e.seed, t, e.data.clients, e.cohort)
-        order = engine.deal(e.data.train.count[ids], len(self.machine.devices))
-        return np.where(order >= 0, ids[order], -1)
-
-    def _wire(self) -> ledger.Wire:
-        plan, examples = self._plan(range(1))
-        shape = partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-        k = len(plan.id[0])
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
-        cohort = Cohort(
-            state=jax.tree.map(
-                lambda s: jax.ShapeDtypeStruct((k, *s.shape[1:]), s.dtype), self.states
-            ),
-            data=Data(ledger.shapes(examples), shape(plan.start), self.experiment.data.train.most),
-            count=shape(plan.count),
-            weight=shape(plan.present),
-            key=keys,
-            id=shape(plan.id),
-            round=shape(plan.round),
-            round_key=jax.eval_shape(lambda: jax.random.key(0)),
-        )
-        return ledger.wire(self.algorithm, ledger.shapes(self.server), cohort)
-
-    def memory(self) -> dict[str, int]:
-        """Bytes that a device needs for one round, as compiled: arguments, results, in between."""
-        plan, examples = self._plan(range(1))
-        program = self.step.lower(self.server, self.states, examples, plan).compile()
-        analysis = program.memory_analysis()
-        return {
-            "arguments": analysis.argument_size_in_bytes,
-            "results": analysis.output_size_in_bytes,
-            "temporary": analysis.temp_size_in_bytes,
-        }
-
-    def _make(self, machine: engine.Machine) -> Callable:
+    def _rounds(self, machine: engine.Machine) -> jax.stages.Wrapped:
+        """The jitted rounds on this machine; see engine.rounds."""
         train = self.experiment.data.train
         verb = engine.for_each_client(machine, uniform=train.uniform)
         rounds = engine.rounds(self.algorithm, verb, self.experiment.seed, train.most)
         return engine.compiled(rounds, machine, donate=(0, 1))
 
-    def _choose_chunk_and_fuse(self) -> None:
+    def _choose_chunk_and_fuse(self, resume: bool) -> None:
         """Takes chunk and fuse as asked for, as remembered in the folder, or as measured."""
-        chunk, fuse = self.host.chunk, self.host.fuse
-        remembered = self._remembered()
-        chunk = remembered.get("chunk", chunk) if chunk == "auto" else chunk
-        fuse = remembered.get("fuse", fuse) if fuse == "auto" else fuse
+        remembered = self._remembered() if resume else {}
+        chunk, fuse = (
+            remembered.get(n, asked) if asked == "auto" else asked
+            for n, asked in (("chunk", self.host.chunk), ("fuse", self.host.fuse))
+        )
+        made: dict[int | None, jax.stages.Wrapped] = {}  # so that what was measured is not compiled again
+
+        def make(machine: engine.Machine) -> jax.stages.Wrapped:
+            return made.setdefault(machine.chunk, self._rounds(machine))
+
+        first = self._block(range(1))
+        arguments = (self.server, self.states, first.examples, first.plan)
         if chunk == "auto" or fuse == "auto":
-            plan, examples = self._plan(range(1))
-            arguments = (self.server, self.states, examples, plan)
-            here = plan.id.shape[1] // len(self.machine.devices)
+            here = first.plan.id.shape[1] // len(self.machine.devices)
             candidates = engine.chunk_candidates(here) if chunk == "auto" else [int(chunk)]
             ahead = self.experiment.rounds - self.done
-            best, seconds = engine.measured_chunk(
-                self._make, self.machine, arguments, candidates, ahead
-            )
-            chunk = best if chunk == "auto" else chunk
+            chunk, seconds = engine.measured_chunk(make, self.machine, arguments, candidates, ahead)
             fuse = self._fuse(seconds) if fuse == "auto" else fuse
         self.machine = dataclasses.replace(self.machine, chunk=int(chunk))
         self.fuse = 1 if self.stream else int(fuse)
-        self.step = self._make(self.machine)
-        if self.folder is not None and jax.process_index() == 0:
-            _write_json(
-                self.folder / "machine.json",
-                {
-                    "chunk": self.machine.chunk,
-                    "fuse": self.fuse,
-                    "devices": len(self.machine.devices),
-                    "device": self.machine.devices[0].device_kind,
-                    "processes": jax.process_count(),
-                },
-            )
+        self.step = make(self.machine)
+        jax.eval_shape(self.step, *arguments)  # raises what an algorithm's code has to raise
 
     def _remembered(self) -> dict:
-        path = None if self.folder is None else self.folder / "machine.json"
-        if path is None or not path.exists():
+        """What machine.json says; a warning if this machine cannot end in the same bits."""
+        if self.folder is None:
             return {}
-        remembered = json.loads(path.read_text())
-        if remembered["devices"] != len(self.machine.devices):
+        before = folder.read_json(self.folder / "machine.json")
+        now = self._about_machine(self.host.chunk, self.host.fuse)
+        if changed := {
+            n: f"{before[n]}, now {now[n]}"
+            for n in before
+            if before[n] != now.get(n) and now.get(n) != "auto"
+        }:
             warnings.warn(
-                f"this run began on {remembered['devices']} devices and goes on with "
-                f"{len(self.machine.devices)}: results will agree up to rounding, not to the bit",
+                f"the run began with other {changed}: its results will agree with those of an "
+                "unbroken run up to rounding, not to the bit",
                 stacklevel=2,
             )
-            return {}
-        return remembered
+        return before if before.get("devices") == now["devices"] else {}
+
+    def _about_machine(self, chunk: int | str | None, fuse: int | str) -> dict:
+        return {
+            "chunk": chunk,
+            "fuse": fuse,
+            "devices": len(self.machine.devices),
+            "device": self.machine.devices[0].device_kind,
+            "processes": jax.process_count(),
+            "jax": jax.__version__,
+        }
 
     def _fuse(self, seconds: float) -> int:
         """As many rounds in one call as take a quarter of a second, in step with the schedule."""
@@ -302,73 +292,56 @@ class Simulation:
         fits = [n for n in range(1, int(step) + 1) if step % n == 0 and n * seconds <= 0.25]
         return max(fits, default=1)
 
-    # ------------------------------------------------------------------ evaluation
-
     def _prepare_evaluation(self) -> None:
-        e, machine, devices = self.experiment, self.machine, len(self.machine.devices)
-        examples = len(next(iter(e.data.test.values())))
-        start, size = evaluate.pieces(examples, devices, e.evaluate_batch)
-        everywhere = dataclasses.replace(machine, chunk=1)
-        sums = evaluate.sums(
-            self.algorithm, e.task, engine.for_each_client(everywhere), e.evaluate_batch
+        e, devices = self.experiment, len(self.machine.devices)
+        personal, test = e.data.personal, e.data.test
+        if not e.evaluate_every:
+            return
+        self.test = engine.place(test, self.machine)
+        verb = engine.for_each_client(dataclasses.replace(self.machine, chunk=1))
+        self.evaluate_global = engine.compiled(
+            evaluate.global_model(
+                self.algorithm, e.task, verb, _length(test), devices, e.evaluate_batch
+            ),
+            self.machine,
         )
-
-        def whole(server, test):
-            keys = jax.random.split(jax.random.key(0), devices)
-            fresh = jax.vmap(self.algorithm.init_client, in_axes=(None, 0))(server, keys)
-            return sums(server, fresh, Data(test, start, examples), jax.numpy.asarray(size))
-
-        self.test = engine.place(e.data.test, machine)
-        self.evaluate_whole = engine.compiled(whole, machine)
-
-        personal = e.data.personal
-        self.has_personal = bool(personal.count.sum())
-        if not self.has_personal:
+        jax.eval_shape(self.evaluate_global, self.server, self.test)
+        self.personal_count = np.zeros(0, np.int32)
+        if not personal.count.any():
             return
         order = engine.deal(personal.count, devices)
-        known = np.where(order >= 0, order, 0)
-        count = np.where(order >= 0, personal.count[known], 0)
         batch = min(e.evaluate_batch, personal.most)
-        here = len(order) // devices
-        fits = [n for n in range(1, here + 1) if here % n == 0 and n * batch <= 2000]
-        some = dataclasses.replace(machine, chunk=max(fits, default=1))
-        own = evaluate.sums(self.algorithm, e.task, engine.for_each_client(some), batch)
+        self.personal = engine.place(personal.examples, self.machine)
+        self.personal_count = evaluate.counts(personal.count, order)
+        chunk = max(1, 2000 // batch)  # clients, so that some 2000 examples are evaluated at once
+        verb = engine.for_each_client(dataclasses.replace(self.machine, chunk=chunk))
+        self.evaluate_personal = engine.compiled(
+            evaluate.personal_models(self.algorithm, e.task, verb, personal, order, batch),
+            self.machine,
+        )
+        jax.eval_shape(self.evaluate_personal, self.server, self.states, self.personal)
 
-        def everyone(server, states, examples):
-            mine = jax.tree.map(lambda s: s[known], states)
-            data = Data(examples, jax.numpy.asarray(personal.start[known]), personal.most)
-            return own(server, mine, data, jax.numpy.asarray(count))
+    def _begin(self, path: Path, resume: bool, about: dict, config: str | None) -> None:
+        """Writes what is known before the first round, or cuts off what a resumed run repeats."""
+        e = self.experiment
+        settings = folder.read_json(path / "settings.json") if resume else about
+        identity = _identity(e) | {"rounds": e.rounds}
+        if jax.process_index() == 0:
+            if resume:
+                records = folder.keep_records(path, self.done)
+                self.sent = sum(r["down"] + r["up"] + r["broadcast"] for r in records)
+            labels = None if resume else _labels(e.data)
+            machine = self._about_machine(self.machine.chunk, self.fuse)
+            folder.write_json(path / "machine.json", machine)
+            settings = {"versions": _versions(), **settings, "experiment": identity}
+            folder.begin(path, settings, config=config, labels=labels)
+            self.board = folder.tensorboard(path, self.done)
+        if self.checkpoints is None:
+            self.checkpoints = checkpoint.open_folder(path / "checkpoints")
 
-        self.personal = engine.place(personal.examples, machine)
-        self.personal_count = count
-        self.evaluate_everyone = engine.compiled(everyone, machine)
+    # ------------------------------------------------------------------ blocks of rounds
 
-    def evaluate(self) -> dict:
-        """{"accuracy", "test_loss", "personal"?} of the server as it stands."""
-        examples = len(next(iter(self.experiment.data.test.values())))
-        found = evaluate.means(self.evaluate_whole(self.server, self.test), examples)
-        found["test_loss"] = found.pop("loss")
-        if self.has_personal:
-            sums = self.evaluate_everyone(self.server, self.states, self.personal)
-            found["personal"] = evaluate.spread(sums, self.personal_count)
-        return found
-
-    # ------------------------------------------------------------------ the loop
-
-    def records(self) -> Iterator[dict]:
-        """Runs what is left; yields one record a round, after it is on disk."""
-        asked_to_stop = threading.Event()
-        with _on_sigterm(asked_to_stop if self.folder is not None else None):
-            try:
-                for rounds in self._blocks():
-                    yield from self._block(rounds, stopping=asked_to_stop)
-                    if asked_to_stop.is_set():
-                        raise SystemExit(143)
-            finally:
-                if self.checkpoints is not None:
-                    self.checkpoints.close()
-
-    def _blocks(self) -> Iterator[range]:
+    def _ranges(self) -> Iterator[range]:
         """Consecutive rounds to run in one call, cut where something else is due.
 
         The cuts depend on the schedule alone, not on where a run was resumed.
@@ -381,139 +354,203 @@ class Simulation:
             yield range(begin, end)
             begin = end
 
-    def _block(self, rounds: range, stopping: threading.Event) -> list[dict]:
-        e, h = self.experiment, self.host
+    def _block(self, rounds: range) -> Block:
+        plan = make_plan(self.experiment, len(self.machine.devices), rounds)
+        if not self.stream:
+            return Block(rounds, plan, self.examples)
+        packed, plan = _packed(self.experiment, plan)
+        return Block(rounds, plan, engine.place(packed, self.machine))
+
+    def _run_blocks(self) -> Iterator[list[dict]]:
+        """The records of block after block; the next is prepared while the devices work."""
+        ranges = self._ranges()
+        upcoming = next(map(self._block, ranges), None)
         begin = time.perf_counter()
-        plan, examples = self._plan(rounds)
-        self.server, self.states, metrics = self.step(self.server, self.states, examples, plan)
-        metrics = jax.device_get(metrics)
-        seconds = (time.perf_counter() - begin) / len(rounds)
-        records = [self._record(r, plan, metrics, i, seconds) for i, r in enumerate(rounds)]
-        self.done = rounds.stop
+        while (block := upcoming) is not None:
+            self.server, self.states, metrics = self.step(
+                self.server, self.states, block.examples, block.plan
+            )
+            upcoming = next(map(self._block, ranges), None)
+            metrics = jax.device_get(metrics)
+            seconds = (time.perf_counter() - begin) / len(block.rounds)
+            yield self._records(block, metrics, seconds)
+            begin = time.perf_counter()
+
+    def _records(self, block: Block, metrics: dict, seconds: float) -> list[dict]:
+        """One record a round; FloatingPointError if a client of one of them was not finite."""
+        found = []
+        for i, t in enumerate(block.rounds):
+            ids, record = _record(t, *jax.tree.map(lambda x, i=i: x[i], (block.plan, metrics)))
+            merge = int(metrics["broadcast"][i]) if "broadcast" in metrics else 0
+            pay = ledger.MERGES[self.host.merges]
+            extra, self.owed = pay(self.owed, ids, merge, self.base_bytes)
+            sent = {"down": self.wire.down * len(ids), "up": self.wire.up * len(ids)}
+            found.append({**record, "seconds": seconds, **sent, "broadcast": extra})
+        return found
+
+    # ------------------------------------------------------------------ the loop
+
+    def records(self) -> Iterator[dict]:
+        """Runs what is left; yields one record a round, after it is on disk."""
+        with _noted_signals(self.folder is not None) as noted:
+            try:
+                for records in self._run_blocks():
+                    stop = int(engine.largest(noted[0] if noted else 0, self.machine))
+                    self._finish(records, stopping=bool(stop))
+                    yield from records
+                    if stop and self.done < self.experiment.rounds:
+                        raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
+            finally:
+                self.close()
+
+    def _finish(self, records: list[dict], *, stopping: bool) -> None:
+        """Evaluates, writes and saves, as is due after the rounds of these records."""
+        e, h = self.experiment, self.host
+        self.done = records[-1]["round"]
         last = self.done == e.rounds
-        if (e.evaluate_every and self.done % e.evaluate_every == 0) or last:
+        if e.evaluate_every and (last or self.done % e.evaluate_every == 0):
             records[-1].update(self.evaluate())
         if self.folder is not None and jax.process_index() == 0:
-            self._write(records)
-        due = (
-            last
-            or stopping.is_set()
-            or (h.checkpoint_every and self.done % h.checkpoint_every == 0)
-        )
+            folder.append(self.folder, records)
+            for record in records:
+                for name, value in folder.scalars(record):
+                    self.board.add_scalar(name, value, record["round"])
+        due = last or stopping or (h.checkpoint_every and self.done % h.checkpoint_every == 0)
         if due and self.checkpoints is not None:
-            self.checkpoints.save(self.done, self._state(), score=records[-1].get("accuracy"))
-        return records
+            state = {"server": self.server, "states": self.states, "owed": self.owed}
+            self.checkpoints.save(self.done, state, score=records[-1].get("accuracy"))
+            self.saved = self.done
 
-    def _record(self, t: int, plan: engine.Plan, metrics: dict, i: int, seconds: float) -> dict:
-        present = plan.present[i] > 0
-        ids = plan.id[i][present]
-        finite = metrics["finite"][i][present]
-        if not finite.all():
-            raise FloatingPointError(
-                f"round {t + 1}: the update or loss of clients {sorted(ids[~finite].tolist())} "
-                "is not finite; lower the learning rate, clip gradients, or leave such clients out "
-                "with nonfinite=skip"
-            )
-        weight = (plan.count[i] * plan.present[i])[present]
-        extra, self.owed = ledger.MERGES[self.host.merges](
-            self.owed,
-            ids,
-            int(metrics["broadcast"][i]) if "broadcast" in metrics else 0,
-            self.base_bytes,
+    def evaluate(self) -> dict:
+        """{"accuracy", "test_loss", "personal"?} of the server as it stands."""
+        test = self.evaluate_global(self.server, self.test)
+        found = evaluate.means(test, _length(self.experiment.data.test))
+        found["test_loss"] = found.pop("loss")
+        if self.personal_count.size:
+            sums = self.evaluate_personal(self.server, self.states, self.personal)
+            found["personal"] = evaluate.spread(sums, self.personal_count)
+        return found
+
+    def close(self) -> None:
+        """Returns when all that was recorded and saved is on disk."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        if self.folder is not None and jax.process_index() == 0:
+            self.board.close()
+
+    def memory(self, chunk: int) -> int:
+        """Bytes that a device needs for one round beside its arguments, as compiled."""
+        first = self._block(range(1))
+        step = self._rounds(dataclasses.replace(self.machine, chunk=chunk))
+        program = step.lower(self.server, self.states, first.examples, first.plan).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+
+def make_plan(experiment: Experiment, devices: int, rounds: range) -> engine.Plan:
+    """Who takes part in these rounds, and where on the devices [R, K]."""
+    e, train = experiment, experiment.data.train
+    drawn = [draw(e.seed, t, e.data.clients, e.cohort) for t in rounds]
+    order = [engine.deal(train.count[ids], devices) for ids in drawn]
+    places = np.stack([np.where(o >= 0, ids[o], -1) for ids, o in zip(drawn, order, strict=True)])
+    present = places >= 0  # [R, K]
+    known = np.maximum(places, 0)
+    slot = np.where(present, places, e.data.clients).astype(np.int32)
+    # Where all have equally many examples the engine wants to see that, in padded places too.
+    count = train.count[known] if train.uniform else np.where(present, train.count[known], 0)
+    return engine.Plan(
+        round=np.asarray(rounds, np.int32),
+        id=slot,
+        slot=slot,
+        start=train.start[known].astype(np.int32),
+        count=count.astype(np.int32),
+        present=present.astype(np.float32),
+    )
+
+
+def _packed(experiment: Experiment, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
+    """(the examples of one round's clients, the plan with where they stand in these)."""
+    train, present = experiment.data.train, plan.present > 0
+    room = capacity(train, experiment.cohort)
+    examples, offsets = pack(train, plan.id[present], room)
+    start = np.zeros_like(plan.start)
+    start[present] = offsets
+    return examples, plan._replace(start=start)
+
+
+def _record(t: int, plan: engine.Plan, metrics: dict) -> tuple[np.ndarray, dict]:
+    """(who took part [K], the algorithm's metrics in round t as means over them)."""
+    present = plan.present > 0
+    finite, skipped = metrics["finite"], metrics.get("skipped", np.zeros_like(present))
+    if not finite[present].all():
+        raise FloatingPointError(
+            f"round {t + 1}: the update or loss of clients "
+            f"{sorted(plan.id[present & ~finite].tolist())} is not finite; lower the learning "
+            "rate, clip gradients, or leave such clients out with nonfinite=skip"
         )
-        record = {
-            "round": t + 1,
-            "seconds": seconds,
-            "clients": len(ids),
-            "down": self.wire.down * len(ids),
-            "up": self.wire.up * len(ids),
-            "broadcast": extra,
-        }
-        for name in sorted(set(metrics) - {"finite", "broadcast", "skipped"}):
-            value = np.asarray(metrics[name][i], np.float64)
-            if value.ndim:
-                value = np.average(value[present], weights=weight)
+    record: dict[str, Any] = {"round": t + 1, "clients": int(present.sum())}
+    counted = present & ~skipped
+    for name in sorted(set(metrics) - {"finite", "broadcast", "skipped"}):
+        value = np.asarray(metrics[name], np.float64)
+        if not value.ndim:
             record[name] = float(value)
-        if "skipped" in metrics and metrics["skipped"][i].any():
-            record["skipped"] = sorted(plan.id[i][metrics["skipped"][i] & present].tolist())
-        return record
-
-    def _write(self, records: list[dict]) -> None:
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps(r) + "\n" for r in records)
-            file.flush()
-            os.fsync(file.fileno())
-        for r in records:
-            for name, value in _flat(r):
-                self.board.add_scalar(name, value, r["round"])
+        elif counted.any():
+            record[name] = float(np.average(value[counted], weights=plan.count[counted]))
+    if (present & skipped).any():
+        record["skipped"] = sorted(plan.id[present & skipped].tolist())
+    return plan.id[present], record
 
 
-def _flat(record: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "round":
-            yield prefix + name, value
+def _identity(experiment: Experiment) -> dict:
+    """What must not change when a run is resumed, as far as JSON can tell it."""
+    names = ("cohort", "seed", "evaluate_every", "evaluate_batch")
+    return {**{n: getattr(experiment, n) for n in names}, "clients": experiment.data.clients}
 
 
-def _open_folder(directory: str | os.PathLike, resume: bool) -> pathlib.Path:
-    """The run's folder, made if need be; an error if it holds a run, or none to resume."""
-    folder = pathlib.Path(directory)
-    begun = any((folder / n).exists() for n in ("metrics.jsonl", "checkpoints", "settings.json"))
-    if begun and not resume:
-        raise FileExistsError(
-            f"{folder} holds a run already; go on with `jaxfed resume {folder}`, or choose another "
-            "folder"
-        )
-    if resume and not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no run's folder; there is nothing to resume")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _check_same(experiment: Experiment, settings: dict) -> None:
+    """Raises ValueError if the run in these settings was begun with others."""
+    before, now = settings.get("experiment", {}), _identity(experiment)
+    for name, value in now.items():
+        if before.get(name, value) != value:
+            raise ValueError(
+                f"the run was begun with {name}={before[name]}, not {value}; resume it with that, "
+                "or begin another in a new folder"
+            )
 
 
-def _keep_metrics(path: pathlib.Path, rounds: int) -> int:
-    """Leaves the lines of the first `rounds` rounds, so that each round is written once.
-
-    Returns the bytes sent in them.
-    """
-    lines = path.read_text().splitlines(keepends=True)[:rounds] if path.exists() else []
-    if len(lines) < rounds:
-        raise ValueError(
-            f"{path} has {len(lines)} rounds, but the checkpoint was written after {rounds}; the "
-            "file was changed since: put it back, or start a new run"
-        )
-    _replace(path, "".join(lines))
-    records = [json.loads(line) for line in lines]
-    return sum(r["down"] + r["up"] + r["broadcast"] for r in records)
+def _labels(data: Federated) -> np.ndarray | None:
+    """How many examples of each label each client has [N, classes], where there are labels."""
+    label = data.train.examples.get("label")
+    if label is None or label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
+        return None
+    return label_table(data.train, int(label.max()) + 1)
 
 
-def _write_json(path: pathlib.Path, content: dict) -> None:
-    _replace(path, json.dumps(content, indent=2) + "\n")
+def _versions() -> dict[str, str]:
+    return {n: metadata.version(n) for n in ("jaxfed", "jax", "flax", "optax", "numpy")}
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    with open(new, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
-def _must_stream(data: Federated, machine: engine.Machine) -> bool:
-    """Whether the training examples would take more than half of what a device has free."""
-    return ledger.nbytes(data.train.examples) > engine.memory_limit(machine) // 2
+def _length(examples: PyTree) -> int:
+    return len(jax.tree.leaves(examples)[0])
 
 
 @contextlib.contextmanager
-def _on_sigterm(event: threading.Event | None) -> Iterator[None]:
-    """Sets the event on SIGTERM instead of ending the process; only the main thread can."""
-    if event is None or threading.current_thread() is not threading.main_thread():
-        yield
+def _noted_signals(noting: bool) -> Iterator[list[int]]:
+    """The SIGTERM and SIGINT that came meanwhile, which then do not end the process.
+
+    A second Ctrl-C does. Only the main thread can note signals.
+    """
+    noted: list[int] = []
+    if not noting or threading.current_thread() is not threading.main_thread():
+        yield noted
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield noted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

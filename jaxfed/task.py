@@ -28,6 +28,9 @@ class Task(NamedTuple):
     evaluate: Callable[[PyTree, PyTree, dict], dict]
     """(base, theta, batch) -> {name: sum over the batch's real examples}."""
 
+    check: Callable[[dict], None] = lambda examples: None
+    """examples [n, ...] -> nothing; raises ValueError if they do not fit the model."""
+
 
 def classification(
     model: Any,
@@ -85,27 +88,30 @@ def classification(
         right = jnp.argmax(logits, axis=-1) == batch[label]
         return {"loss": jnp.sum(losses * batch["mask"]), "accuracy": jnp.sum(right * batch["mask"])}
 
-    _check(model, init, inputs, examples, image, label)
-    return Task(init, loss, evaluate)
+    def check(examples):
+        def logits(x, key):
+            return model.init_with_output(key, inputs(x, key))[0]
+
+        _check(logits, examples, image, label)
+
+    check(examples)
+    jax.eval_shape(init, jax.random.key(0))  # raises ValueError if the selection does not fit
+    return Task(init, loss, evaluate, check)
 
 
-def _check(model, init, inputs, examples, image, label) -> None:
-    """Raises ValueError if the examples do not fit the model, or the selection its weights."""
+def _check(logits: Callable, examples: dict, image: str, label: str) -> None:
+    """Raises ValueError if the examples do not fit `logits`, a function of inputs and a key."""
     if missing := {image, label} - set(examples):
         raise ValueError(f"the examples have no {sorted(missing)}; they have {sorted(examples)}")
-    jax.eval_shape(init, jax.random.key(0))
-
-    def logits(x, key):
-        return model.init_with_output(key, inputs(x, key))[0]
-
-    shape = jax.eval_shape(logits, jnp.asarray(examples[image][:1]), jax.random.key(0)).shape
     labels = np.asarray(examples[label])
+    x = jax.ShapeDtypeStruct((1, *examples[image].shape[1:]), examples[image].dtype)
+    shape = jax.eval_shape(logits, x, jax.random.key(0)).shape
     if len(shape) != 2 or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"classification wants logits [B, C] and integer labels [n]; got logits {shape} and "
             f"labels {labels.shape} of {labels.dtype}"
         )
-    if labels.min() < 0 or labels.max() >= shape[1]:
+    if labels.size and not 0 <= labels.min() <= labels.max() < shape[1]:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}, but the model has {shape[1]} "
             "outputs; give the model as many classes as there are labels"

@@ -126,7 +126,6 @@ def test_the_state_may_be_donated_right_after_save(folder):
         state = {"w": jnp.full((512, 1024), t, jnp.float32), "b": jnp.full(7, t, jnp.float32)}
         checkpoints.save(t, state)
         state = overwrite(state)
-        checkpoints.wait()
         _, found, _ = checkpoints.restore(state)
         assert_same(found, {"w": np.full((512, 1024), t, "f4"), "b": np.full(7, t, "f4")})
 

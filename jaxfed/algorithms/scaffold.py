@@ -43,6 +43,8 @@ def scaffold(
     The local step is y <- y - eta_l (g(y) - c_i + c), plain SGD: option II divides by the learning
     rate, so no other optimizer will do. The paper averages uniformly.
     """
+    if learning_rate <= 0:
+        raise ValueError(f"learning_rate={learning_rate}: option II divides by it; use one above 0")
 
     def init(key):
         base, theta = task.init(key)

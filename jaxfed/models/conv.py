@@ -1,12 +1,35 @@
-"""Convolution as a layer calls it."""
+"""Convolution and pooling as layers call them, in a form that is fast on the platform at hand.
+
+XLA's own convolution is right on a GPU. On the CPU it leaves its fast path inside scan and while,
+and more so under vmap over kernels: one client's local SGD is then up to 80 times slower than the
+same arithmetic as matrix products. So on the CPU a convolution is
+
+* Winograd's F(4 x 4, 3 x 3) for 3 x 3 kernels of stride 1: a quarter of the multiplications. With
+  gradients it takes half the time of patches (FEMNIST's second layer 10.8 against 21.1 ms, a
+  ResNet's first 417 against 873 ms), and in float32 it differs from them by 5e-6 of the largest
+  output;
+* patches [positions, k k C] times the kernel [k k C, O] for everything else.
+
+Both are written with operations whose transposes are as cheap as they are, so plain autodiff gives
+gradients and Hessian-vector products, and nothing is computed for what is not differentiated. Under
+vmap over clients with a shared kernel each remains one product over all clients' examples, and two
+kernels on the same x share its patches or its transform (XLA removes the second copy).
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-import os
 
-B4 = np.array(
+Padding = Sequence[tuple[int, int]]
+
+# Lavin & Gray 2016: for one row, output = A ((G kernel) * (B tile)), with interpolation points
+# 0, 1, -1, 2, -2 and infinity. Tiles are 6 wide, every 4, and give 4 outputs each.
+_TILE, _HALO, _TAPS = 4, 2, 3
+_B = np.array(
     [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -14,98 +37,43 @@ B4 = np.array(
         [0, -2, -1, 2, 1, 0],
         [0, 2, -1, -2, 1, 0],
         [0, 4, 0, -5, 0, 1],
-    ],
-    float,
-)
-G4 = np.array(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
     ]
 )
-A4 = np.array(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], float
-)
-B2 = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], float)
-G2 = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-A2 = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], float)
-WINO = os.environ.get("WINO", "4")
-KIND = os.environ.get("KIND", "mix")
+_G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+_A = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 
-
-def _winograd(x, kernel, pads, precision):
-    B, G, A = (B4, G4, A4) if WINO == "4" else (B2, G2, A2)
-    m = A.shape[0]
-    n = m + 2
-    b, h, w, c = x.shape
-    o = kernel.shape[-1]
-    oh = h + sum(pads[0]) - 2
-    ow = w + sum(pads[1]) - 2
-    th, tw = -(-oh // m), -(-ow // m)
-    x = jnp.pad(
-        x,
-        [
-            (0, 0),
-            (pads[0][0], (th + 1) * m - h - pads[0][0]),
-            (pads[1][0], (tw + 1) * m - w - pads[1][0]),
-            (0, 0),
-        ],
-    )
-    x = x.reshape(b, th + 1, m, tw + 1, m, c)
-    x = jnp.concatenate([x[:, :-1], x[:, 1:, :2]], 2)
-    x = jnp.concatenate([x[:, :, :, :-1], x[:, :, :, 1:, :2]], 4)
-    x = x.transpose(2, 4, 0, 1, 3, 5).reshape(n * n, -1)
-    k = lambda M: jnp.asarray(np.kron(M, M), x.dtype)
-    v = (k(B) @ x).reshape(n * n, b * th * tw, c)
-    u = (k(G) @ kernel.reshape(9, -1)).reshape(n * n, c, o)
-    y = (
-        (k(A) @ (v @ u).reshape(n * n, -1))
-        .reshape(m, m, b, th, tw, o)
-        .transpose(2, 3, 0, 4, 1, 5)
-        .reshape(b, th * m, tw * m, o)
-    )
-    return y[:, :oh, :ow]
-
-
-def _patches(x, kernel, strides, pads, dil, precision):
-    n = len(strides)
-    size = kernel.shape[:n]
-    x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
-    out = [(x.shape[1 + i] - (size[i] - 1) * dil[i] - 1) // strides[i] + 1 for i in range(n)]
-
-    def tap(idx):
-        start = [0] + [i * d for i, d in zip(idx, dil)] + [0]
-        stop = (
-            [x.shape[0]]
-            + [i * d + (o - 1) * s + 1 for i, d, o, s in zip(idx, dil, out, strides)]
-            + [x.shape[-1]]
-        )
-        return lax.slice(x, start, stop, [1, *strides, 1])
-
-    p = jnp.concatenate([tap(i) for i in np.ndindex(*size)], -1)
-    return p @ kernel.reshape(-1, kernel.shape[-1])
+# Below this many channels, in or out, Winograd's transforms cost more than they save.
+_ENOUGH_CHANNELS = 16
 
 
 def convolve(
-    x,
-    kernel,
-    strides,
-    padding,
-    lhs_dilation=None,
-    rhs_dilation=None,
-    dimension_numbers=None,
-    feature_group_count=1,
-    precision=None,
-):
-    if KIND == "lax":
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
+    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=convolve)`.
+
+    x [B, H, W, C], kernel [kh, kw, C, O] -> [B, H', W', O], in any number of spatial dimensions.
+    Groups, dilated inputs and other layouts are left to XLA, on every platform.
+    """
+    n = len(window_strides)
+    channels_last = lax.ConvDimensionNumbers(
+        (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n)), (0, n + 1, *range(1, n + 1))
+    )
+    layout = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
+    dilated = lhs_dilation is not None and max(lhs_dilation) > 1
+    ours = layout == channels_last and feature_group_count == 1 and not dilated
+    if jax.default_backend() != "cpu" or not ours:
         return lax.conv_general_dilated(
             x,
             kernel,
-            strides,
+            window_strides,
             padding,
             lhs_dilation,
             rhs_dilation,
@@ -113,30 +81,98 @@ def convolve(
             feature_group_count,
             precision=precision,
         )
-    n = len(strides)
-    size = kernel.shape[:n]
-    dil = rhs_dilation or (1,) * n
+    dilation = tuple(rhs_dilation or (1,) * n)
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(
-            x.shape[1:-1], [(s - 1) * d + 1 for s, d in zip(size, dil)], strides, padding
-        )
-    c, o = kernel.shape[-2:]
+        window = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation, strict=False)]
+        padding = lax.padtype_to_pads(x.shape[1:-1], window, window_strides, padding)
     if (
-        KIND == "mix"
-        and size == (3, 3)
-        and tuple(strides) == (1, 1)
-        and tuple(dil) == (1, 1)
-        and 12 / o + 5.3 / c < 1
+        kernel.shape[:-2] == (_TAPS, _TAPS)
+        and max(*window_strides, *dilation) == 1
+        and min(kernel.shape[-2:]) >= _ENOUGH_CHANNELS
+        and x.dtype in (jnp.float32, jnp.float64)  # narrower numbers would lose too many digits
     ):
         return _winograd(x, kernel, padding, precision)
-    return _patches(x, kernel, strides, padding, dil, precision)
+    return _patches(x, kernel, window_strides, padding, dilation) @ kernel.reshape(
+        -1, kernel.shape[-1]
+    )
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Maximum over 2 x 2 windows of stride 2: [B, H, W, C] -> [B, H // 2, W // 2, C].
 
-    As a reshape, because the gradient of XLA's pooling is a slow loop on the CPU.
+    As a reshape, because the gradient of XLA's pooling is a slow loop on the CPU. Where a window's
+    maximum is attained more than once, its gradient is divided among them.
     """
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
     return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
+
+
+def _patches(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+) -> jax.Array:
+    """What the kernel sees at each position: [B, H, W, C] -> [B, H', W', kh kw C]."""
+    x = _pad(x, padding)
+    size = kernel.shape[:-2]
+    last = [(k - 1) * d for k, d in zip(size, dilation, strict=True)]  # offset of the last tap
+
+    def tap(index: tuple[int, ...]) -> jax.Array:
+        offset = [i * d for i, d in zip(index, dilation, strict=True)]
+        stop = [n - e + o for n, e, o in zip(x.shape[1:-1], last, offset, strict=True)]
+        return lax.slice(x, (0, *offset, 0), (len(x), *stop, x.shape[-1]), (1, *strides, 1))
+
+    return jnp.concatenate([tap(index) for index in np.ndindex(*size)], axis=-1)
+
+
+def _winograd(
+    x: jax.Array, kernel: jax.Array, padding: Padding, precision: lax.PrecisionLike
+) -> jax.Array:
+    """3 x 3 convolution of stride 1 in tiles of 4 x 4 outputs: [B, H, W, C] -> [B, H', W', O].
+
+    Each tile and the kernel are transformed to 6 x 6 points, multiplied there (a matrix product
+    over channels at each of the 36 points), and the products are transformed back.
+    """
+    (b, *size, c), o = x.shape, kernel.shape[-1]
+    h, w = (n + low + high - _HALO for n, (low, high) in zip(size, padding, strict=True))
+    th, tw = -(-h // _TILE), -(-w // _TILE)  # tiles of a column, of a row
+    grid = ((th + 1) * _TILE, (tw + 1) * _TILE)  # the last tiles' halo ends in one block more
+    x = _pad(x, [(low, g - n - low) for g, n, (low, _) in zip(grid, size, padding, strict=True)])
+
+    x = x.reshape(b, th + 1, _TILE, tw + 1, _TILE, c).transpose(2, 0, 1, 3, 4, 5)
+    x = jnp.concatenate([x[:, :, :-1], x[:_HALO, :, 1:]])  # [6, B, th, tw + 1, 4, C]
+    x = _combine(_B, x).transpose(4, 0, 1, 2, 3, 5)
+    x = jnp.concatenate([x[:, :, :, :, :-1], x[:_HALO, :, :, :, 1:]])  # [6, 6, B, th, tw, C]
+    x = _combine(_B, x)
+
+    g = jnp.asarray(_G, kernel.dtype)
+    kernel = jnp.einsum("ph,qw,hwco->qpco", g, g, kernel, precision=precision)  # [6, 6, C, O]
+    points = (_TILE + _HALO) ** 2
+    y = jnp.matmul(
+        x.reshape(points, -1, c), kernel.reshape(points, c, o), precision=precision
+    )  # [36, B th tw, O]
+
+    y = y.reshape(_TILE + _HALO, _TILE + _HALO, b, th, tw, o)
+    y = _combine(_A, y).transpose(1, 2, 3, 4, 0, 5)  # [6, B, th, tw, 4, O]
+    y = _combine(_A, y).transpose(1, 2, 0, 3, 4, 5)  # [B, th, 4, tw, 4, O]
+    return y.reshape(b, th * _TILE, tw * _TILE, o)[:, :h, :w]
+
+
+def _combine(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+    """matrix [m, n] times x [n, ...] -> [m, ...], as sums of whole slices.
+
+    With so few and so simple entries this beats a matrix product, whose transpose would moreover
+    have to move the points to the last axis and back.
+    """
+    slices = [s[0] for s in jnp.split(x, len(x))]
+    return jnp.stack(
+        [sum(float(m) * s for m, s in zip(row, slices, strict=True) if m) for row in matrix]
+    )
+
+
+def _pad(x: jax.Array, padding: Padding) -> jax.Array:
+    """Zeros around the spatial dimensions; negative padding crops."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])

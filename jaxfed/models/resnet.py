@@ -57,11 +57,18 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{channels} channels do not divide into {self.groups} groups")
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        grouped = x.reshape(batch, -1, self.groups, channels // self.groups)  # [B, H W, G, C / G]
-        mean = jnp.mean(grouped, (1, 3), keepdims=True)
-        variance = jnp.var(grouped, (1, 3), keepdims=True)
-        normal = (grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        return normal.reshape(x.shape) * scale + bias
+        positions = tuple(range(1, x.ndim - 1))
+
+        def group_mean(x: jax.Array) -> jax.Array:
+            # Positions first, then the few channels of a group: on the CPU with gradients this
+            # takes half the time of one sum over both, which is along two axes apart.
+            channel = jnp.mean(x, positions, keepdims=True)  # [B, 1, 1, C]
+            group = jnp.mean(channel.reshape(batch, self.groups, -1), -1)  # [B, G]
+            return jnp.repeat(group, channels // self.groups, -1).reshape(channel.shape)
+
+        centred = x - group_mean(x)
+        variance = group_mean(jnp.square(centred))
+        return centred * (scale * jax.lax.rsqrt(variance + self.epsilon)) + bias
 
 
 class BatchStatisticsNorm(nn.Module):
