@@ -1,26 +1,13 @@
 """jaxfed: federated learning with low-rank updates, clients as an array axis."""
 
-from jaxfed import (
-    aggregate as aggregate,
-)
-from jaxfed import (
-    combine as combine,
-)
-from jaxfed import (
-    data as data,
-)
-from jaxfed import (
-    local as local,
-)
-from jaxfed import (
-    lowrank as lowrank,
-)
-from jaxfed import (
-    models as models,
-)
-from jaxfed import (
-    task as task,
-)
+from jaxfed import aggregate as aggregate
+from jaxfed import algorithms as algorithms
+from jaxfed import combine as combine
+from jaxfed import data as data
+from jaxfed import local as local
+from jaxfed import lowrank as lowrank
+from jaxfed import models as models
+from jaxfed import task as task
 from jaxfed.algorithm import Algorithm as Algorithm
 from jaxfed.algorithm import Cohort as Cohort
 from jaxfed.algorithm import Reply as Reply

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 PyTree: TypeAlias = Any
+Leaf: TypeAlias = Any  # a jax.Array; or, in a tree of the same form, its shape or its axis
 
 
 class Algorithm(NamedTuple):
@@ -55,7 +56,7 @@ class Data:
     """
 
     examples: PyTree
-    start: jax.Array
+    start: Leaf
     most: int
 
 
@@ -67,12 +68,12 @@ class Cohort(NamedTuple):
 
     state: PyTree  # what each client kept since it was last drawn
     data: Data  # its examples; the arrays themselves are shared
-    count: jax.Array  # how many examples it has
-    weight: jax.Array  # its share in the average; sums to one over the cohort
-    key: jax.Array  # its randomness in this round
-    id: jax.Array  # which client of the population it is
-    round: jax.Array  # [] the round's number, from 0
-    round_key: jax.Array  # [] the server's randomness in this round
+    count: Leaf  # how many examples it has
+    weight: Leaf  # its share in the average; sums to one over the cohort
+    key: Leaf  # its randomness in this round
+    id: Leaf  # which client of the population it is
+    round: Leaf  # [] the round's number, from 0
+    round_key: Leaf  # [] the server's randomness in this round
 
 
 class Reply(NamedTuple):

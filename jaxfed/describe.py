@@ -1,5 +1,6 @@
 """What an experiment trains, freezes and sends, in counts and bytes, before it is run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,19 @@ def traffic(wire: ledger.Wire, rounds: int, cohort: int) -> str:
     """What all clients of all rounds send and receive together; merges come on top."""
     down, up = (in_bytes(n * rounds * cohort) for n in wire)
     return f"traffic  {down} down, {up} up in {rounds} rounds of {cohort} clients, before merges"
+
+
+def held(parts: Mapping[str, int]) -> str:
+    """What lies in a device's memory all the time, in bytes by name."""
+    return "held     " + ", ".join(f"{in_bytes(n)} {name}" for name, n in parts.items())
+
+
+def working(chunks: Mapping[int, int]) -> str:
+    """What a round needs beside that on a device, by how many clients run at once."""
+    return "memory   " + ", ".join(
+        f"{in_bytes(n)} for a round of {chunk} client{'s' * (chunk > 1)} at once"
+        for chunk, n in chunks.items()
+    )
 
 
 def in_bytes(n: float) -> str:

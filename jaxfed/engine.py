@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxfed import algorithm as contract
-from jaxfed.algorithm import Algorithm, Cohort, Data, PyTree
+from jaxfed.algorithm import Algorithm, Cohort, Data, Leaf, PyTree
 
 AXIS = "devices"
 
@@ -124,18 +124,19 @@ def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort)
     here = cohort.id.shape[0]
     if chunk is None or chunk >= here:
         return jax.vmap(one, in_axes=(axes,))(cohort)
-    is_none = {"is_leaf": lambda x: x is None}
-    flat_axes, structure = jax.tree.flatten(axes, **is_none)
-    parts = structure.flatten_up_to(cohort)
-    mapped = [part for axis, part in zip(flat_axes, parts, strict=True) if axis is not None]
+    shared = {"is_leaf": lambda x: x is None}
+    mapped = jax.tree.map(lambda axis, part: None if axis is None else part, axes, cohort, **shared)
 
-    def rejoin(mapped):
-        rest = iter(mapped)
-        whole = [
-            part if axis is None else next(rest)
-            for axis, part in zip(flat_axes, parts, strict=True)
-        ]
-        return one(structure.unflatten(whole))
+    def rejoin(mine):
+        return one(
+            jax.tree.map(
+                lambda axis, part, whole: whole if axis is None else part,
+                axes,
+                mine,
+                cohort,
+                **shared,
+            )
+        )
 
     return jax.lax.map(rejoin, mapped, batch_size=chunk)
 
@@ -166,12 +167,12 @@ class Plan(NamedTuple):
     K clients a round; a padded place has `present` zero and a `slot` beyond all states.
     """
 
-    round: np.ndarray  # [R]
-    id: np.ndarray  # [R, K]
-    slot: np.ndarray  # [R, K] where in `states` the client's kept state stands
-    start: np.ndarray  # [R, K] its first row in `examples`
-    count: np.ndarray  # [R, K] its number of rows
-    present: np.ndarray  # [R, K] 1 or 0
+    round: Leaf  # [R]
+    id: Leaf  # [R, K]
+    slot: Leaf  # [R, K] where in `states` the client's kept state stands
+    start: Leaf  # [R, K] its first row in `examples`
+    count: Leaf  # [R, K] its number of rows
+    present: Leaf  # [R, K] 1 or 0
 
 
 def rounds(algorithm: Algorithm, verb: Callable, seed: int, most: int) -> Callable:
@@ -295,7 +296,9 @@ def measured_chunk(
         begin = time.perf_counter()
         program = make(dataclasses.replace(machine, chunk=chunk)).lower(*arguments).compile()
         compiling = largest(time.perf_counter() - begin, machine)
-        needed = _temporary_bytes(program, machine)
+        # On a CPU all devices share one memory.
+        sharing = len(machine.devices) if machine.devices[0].platform == "cpu" else 1
+        needed = temporary_bytes(program) * sharing
         if largest(needed / limit, machine) > 1:
             continue
         seconds[chunk] = largest(min(_timed(program, arguments) for _ in range(2)), machine)
@@ -311,11 +314,9 @@ def measured_chunk(
     return best, seconds[best]
 
 
-def _temporary_bytes(program: Any, machine: Machine) -> int:
-    """What a call needs beside its arguments; on a CPU all devices share one memory."""
-    analysis = program.memory_analysis()
-    per_device = getattr(analysis, "temp_size_in_bytes", 0)
-    return per_device * (len(machine.devices) if machine.devices[0].platform == "cpu" else 1)
+def temporary_bytes(program: Any) -> int:
+    """What a call of a compiled program needs on each device, beside its arguments."""
+    return getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
 
 
 def _timed(program: Callable, arguments: tuple) -> float:

@@ -46,7 +46,12 @@ class Work:
         """Local steps of a client with `count` examples; none if it has no example."""
         if self.epochs is not None:
             return self.epochs * self.batches(count)
-        return jnp.where(count > 0, self.steps, 0)
+        return jnp.where(count > 0, self.steps or 0, 0)
+
+    @property
+    def passes(self) -> int:
+        """The most passes over its examples that a client can make."""
+        return self.epochs or self.steps or 0
 
 
 def each_step(
@@ -77,8 +82,7 @@ def _orders(key: jax.Array, data: Data, count: jax.Array, work: Work) -> jax.Arr
     """A random order of the client's examples for each pass [passes, most]; None: as they lie."""
     if not work.shuffle:
         return None
-    passes = work.epochs if work.epochs is not None else work.steps
-    draws = jax.random.uniform(key, (passes, data.most))
+    draws = jax.random.uniform(key, (work.passes, data.most))
     mine = jnp.arange(data.most) < count
     return jnp.argsort(jnp.where(mine, draws, 2.0), axis=1).astype(jnp.int32)
 

@@ -65,8 +65,9 @@ class Layer(NamedTuple):
 class Select:
     """What is trained: factors at some paths, whole weights at others, the rest frozen.
 
-    `factors` and `full` are regular expressions, searched in paths such as "dense_0/kernel"; where both match, `factors` wins. `rank` is a number, or {regular expression: number} for
-    ranks per path (the first that matches counts); or give `fraction`, the share of all the model's
+    `factors` and `full` are regular expressions, searched in paths such as "dense_0/kernel"; where
+    both match, `factors` wins. `rank` is a number, or {regular expression: number} for ranks per
+    path (the first that matches counts); or give `fraction`, the share of all the model's
     parameters to be trained and sent, from which one rank follows. The scale is alpha / rank.
 
     `base="keep"` with `up="zero"` is fine-tuning: the model starts as it is. `base="zero"` with
@@ -298,17 +299,20 @@ def _dropout(rate: float, key: jax.Array | None, path: str, h: jax.Array) -> jax
 
 def _call(module: nn.Module, f: Factors, x: jax.Array, drop: Callable) -> jax.Array:
     """The low-rank term s (x a) b of one layer."""
+    return jnp.tensordot(drop(_down(module, f, x)) * f.scale, f.b, axes=1)
+
+
+def _down(module: nn.Module, f: Factors, x: jax.Array) -> Any:
+    """x a [..., r], as the layer itself would apply a weight of r outputs."""
     if isinstance(module, nn.Embed):
-        h = f.a[x]  # [..., r]
-    elif isinstance(module, nn.Conv):
-        down = module.clone(features=f.rank, use_bias=False, parent=None, name=None)
-        h = down.apply({"params": {"kernel": f.a}}, x)  # [..., H, W, r]
-    else:
-        axis = getattr(module, "axis", -1)
-        axes = axis if isinstance(axis, tuple | list) else (axis,)
-        axes = sorted(i % x.ndim for i in axes)  # the order in which DenseGeneral's kernel has them
-        h = jnp.tensordot(x, f.a, axes=(axes, list(range(len(axes)))))  # [..., r]
-    return jnp.tensordot(drop(h) * f.scale, f.b, axes=1)
+        return f.a[x]
+    if isinstance(module, nn.Conv):
+        narrow = module.clone(features=f.rank, use_bias=False, parent=None, name=None)
+        return narrow.apply({"params": {"kernel": f.a}}, x)
+    axis = getattr(module, "axis", -1)
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    axes = sorted(i % x.ndim for i in axes)  # the order in which DenseGeneral's kernel has them
+    return jnp.tensordot(x, f.a, axes=(axes, list(range(len(axes)))))
 
 
 def _attend(module: nn.Module, f: Factors, query: jax.Array, drop: Callable) -> jax.Array:

@@ -67,11 +67,12 @@ def read(directory: str | Path) -> Run:
             f"{directory} is no run's folder: it has neither settings.json nor metrics.jsonl"
         )
     about = json.loads(settings.read_text()) if settings.exists() else {}
+    planned = {n: v for n, v in about.get("experiment", {}).items() if n == "rounds"}
     clients = directory / "clients.npz"
     return Run(
         name=directory.resolve().name,
         config=about.get("config"),
-        settings=about.get("settings", {}),
+        settings=about.get("settings", {}) | planned,
         records=list(_records(metrics)) if metrics.exists() else [],
         labels=np.load(clients)["labels"] if clients.exists() else None,
     )

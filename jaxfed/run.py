@@ -239,7 +239,9 @@ class Simulation:
             remembered.get(n, asked) if asked == "auto" else asked
             for n, asked in (("chunk", self.host.chunk), ("fuse", self.host.fuse))
         )
-        made: dict[int | None, jax.stages.Wrapped] = {}  # so that what was measured is not compiled again
+        made: dict[
+            int | None, jax.stages.Wrapped
+        ] = {}  # so that what was measured is not compiled again
 
         def make(machine: engine.Machine) -> jax.stages.Wrapped:
             return made.setdefault(machine.chunk, self._rounds(machine))
@@ -443,7 +445,7 @@ class Simulation:
         first = self._block(range(1))
         step = self._rounds(dataclasses.replace(self.machine, chunk=chunk))
         program = step.lower(self.server, self.states, first.examples, first.plan).compile()
-        return program.memory_analysis().temp_size_in_bytes
+        return engine.temporary_bytes(program)
 
 
 def make_plan(experiment: Experiment, devices: int, rounds: range) -> engine.Plan:

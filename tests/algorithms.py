@@ -4,9 +4,10 @@ A factory's `rate` is the clients' learning rate; with zero nothing may move. Th
 they live in is the same for all.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from oracle import World
@@ -35,20 +36,24 @@ HALVED = local.Work(batch_size=3, steps=5, drop_remainder=True)
 
 WHOLE = lowrank.everything
 LORA = lowrank.Select(factors="kernel", full="head/bias", rank=2, alpha=3.0)
-SCRATCH = lowrank.Select(
-    factors="kernel", full="bias", rank={"head": 1, "dense": 3}, base="zero", up="random"
-)
+SCRATCH = lowrank.Select(factors="kernel", full="bias", rank=2, base="zero", up="random")
 
 
+@cache
 def classifier(select):
-    """With weights in double precision where that is enabled; flax's own are always single."""
+    """Always begun at the same weights; in double precision where that is enabled."""
     made = task.classification(models.MLP((4,), CLASSES), UNEQUAL.examples, select=select)
-    widened = partial(jax.tree.map, lambda x: x.astype(float))
-    return made._replace(init=lambda key: widened(made.init(key)))
+    begun = jax.tree.map(np.asarray, jax.jit(made.init)(jax.random.key(0)))
+    return made._replace(init=lambda key: jax.tree.map(lambda x: jnp.asarray(x, float), begun))
 
 
 def momentum(rate):
     return optax.chain(optax.sgd(rate, momentum=0.9), local.scale_by_round(local.cosine(0.1, 5)))
+
+
+def adamw(rate):
+    """The large eps keeps rounding from being normalised to a step."""
+    return optax.adamw(rate, weight_decay=0.01, eps=1e-3)
 
 
 def averaging(select, rate, *, work=WORK, client=optax.sgd, server=None):
@@ -80,7 +85,7 @@ def proximal(select, rate):
 ALGORITHMS = {
     "fedavg": partial(averaging, WHOLE),
     "fedavg steps": partial(averaging, WHOLE, work=HALVED, client=momentum),
-    "fedavg adamw": partial(averaging, LORA, client=partial(optax.adamw, weight_decay=0.01)),
+    "fedavg adamw": partial(averaging, LORA, client=adamw),
     "fedlora": partial(averaging, LORA),
     "fedprox": partial(proximal, WHOLE),
     "scaffold": partial(controlled, WHOLE),

@@ -106,18 +106,17 @@ def plan(world, draws, devices=1, uniform=False, first=0) -> engine.Plan:
     )
 
 
-def engine_rounds(algorithm, world, draws, *, fused=False, **options):
-    """(server, {client: state}, [metrics], how often the round was traced), as `rounds`."""
-    on = on_engine(algorithm, world, **options)
-    uniform, devices = options.get("uniform", False), len(on.machine.devices)
+def engine_rounds(on, world, draws, *, fused=False, uniform=False):
+    """(server, {client: state}, [metrics]) as `rounds`, by the engine; `on` can be used again."""
     parts = [(0, draws)] if fused else [(t, [ids]) for t, ids in enumerate(draws)]
-    server, states, metrics = on.server, on.states, []
+    server, states = jax.tree.map(jnp.copy, (on.server, on.states))
+    metrics = []
     for t, some in parts:
-        now = plan(world, some, devices, uniform, first=t)
+        now = plan(world, some, len(on.machine.devices), uniform, first=t)
         server, states, found = on.step(server, states, on.examples, now)
         metrics += [jax.tree.map(lambda m, i=i: m[i], found) for i in range(len(some))]
     kept = {i: jax.tree.map(lambda s, i=i: s[i], states) for i in range(len(world.count))}
-    return server, kept, metrics, on.step._cache_size()
+    return server, kept, metrics
 
 
 def assert_close(found, expected, rtol=1e-6, atol=1e-8):

@@ -8,17 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from algorithms import ALGORITHMS, COHORT, DRAWS, RATE
+from algorithms import ALGORITHMS, CLIENTS, COHORT, DRAWS, RATE
 
 from jaxfed import ledger
 
-WORLDS = {"unequal": algorithms.UNEQUAL, "uniform": algorithms.UNIFORM}
-MACHINES = {  # the population, and how the engine runs it
-    "one device": ("unequal", {}),
-    "chunks": ("uniform", {"chunk": 3, "uniform": True}),
-    "four devices": ("uniform", {"devices": 4, "uniform": True}),
-    "four devices, chunks": ("unequal", {"devices": 4, "chunk": 1}),
-}
+UNEQUAL = "unequal"
+WORLDS = {UNEQUAL: algorithms.UNEQUAL, "uniform": algorithms.UNIFORM}
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -27,127 +22,132 @@ def name(request):
 
 
 @cache
-def looped(name, population):
+def algorithm(name):
     with jax.enable_x64(True):
-        return oracle.rounds(ALGORITHMS[name](RATE), WORLDS[population], DRAWS)
+        return ALGORITHMS[name](RATE)
 
 
 @cache
-def engined(name, machine, fused=False):
-    population, options = MACHINES[machine]
+def on_engine(name, world=UNEQUAL, **options):
     with jax.enable_x64(True):
-        algorithm = ALGORITHMS[name](RATE)
-        return oracle.engine_rounds(algorithm, WORLDS[population], DRAWS, fused=fused, **options)
+        return oracle.on_engine(algorithm(name), WORLDS[world], **options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("machine", MACHINES)
-def test_the_engine_computes_what_a_loop_over_clients_computes(name, machine):
-    population, options = MACHINES[machine]
-    server, states, metrics, _ = engined(name, machine)
-    expected_server, expected_states, expected_metrics = looped(name, population)
+@cache
+def looped(name, world=UNEQUAL):
+    with jax.enable_x64(True):
+        return oracle.rounds(algorithm(name), WORLDS[world], DRAWS)
+
+
+@cache
+def engined(name, world=UNEQUAL, fused=False, **options):
+    with jax.enable_x64(True):
+        on = on_engine(name, world, **options)
+        uniform = options.get("uniform", False)
+        return oracle.engine_rounds(on, WORLDS[world], DRAWS, fused=fused, uniform=uniform)
+
+
+def assert_engine_is_loop(found, expected, order):
+    """`order` [R, K'] holds the client at each of the engine's places."""
+    server, states, metrics = found
+    expected_server, expected_states, expected_metrics = expected
     oracle.assert_close(server, expected_server)
     oracle.assert_close(states, expected_states)
-    order = oracle.plan(WORLDS[population], DRAWS, options.get("devices", 1)).slot
-    for ids, slots, found, expected in zip(DRAWS, order, metrics, expected_metrics, strict=True):
-        place = [list(slots).index(i) for i in ids]
-        for key, value in expected.items():
-            ours = found[key] if jnp.ndim(found[key]) == 0 else found[key][np.array(place)]
-            np.testing.assert_allclose(ours, value, rtol=1e-6, atol=1e-8, err_msg=key)
+    for ids, slots, ours, theirs in zip(DRAWS, order, metrics, expected_metrics, strict=True):
+        place = np.array([list(slots).index(i) for i in ids])
+        for key, value in theirs.items():
+            mine = ours[key] if jnp.ndim(ours[key]) == 0 else ours[key][place]
+            np.testing.assert_allclose(mine, value, rtol=1e-6, atol=1e-8, err_msg=key)
 
 
 @pytest.mark.slow
-def test_one_trace_serves_all_rounds(name):
-    *_, traced = engined(name, "four devices, chunks")
-    assert traced == 1
-    *_, traced = engined(name, "one device")
-    assert traced == 1
+def test_the_engine_computes_what_a_loop_over_clients_computes(name):
+    """One round at a time, all clients under one vmap; clients are unequal."""
+    order = oracle.plan(WORLDS[UNEQUAL], DRAWS).slot
+    assert_engine_is_loop(engined(name), looped(name), order)
 
 
 @pytest.mark.slow
-def test_shapes_and_dtypes_are_kept(name):
-    server, states, *_ = engined(name, "one device")
-    with jax.enable_x64(True):
-        algorithm = ALGORITHMS[name](RATE)
-        first = jax.eval_shape(algorithm.init, jax.random.key(0))
-        state = jax.eval_shape(algorithm.init_client, first, jax.random.key(1))
-    assert ledger.shapes(server) == first
+def test_rounds_fused_on_four_devices_are_those_of_the_loop(name):
+    """All rounds in one call, clients one at a time on each device, one place of it padded."""
+    order = oracle.plan(WORLDS[UNEQUAL], DRAWS, devices=4).slot
+    found = engined(name, fused=True, devices=4, chunk=1)
+    assert_engine_is_loop(found, looped(name), order)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scaffold", "fedloru reinit"])
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_no_way_of_running_a_round_changes_it(name, world, devices, chunk):
+    """Equal clients also with the promise that they are."""
+    options = {"devices": devices, "chunk": chunk, "uniform": world == "uniform"}
+    order = oracle.plan(WORLDS[world], DRAWS, devices).slot
+    assert_engine_is_loop(engined(name, world, **options), looped(name, world), order)
+    assert on_engine(name, world, **options).step._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_one_trace_serves_all_rounds_and_keeps_shapes_and_dtypes(name):
+    server, states, _ = engined(name)
+    on = on_engine(name)
+    assert on.step._cache_size() == 1
+    assert ledger.shapes(server) == ledger.shapes(on.server)
     for kept in states.values():
-        assert ledger.shapes(kept) == state
+        assert kept == () or ledger.shapes(kept) == ledger.shapes(states[0])
 
 
-@pytest.mark.slow
-def test_fused_rounds_are_single_rounds(name):
-    machine = "one device"
-    server, states, metrics, _ = engined(name, machine, fused=True)
-    single_server, single_states, single_metrics, _ = engined(name, machine)
-    oracle.assert_close((server, states), (single_server, single_states))
-    oracle.assert_close(metrics, single_metrics)
-
-
-@cache
-def on_one_device(name, rate=RATE):
-    """A round that any plan of one round may be given to."""
-    return oracle.on_engine(ALGORITHMS[name](rate), algorithms.UNEQUAL)
-
-
-def one_round(on, plan, examples=None):
-    server, states = jax.tree.map(jnp.copy, (on.server, on.states))
-    return on.step(server, states, on.examples if examples is None else examples, plan)
-
-
-def first_round():
-    return oracle.plan(algorithms.UNEQUAL, DRAWS[:1])
+def one_round(name, plan):
+    """(server, states) after one round from the start."""
+    with jax.enable_x64(True):
+        on = on_engine(name)
+        return on.step(*jax.tree.map(jnp.copy, (on.server, on.states)), on.examples, plan)[:2]
 
 
 @pytest.mark.slow
 def test_a_client_of_weight_zero_is_inert(name):
-    """Whatever the last client of a cohort owns, it changes nothing if it is not present."""
-    on, now = on_one_device(name), first_round()
-    now = now._replace(
-        present=np.where(np.arange(COHORT) == COHORT - 1, 0, now.present),
-        slot=np.where(np.arange(COHORT) == COHORT - 1, algorithms.CLIENTS, now.slot),
-    )
-    other = now._replace(**{f: getattr(now, f).copy() for f in ("id", "start", "count")})
-    other.id[0, -1], other.start[0, -1], other.count[0, -1] = 4, 0, 12
-    (server, states, _), (others, kept, _) = one_round(on, now), one_round(on, other)
-    assert not np.array_equal(now.count, other.count)
-    oracle.assert_close((server, states), (others, kept), rtol=0, atol=0)
+    """Whatever stands in the cohort's last place changes nothing if it is not present."""
+    now = oracle.plan(WORLDS[UNEQUAL], DRAWS[:1])
+    now.present[0, -1], now.slot[0, -1] = 0, CLIENTS
+    other = jax.tree.map(np.copy, now)
+    other.id[0, -1], other.start[0, -1], other.count[0, -1] = 4, 2, 12
+    assert now.count[0, -1] != other.count[0, -1]
+    oracle.assert_close(one_round(name, now), one_round(name, other), rtol=0, atol=0)
 
 
 @pytest.mark.slow
 def test_the_order_of_a_cohort_is_irrelevant(name):
-    on, now = on_one_device(name), first_round()
+    now = oracle.plan(WORLDS[UNEQUAL], DRAWS[:1])
     turned = now._replace(
         **{
             field: np.roll(getattr(now, field), 3, axis=1)
             for field in ("id", "slot", "start", "count", "present")
         }
     )
-    (server, states, _), (others, kept, _) = one_round(on, now), one_round(on, turned)
-    oracle.assert_close((server, states), (others, kept), rtol=1e-4, atol=1e-6)
+    oracle.assert_close(one_round(name, now), one_round(name, turned))
 
 
-@pytest.mark.slow
-def test_learning_rate_zero_leaves_theta_as_it_was(name):
-    """In a round without a merge; combine's tests say what a merge does."""
-    still, moving = on_one_device(name, rate=0.0), on_one_device(name)
-    server, _, _ = one_round(still, first_round())
-    oracle.assert_close((server.base, server.theta), (still.server.base, still.server.theta), 0, 0)
-    moved, _, _ = one_round(moving, first_round())
-    assert all(
-        jnp.any(x != y)
-        for x, y in zip(
-            jax.tree.leaves(moved.theta), jax.tree.leaves(moving.server.theta), strict=True
-        )
-    )
+@pytest.mark.parametrize("rate", [0.0, RATE])
+def test_only_a_learning_rate_of_zero_leaves_theta_as_it_was(name, rate):
+    """In a round without a merge; the tests of accumulate say what a merge does."""
+    with jax.disable_jit():
+        fed = ALGORITHMS[name](rate)
+        server, _, _ = oracle.rounds(fed, WORLDS[UNEQUAL], [[1, 2]])
+        start = fed.init(jax.random.key(0))
+    oracle.assert_close(server.base, start.base, rtol=0, atol=0)
+    moved = [
+        bool(jnp.any(x != y))
+        for x, y in zip(jax.tree.leaves(server.theta), jax.tree.leaves(start.theta), strict=True)
+    ]
+    assert all(moved) if rate else not any(moved)
 
 
 def test_what_is_deployed_is_a_model_that_the_task_can_run(name):
-    algorithm = ALGORITHMS[name](RATE)
-    server = jax.eval_shape(algorithm.init, jax.random.key(0))
-    state = jax.eval_shape(algorithm.init_client, server, jax.random.key(0))
-    base, theta = jax.eval_shape(algorithm.deploy, server, state)
+    fed = ALGORITHMS[name](RATE)
+    server = jax.eval_shape(fed.init, jax.random.key(0))
+    state = jax.eval_shape(fed.init_client, server, jax.random.key(0))
+    base, theta = jax.eval_shape(fed.deploy, server, state)
     batch = {
         n: jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype)
         for n, x in algorithms.UNEQUAL.examples.items()
@@ -158,10 +158,10 @@ def test_what_is_deployed_is_a_model_that_the_task_can_run(name):
 
 def test_a_round_can_be_weighed_without_running_it(name):
     """Bytes up are those of what is trained, twice for SCAFFOLD; down likewise."""
-    algorithm = ALGORITHMS[name](RATE)
-    server = jax.eval_shape(algorithm.init, jax.random.key(0))
-    state = jax.eval_shape(algorithm.init_client, server, jax.random.key(0))
+    fed = ALGORITHMS[name](RATE)
+    server = jax.eval_shape(fed.init, jax.random.key(0))
+    state = jax.eval_shape(fed.init_client, server, jax.random.key(0))
     states = [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state)] * COHORT
-    wire = ledger.wire(algorithm, server, oracle.cohort(algorithms.UNEQUAL, states, DRAWS[0], 0))
+    wire = ledger.wire(fed, server, oracle.cohort(algorithms.UNEQUAL, states, DRAWS[0], 0))
     times = 2 if "scaffold" in name else 1
     assert wire == ledger.Wire(*[times * ledger.nbytes(server.theta)] * 2)

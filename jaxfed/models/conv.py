@@ -148,9 +148,9 @@ def _winograd(
     x = jnp.concatenate([x[:, :, :, :, :-1], x[:_HALO, :, :, :, 1:]])  # [6, 6, B, th, tw, C]
     x = _combine(_B, x)
 
-    g = jnp.asarray(_G, kernel.dtype)
-    kernel = jnp.einsum("ph,qw,hwco->qpco", g, g, kernel, precision=precision)  # [6, 6, C, O]
     points = (_TILE + _HALO) ** 2
+    g = jnp.asarray(np.kron(_G, _G), kernel.dtype)  # [36, 9]
+    kernel = jnp.matmul(g, kernel.transpose(1, 0, 2, 3).reshape(_TAPS**2, -1), precision=precision)
     y = jnp.matmul(
         x.reshape(points, -1, c), kernel.reshape(points, c, o), precision=precision
     )  # [36, B th tw, O]

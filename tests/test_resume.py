@@ -1,0 +1,135 @@
+"""A run that was killed and resumed ends with the same bits as one that was not."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import launched
+import pytest
+
+ROUNDS, EVERY = 240, 4
+OPTIONS = ("--rounds", ROUNDS, "--checkpoint-every", EVERY, "--cpu-devices", 2, "--chunk", 3)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, cache):
+    """method -> the folder of a run that nobody stopped."""
+    runs: dict[str, Path] = {}
+
+    def run(method):
+        if method not in runs:
+            runs[method] = tmp_path_factory.mktemp("unbroken") / method
+            launched.finished(begun(method, runs[method], cache))
+        return runs[method]
+
+    return run
+
+
+def begun(method, folder, cache):
+    options = ("--method", method, *OPTIONS, "--fuse", 2, "--out", folder)
+    return launched.start("run", launched.SMALL, *options, cache=cache)
+
+
+def resumed(folder, cache):
+    return launched.start("resume", folder, cache=cache)
+
+
+def assert_same_end(folder, expected):
+    assert launched.records(folder) == launched.records(expected)
+    t, bits = launched.state(folder)
+    t_expected, bits_expected = launched.state(expected)
+    assert t == t_expected == ROUNDS
+    assert bits == bits_expected
+
+
+def rounds_in(folder):
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def wait(process, happened):
+    """Returns when `happened()`, or the process has ended."""
+    while process.poll() is None and not happened():
+        time.sleep(0.002)
+
+
+def kill_when(process, happened, draw):
+    wait(process, happened)
+    time.sleep(draw.uniform(0, 0.05))
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kills"), [("scaffold", 7), ("fedloru", 3)])
+def test_killed_at_random_instants_ends_in_the_same_bits(method, kills, tmp_path, cache, unbroken):
+    expected, folder, draw = unbroken(method), tmp_path / "run", random.Random(kills)
+    targets = sorted(draw.sample(range(1, ROUNDS), kills))
+    process, in_writing = begun(method, folder, cache), 0
+    for i, target in enumerate(targets):
+        if i % 2:
+            kill_when(process, lambda target=target: rounds_in(folder) >= target, draw)
+        else:  # while a checkpoint is being written, beyond the target
+            writing = (folder / "checkpoints").glob
+
+            def is_written(target=target, glob=writing):
+                return rounds_in(folder) >= target and any(glob("*.orbax-checkpoint-tmp*"))
+
+            wait(process, is_written)
+            process.kill()
+            in_writing += any(writing("*.orbax-checkpoint-tmp*"))
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+        process = resumed(folder, cache)
+    launched.finished(process)
+    assert in_writing
+    assert_same_end(folder, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"]
+)
+def test_stopped_by_a_signal_goes_on_from_where_it_was(number, status, tmp_path, cache, unbroken):
+    expected, folder = unbroken("scaffold"), tmp_path / "run"
+    process = begun("scaffold", folder, cache)
+    wait(process, lambda: rounds_in(folder) > ROUNDS // 4)
+    os.kill(process.pid, number)
+    printed = launched.finished(process, status)
+    assert f"`jaxfed resume {folder}` goes on from round" in printed
+    assert launched.state(folder)[0] == rounds_in(folder) < ROUNDS
+    launched.finished(resumed(folder, cache))
+    assert_same_end(folder, expected)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, cache, unbroken):
+    expected, folder = unbroken("scaffold"), tmp_path / "run"
+    shutil.copytree(expected, folder)
+    for path in (folder / "checkpoints" / str(ROUNDS) / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    printed = launched.finished(resumed(folder, cache))
+    assert "damaged checkpoints" in printed
+    assert f"resumed  after round {ROUNDS - EVERY}" in printed
+    assert_same_end(folder, expected)
+
+
+@pytest.mark.slow
+def test_killed_before_its_first_checkpoint_begins_again(tmp_path, cache, unbroken):
+    expected, folder = unbroken("fedloru"), tmp_path / "run"
+    process = begun("fedloru", folder, cache)
+    wait(process, lambda: (folder / "settings.json").exists())
+    process.kill()
+    process.communicate()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    launched.finished(resumed(folder, cache))
+    assert_same_end(folder, expected)
