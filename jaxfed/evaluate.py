@@ -52,14 +52,14 @@ def _batch(data: Data, size: int) -> dict:
 def global_model(
     algorithm: Algorithm, task: Task, verb: Callable, examples: int, parts: int, batch_size: int
 ) -> Callable:
-    """(server, test examples [examples, ...]) -> {name: sum over each of `parts` pieces of them}.
+    """(server, states, test examples [examples, ...]) -> {name: sum over `parts` pieces of them}.
 
-    It is the model of a client that was never drawn. Not jitted yet.
+    It is the model of a client that was never drawn, whatever the states. Not jitted yet.
     """
     start, size = pieces(examples, parts, batch_size)
     summed = sums(algorithm, task, verb, batch_size)
 
-    def run(server, test):
+    def run(server, states, test):
         keys = jax.random.split(jax.random.key(0), parts)
         fresh = jax.vmap(algorithm.init_client, in_axes=(None, 0))(server, keys)
         return summed(server, fresh, Data(test, jnp.asarray(start), examples), jnp.asarray(size))

@@ -13,6 +13,8 @@ plots/           see report.py
 import contextlib
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,11 +116,40 @@ def append(folder: Path, records: Sequence[dict]) -> None:
 
 
 def tensorboard(folder: Path, rounds: int) -> Any:
-    """A writer of scalars that forgets what was written after the first `rounds` rounds."""
-    import tensorboardX  # here, as it imports torch where that is installed: two seconds
+    """A file for TensorBoard, which forgets what was written after the first `rounds` rounds."""
+    # Here, as it imports torch where that is installed: two seconds.
+    from tensorboardX import proto, record_writer
 
-    with writing(folder / "tensorboard"):
-        return tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=rounds + 1)
+    (folder / "tensorboard").mkdir(exist_ok=True)
+    now = time.time()
+    name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
+    board = record_writer.RecordWriter(str(folder / "tensorboard" / name))
+    session = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+    for event in (
+        proto.event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
+        proto.event_pb2.Event(wall_time=now, step=rounds + 1, session_log=session),
+    ):
+        board.write(event.SerializeToString())
+    board.flush()
+    return board
+
+
+def show(board: Any, records: Sequence[dict]) -> None:
+    """Adds the numbers of the records to TensorBoard's file."""
+    from tensorboardX import proto
+
+    for record in records:
+        values = [
+            proto.summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in scalars(record)
+        ]
+        event = proto.event_pb2.Event(
+            wall_time=time.time(),
+            step=record["round"],
+            summary=proto.summary_pb2.Summary(value=values),
+        )
+        board.write(event.SerializeToString())
+    board.flush()
 
 
 def scalars(record: dict, prefix: str = "") -> Iterator[tuple[str, float]]:

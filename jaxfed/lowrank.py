@@ -367,11 +367,13 @@ def truncate(f: Factors, rank: jax.Array | int) -> Factors:
 def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Factors:
     """The best factors of `weight` [in..., out...] of that rank (truncated SVD, Eckart-Young).
 
-    sqrt(sigma / s) goes to each side. `inputs` is how many leading axes are inputs.
+    sqrt(sigma / s) goes to each side. `inputs` is how many leading axes are inputs. Components
+    beyond the weight's smaller side are zero.
     """
     rows = math.prod(weight.shape[:inputs])
     u, sigma, vt = jnp.linalg.svd(weight.reshape(rows, -1), full_matrices=False)
     root = jnp.sqrt(sigma[:rank] / scale)
-    a = (u[:, :rank] * root).reshape(*weight.shape[:inputs], rank)
-    b = (root[:, None] * vt[:rank]).reshape(rank, *weight.shape[inputs:])
+    spare = (0, max(rank - len(sigma), 0))
+    a = jnp.pad(u[:, :rank] * root, ((0, 0), spare)).reshape(*weight.shape[:inputs], rank)
+    b = jnp.pad(root[:, None] * vt[:rank], (spare, (0, 0))).reshape(rank, *weight.shape[inputs:])
     return Factors(a, b, scale)

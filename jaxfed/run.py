@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -162,7 +162,9 @@ class Simulation:
         self._place_examples()
         self._count_bytes()
         self._choose_chunk_and_fuse(resume)
-        self._prepare_evaluation()
+        self.evaluate = _evaluation(experiment, self.algorithm, self.machine)
+        if experiment.evaluate_every:
+            jax.eval_shape(self.evaluate.sums, self.server, self.states, self.evaluate.examples)
         if self.folder is not None:
             self._begin(self.folder, resume, about or {}, config)
 
@@ -253,7 +255,7 @@ class Simulation:
             candidates = engine.chunk_candidates(here) if chunk == "auto" else [int(chunk)]
             ahead = self.experiment.rounds - self.done
             chunk, seconds = engine.measured_chunk(make, self.machine, arguments, candidates, ahead)
-            fuse = self._fuse(seconds) if fuse == "auto" else fuse
+            fuse = _fuse(self.experiment, self.host, seconds) if fuse == "auto" else fuse
         self.machine = dataclasses.replace(self.machine, chunk=int(chunk))
         self.fuse = 1 if self.stream else int(fuse)
         self.step = make(self.machine)
@@ -264,7 +266,7 @@ class Simulation:
         if self.folder is None:
             return {}
         before = folder.read_json(self.folder / "machine.json")
-        now = self._about_machine(self.host.chunk, self.host.fuse)
+        now = _about_machine(self.machine, self.host.chunk, self.host.fuse)
         if changed := {
             n: f"{before[n]}, now {now[n]}"
             for n in before
@@ -277,52 +279,6 @@ class Simulation:
             )
         return before if before.get("devices") == now["devices"] else {}
 
-    def _about_machine(self, chunk: int | str | None, fuse: int | str) -> dict:
-        return {
-            "chunk": chunk,
-            "fuse": fuse,
-            "devices": len(self.machine.devices),
-            "device": self.machine.devices[0].device_kind,
-            "processes": jax.process_count(),
-            "jax": jax.__version__,
-        }
-
-    def _fuse(self, seconds: float) -> int:
-        """As many rounds in one call as take a quarter of a second, in step with the schedule."""
-        e, h = self.experiment, self.host
-        step = np.gcd(e.evaluate_every or e.rounds, h.checkpoint_every or e.rounds)
-        fits = [n for n in range(1, int(step) + 1) if step % n == 0 and n * seconds <= 0.25]
-        return max(fits, default=1)
-
-    def _prepare_evaluation(self) -> None:
-        e, devices = self.experiment, len(self.machine.devices)
-        personal, test = e.data.personal, e.data.test
-        if not e.evaluate_every:
-            return
-        self.test = engine.place(test, self.machine)
-        verb = engine.for_each_client(dataclasses.replace(self.machine, chunk=1))
-        self.evaluate_global = engine.compiled(
-            evaluate.global_model(
-                self.algorithm, e.task, verb, _length(test), devices, e.evaluate_batch
-            ),
-            self.machine,
-        )
-        jax.eval_shape(self.evaluate_global, self.server, self.test)
-        self.personal_count = np.zeros(0, np.int32)
-        if not personal.count.any():
-            return
-        order = engine.deal(personal.count, devices)
-        batch = min(e.evaluate_batch, personal.most)
-        self.personal = engine.place(personal.examples, self.machine)
-        self.personal_count = evaluate.counts(personal.count, order)
-        chunk = max(1, 2000 // batch)  # clients, so that some 2000 examples are evaluated at once
-        verb = engine.for_each_client(dataclasses.replace(self.machine, chunk=chunk))
-        self.evaluate_personal = engine.compiled(
-            evaluate.personal_models(self.algorithm, e.task, verb, personal, order, batch),
-            self.machine,
-        )
-        jax.eval_shape(self.evaluate_personal, self.server, self.states, self.personal)
-
     def _begin(self, path: Path, resume: bool, about: dict, config: str | None) -> None:
         """Writes what is known before the first round, or cuts off what a resumed run repeats."""
         e = self.experiment
@@ -333,11 +289,12 @@ class Simulation:
                 records = folder.keep_records(path, self.done)
                 self.sent = sum(r["down"] + r["up"] + r["broadcast"] for r in records)
             labels = None if resume else _labels(e.data)
-            machine = self._about_machine(self.machine.chunk, self.fuse)
+            machine = _about_machine(self.machine, self.machine.chunk, self.fuse)
             folder.write_json(path / "machine.json", machine)
             settings = {"versions": _versions(), **settings, "experiment": identity}
             folder.begin(path, settings, config=config, labels=labels)
-            self.board = folder.tensorboard(path, self.done)
+            with folder.writing(path / "tensorboard"):
+                self.board = folder.tensorboard(path, self.done)
         if self.checkpoints is None:
             self.checkpoints = checkpoint.open_folder(path / "checkpoints")
 
@@ -401,9 +358,13 @@ class Simulation:
                     self._finish(records, stopping=bool(stop))
                     yield from records
                     if stop and self.done < self.experiment.rounds:
+                        self.close()
                         raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
-            finally:
-                self.close()
+            except BaseException:
+                with contextlib.suppress(OSError):  # what went wrong first is what to tell
+                    self.close()
+                raise
+        self.close()
 
     def _finish(self, records: list[dict], *, stopping: bool) -> None:
         """Evaluates, writes and saves, as is due after the rounds of these records."""
@@ -411,27 +372,16 @@ class Simulation:
         self.done = records[-1]["round"]
         last = self.done == e.rounds
         if e.evaluate_every and (last or self.done % e.evaluate_every == 0):
-            records[-1].update(self.evaluate())
+            records[-1].update(self.evaluate(self.server, self.states))
         if self.folder is not None and jax.process_index() == 0:
             folder.append(self.folder, records)
-            for record in records:
-                for name, value in folder.scalars(record):
-                    self.board.add_scalar(name, value, record["round"])
+            with folder.writing(self.folder / "tensorboard"):
+                folder.show(self.board, records)
         due = last or stopping or (h.checkpoint_every and self.done % h.checkpoint_every == 0)
         if due and self.checkpoints is not None:
             state = {"server": self.server, "states": self.states, "owed": self.owed}
             self.checkpoints.save(self.done, state, score=records[-1].get("accuracy"))
             self.saved = self.done
-
-    def evaluate(self) -> dict:
-        """{"accuracy", "test_loss", "personal"?} of the server as it stands."""
-        test = self.evaluate_global(self.server, self.test)
-        found = evaluate.means(test, _length(self.experiment.data.test))
-        found["test_loss"] = found.pop("loss")
-        if self.personal_count.size:
-            sums = self.evaluate_personal(self.server, self.states, self.personal)
-            found["personal"] = evaluate.spread(sums, self.personal_count)
-        return found
 
     def close(self) -> None:
         """Returns when all that was recorded and saved is on disk."""
@@ -466,6 +416,67 @@ def make_plan(experiment: Experiment, devices: int, rounds: range) -> engine.Pla
         start=train.start[known].astype(np.int32),
         count=count.astype(np.int32),
         present=present.astype(np.float32),
+    )
+
+
+def _about_machine(machine: engine.Machine, chunk: int | str | None, fuse: int | str) -> dict:
+    """What runs must share to end in the same bits."""
+    return {
+        "chunk": chunk,
+        "fuse": fuse,
+        "devices": len(machine.devices),
+        "device": machine.devices[0].device_kind,
+        "processes": jax.process_count(),
+        "jax": jax.__version__,
+    }
+
+
+def _fuse(e: Experiment, h: Host, seconds: float) -> int:
+    """As many rounds in one call as take a quarter of a second, in step with the schedule."""
+    step = np.gcd(e.evaluate_every or e.rounds, h.checkpoint_every or e.rounds)
+    fits = [n for n in range(1, int(step) + 1) if step % n == 0 and n * seconds <= 0.25]
+    return max(fits, default=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """(server, states) -> {"accuracy", "test_loss", "personal"?}; made by `_evaluation`."""
+
+    sums: Callable  # (server, states, examples) -> sums over the test set's pieces, and clients'
+    examples: dict[str, PyTree]  # {"test": ..., "personal": ...} on the devices
+    count: int  # test examples
+    own: np.ndarray  # [K] each client's own, in the order of the sums
+
+    def __call__(self, server: Any, states: PyTree) -> dict:
+        sums = self.sums(server, states, self.examples)
+        found = evaluate.means(sums["test"], self.count)
+        found["test_loss"] = found.pop("loss")
+        if "personal" in sums:
+            found["personal"] = evaluate.spread(sums["personal"], self.own)
+        return found
+
+
+def _evaluation(e: Experiment, algorithm: Algorithm, machine: engine.Machine) -> Evaluation:
+    """The evaluation of this experiment, with test examples placed and nothing compiled yet."""
+    count, devices, personal = _length(e.data.test), len(machine.devices), e.data.personal
+    order = engine.deal(personal.count, devices)
+    batch = max(1, min(e.evaluate_batch, personal.most))
+    chunk = max(1, 2000 // batch)  # clients, so that some 2000 examples are evaluated at once
+    one, some = (engine.for_each_client(dataclasses.replace(machine, chunk=n)) for n in (1, chunk))
+    sums = {"test": evaluate.global_model(algorithm, e.task, one, count, devices, e.evaluate_batch)}
+    examples = {"test": e.data.test}
+    if personal.count.any():
+        own = evaluate.personal_models(algorithm, e.task, some, personal, order, batch)
+        sums["personal"], examples["personal"] = own, personal.examples
+
+    def all_sums(server, states, examples):
+        return {name: of(server, states, examples[name]) for name, of in sums.items()}
+
+    return Evaluation(
+        engine.compiled(all_sums, machine),
+        engine.place(examples, machine),
+        count,
+        evaluate.counts(personal.count, order),
     )
 
 

@@ -76,7 +76,7 @@ def test_rounds_fused_on_four_devices_are_those_of_the_loop(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["scaffold", "fedloru reinit"])
+@pytest.mark.parametrize("name", ["scaffold"])
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("chunk", [None, 2])

@@ -42,8 +42,9 @@ def stacked(clients):
 @partial(jax.jit, static_argnums=1)
 def batches(k, work):
     """(rows [S, B], mask [S, B], how many steps there were), S being enough for any client."""
-    size, enough = work.batch_size, work.local_steps(MOST) if work.epochs else work.steps
-    blank = jnp.full((int(enough), size), -1), jnp.zeros((int(enough), size)), 0
+    size = work.batch_size
+    enough = work.steps or work.epochs * -(-MOST // size)
+    blank = jnp.full((enough, size), -1), jnp.zeros((enough, size)), 0
 
     def record(carry, batch, key):
         rows, mask, t = carry
@@ -66,14 +67,14 @@ works = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(work=works, count=st.integers(1, MOST), start=st.integers(0, 28), seed=st.integers(0, 9))
 def test_an_epoch_visits_every_example_of_the_client_once(work, count, start, seed):
     found, raw = seen(client(count, start, seed), work)
     mine = list(range(start, start + count))
     assert len(found) == work.epochs * -(-count // work.batch_size)
     for epoch in np.array_split(np.arange(len(found)), work.epochs):
-        rows = sum((found[t] for t in epoch), [])
+        rows = [row for t in epoch for row in found[t]]
         assert sorted(rows) == mine
         if not work.shuffle:
             assert rows == mine
@@ -92,7 +93,7 @@ def test_drop_remainder_leaves_a_short_batch_out_unless_it_is_the_only_one(count
     assert [len(rows) for rows in found] == sizes
     assert int(work.local_steps(count)) == len(sizes)
     for epoch in (found[: len(found) // 2], found[len(found) // 2 :]):
-        rows = sum(epoch, [])
+        rows = [row for batch in epoch for row in batch]
         assert len(set(rows)) == len(rows)
 
 
@@ -161,7 +162,8 @@ def test_a_client_with_few_steps_is_frozen_while_others_go_on(x64, optimizer):
     """Beside one with six times the steps it ends as it does alone, and as a plain loop does."""
     work, examples = local.Work(2, epochs=2), points()
     clients = [client(2, 0, 0, examples), client(12, 2, 1, examples), client(0, 0, 2, examples)]
-    train = partial(local.sgd, regression, optimizer, BEGIN, work=work)
+    train = jax.jit(partial(local.sgd, regression, optimizer, BEGIN, work=work))
+    gradient = jax.jit(jax.value_and_grad(regression))
     together, axes = stacked(clients)
     thetas, metrics = jax.jit(jax.vmap(train, in_axes=(axes,)))(together)
     for i, k in enumerate(clients):
@@ -172,13 +174,13 @@ def test_a_client_with_few_steps_is_frozen_while_others_go_on(x64, optimizer):
             batch = {n: x[np.array(rows)] for n, x in examples.items()} | {
                 "mask": jnp.ones(len(rows))
             }
-            value, grads = jax.value_and_grad(regression)(theta, batch, None)
+            value, grads = gradient(theta, batch, None)
             updates, state = optimizer.update(grads, state, theta)
             theta = optax.apply_updates(theta, updates)
             losses.append(value)
         for n in BEGIN:
-            np.testing.assert_allclose(thetas[n][i], theta[n], rtol=1e-12)
-            np.testing.assert_allclose(train(k)[0][n], theta[n], rtol=1e-12)
+            np.testing.assert_allclose(thetas[n][i], theta[n], rtol=1e-9)
+            np.testing.assert_allclose(train(k)[0][n], theta[n], rtol=1e-9)
         np.testing.assert_allclose(metrics["loss"][i], np.mean(losses) if losses else 0.0)
 
 

@@ -139,26 +139,43 @@ def _winograd(
     (b, *size, c), o = x.shape, kernel.shape[-1]
     h, w = (n + low + high - _HALO for n, (low, high) in zip(size, padding, strict=True))
     th, tw = -(-h // _TILE), -(-w // _TILE)  # tiles of a column, of a row
-    grid = ((th + 1) * _TILE, (tw + 1) * _TILE)  # the last tiles' halo ends in one block more
+    grid = (th * _TILE + _HALO, tw * _TILE + _HALO)
     x = _pad(x, [(low, g - n - low) for g, n, (low, _) in zip(grid, size, padding, strict=True)])
+    x = lax.optimization_barrier(x)  # or what made x is computed again for each of its many readers
 
-    x = x.reshape(b, th + 1, _TILE, tw + 1, _TILE, c).transpose(2, 0, 1, 3, 4, 5)
-    x = jnp.concatenate([x[:, :, :-1], x[:_HALO, :, 1:]])  # [6, B, th, tw + 1, 4, C]
-    x = _combine(_B, x).transpose(4, 0, 1, 2, 3, 5)
-    x = jnp.concatenate([x[:, :, :, :, :-1], x[:_HALO, :, :, :, 1:]])  # [6, 6, B, th, tw, C]
-    x = _combine(_B, x)
+    x = _combine(_B, _tiles(x, 2))  # [6, B, 4 th + 2, tw, C], points of the rows
+    x = _combine(_B, _tiles(x, 2))  # [6, 6, B, th, tw, C], of the columns before them
 
     points = (_TILE + _HALO) ** 2
     g = jnp.asarray(np.kron(_G, _G), kernel.dtype)  # [36, 9]
-    kernel = jnp.matmul(g, kernel.transpose(1, 0, 2, 3).reshape(_TAPS**2, -1), precision=precision)
+    kernel = jnp.matmul(g, kernel.reshape(_TAPS**2, c * o), precision=precision)
     y = jnp.matmul(
         x.reshape(points, -1, c), kernel.reshape(points, c, o), precision=precision
     )  # [36, B th tw, O]
 
     y = y.reshape(_TILE + _HALO, _TILE + _HALO, b, th, tw, o)
-    y = _combine(_A, y).transpose(1, 2, 3, 4, 0, 5)  # [6, B, th, tw, 4, O]
-    y = _combine(_A, y).transpose(1, 2, 0, 3, 4, 5)  # [B, th, 4, tw, 4, O]
+    y = _combine(_A, y).transpose(1, 2, 3, 0, 4, 5)  # [6, B, th, 4, tw, O]
+    y = _combine(_A, y).transpose(1, 2, 3, 4, 0, 5)  # [B, th, 4, tw, 4, O]
     return y.reshape(b, th * _TILE, tw * _TILE, o)[:, :h, :w]
+
+
+def _tiles(x: jax.Array, axis: int) -> jax.Array:
+    """Overlapping tiles along `axis`: [..., 4 n + 2, ...] -> [6, ..., n, ...].
+
+    The last two of a tile's six are the next one's first two. All is split and concatenated, whose
+    transposes are of the same kind; that of a slice is a sum of padded arrays, twice as slow.
+    """
+
+    def blocks(x: jax.Array, width: int) -> jax.Array:
+        shape = (*x.shape[:axis], -1, width, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis + 1, 0)  # [width, ..., n, ...]
+
+    body, tail = jnp.split(x, [x.shape[axis] - _HALO], axis)
+    halo, rest = jnp.split(blocks(body, _TILE), [_HALO])
+    first, others = jnp.split(halo, [1], axis + 1)
+    own = jnp.concatenate([first, others], axis + 1)
+    following = jnp.concatenate([others, blocks(tail, _HALO)], axis + 1)
+    return lax.optimization_barrier(jnp.concatenate([own, rest, following]))
 
 
 def _combine(matrix: np.ndarray, x: jax.Array) -> jax.Array:

@@ -1,0 +1,60 @@
+"""Means over stacked uploads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from jaxfed import aggregate
+
+shares = arrays.arrays(np.float32, 5, elements=st.floats(0, 1, width=32)).filter(
+    lambda w: w.sum() > 0.1
+)
+
+
+def stacked(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"a": rng.normal(size=(5, 2, 3)).astype(np.float32), "b": rng.normal(size=5)}
+
+
+@settings(deadline=None, max_examples=30)
+@given(shares)
+def test_weighted_mean_is_the_sum_of_shares(weight):
+    weight, x = weight / weight.sum(), stacked()
+    mean = aggregate.weighted_mean(x, weight)
+    np.testing.assert_allclose(mean["a"], np.einsum("k,kij->ij", weight, x["a"]), atol=1e-6)
+    np.testing.assert_allclose(mean["b"], weight @ x["b"], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(shares)
+def test_uniform_mean_counts_whoever_is_present_once(weight):
+    x = stacked()
+    mean = aggregate.uniform_mean(x, weight)
+    np.testing.assert_allclose(mean["a"], x["a"][weight > 0].mean(0), atol=1e-6)
+
+
+def test_a_mean_keeps_the_precision_of_its_leaves():
+    weight = jnp.full(5, 0.2)
+    x = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), stacked())
+    for mean in (aggregate.weighted_mean, aggregate.uniform_mean):
+        assert {leaf.dtype for leaf in jax.tree.leaves(mean(x, weight))} == {jnp.dtype("bfloat16")}
+
+
+def test_finite_finds_the_clients_whose_every_leaf_is():
+    x = stacked()
+    x["a"][1, 0, 2], x["b"][3] = np.nan, -np.inf
+    assert aggregate.finite(x).tolist() == [True, False, True, False, True]
+
+
+def test_choose_takes_from_one_or_the_other():
+    x, y = stacked(0), stacked(1)
+    which = jnp.array([True, False, True, True, False])
+    for other in (y, jax.tree.map(lambda leaf: leaf[0], y)):
+        chosen = aggregate.choose(which, x, other)
+        for n in x:
+            whole = np.broadcast_to(other[n], x[n].shape)
+            expected = [x[n][k] if which[k] else whole[k] for k in range(5)]
+            np.testing.assert_allclose(chosen[n], np.stack(expected), rtol=1e-6)
