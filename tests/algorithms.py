@@ -42,8 +42,8 @@ SCRATCH = lowrank.Select(factors="kernel", full="bias", rank=2, base="zero", up=
 
 @cache
 def classifier(select):
-    """Always begun at the same weights; in double precision where that is enabled."""
-    made = task.classification(models.MLP((4,), CLASSES), UNEQUAL.examples, select=select)
+    """Of one layer, begun at the same weights; in double precision where that is enabled."""
+    made = task.classification(models.MLP((), CLASSES), UNEQUAL.examples, select=select)
     begun = jax.tree.map(np.asarray, jax.jit(made.init)(jax.random.key(0)))
     return made._replace(init=lambda key: jax.tree.map(lambda x: jnp.asarray(x, float), begun))
 

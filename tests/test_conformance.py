@@ -44,12 +44,13 @@ def engined(name, world=UNEQUAL, fused=False, **options):
     with jax.enable_x64(True):
         on = on_engine(name, world, **options)
         uniform = options.get("uniform", False)
-        return oracle.engine_rounds(on, WORLDS[world], DRAWS, fused=fused, uniform=uniform)
+        found = oracle.engine_rounds(on, WORLDS[world], DRAWS, fused=fused, uniform=uniform)
+        return *found, len(on.traces)
 
 
 def assert_engine_is_loop(found, expected, order):
     """`order` [R, K'] holds the client at each of the engine's places."""
-    server, states, metrics = found
+    server, states, metrics, _ = found
     expected_server, expected_states, expected_metrics = expected
     oracle.assert_close(server, expected_server)
     oracle.assert_close(states, expected_states)
@@ -57,7 +58,7 @@ def assert_engine_is_loop(found, expected, order):
         place = np.array([list(slots).index(i) for i in ids])
         for key, value in theirs.items():
             mine = ours[key] if jnp.ndim(ours[key]) == 0 else ours[key][place]
-            np.testing.assert_allclose(mine, value, rtol=1e-6, atol=1e-8, err_msg=key)
+            np.testing.assert_allclose(mine, value, rtol=1e-6, atol=1e-7, err_msg=key)
 
 
 @pytest.mark.slow
@@ -84,16 +85,16 @@ def test_no_way_of_running_a_round_changes_it(name, world, devices, chunk):
     """Equal clients also with the promise that they are."""
     options = {"devices": devices, "chunk": chunk, "uniform": world == "uniform"}
     order = oracle.plan(WORLDS[world], DRAWS, devices).slot
-    assert_engine_is_loop(engined(name, world, **options), looped(name, world), order)
-    assert on_engine(name, world, **options).step._cache_size() == 1
+    found = engined(name, world, **options)
+    assert_engine_is_loop(found, looped(name, world), order)
+    assert found[-1] == 1  # trace for all rounds
 
 
 @pytest.mark.slow
 def test_one_trace_serves_all_rounds_and_keeps_shapes_and_dtypes(name):
-    server, states, _ = engined(name)
-    on = on_engine(name)
-    assert on.step._cache_size() == 1
-    assert ledger.shapes(server) == ledger.shapes(on.server)
+    server, states, _, traces = engined(name)
+    assert traces == 1
+    assert ledger.shapes(server) == ledger.shapes(on_engine(name).server)
     for kept in states.values():
         assert kept == () or ledger.shapes(kept) == ledger.shapes(states[0])
 
@@ -128,19 +129,16 @@ def test_the_order_of_a_cohort_is_irrelevant(name):
     oracle.assert_close(one_round(name, now), one_round(name, turned))
 
 
-@pytest.mark.parametrize("rate", [0.0, RATE])
-def test_only_a_learning_rate_of_zero_leaves_theta_as_it_was(name, rate):
+@pytest.mark.slow
+def test_only_a_learning_rate_of_zero_leaves_theta_as_it_was(name):
     """In a round without a merge; the tests of accumulate say what a merge does."""
-    with jax.disable_jit():
-        fed = ALGORITHMS[name](rate)
-        server, _, _ = oracle.rounds(fed, WORLDS[UNEQUAL], [[1, 2]])
-        start = fed.init(jax.random.key(0))
-    oracle.assert_close(server.base, start.base, rtol=0, atol=0)
-    moved = [
-        bool(jnp.any(x != y))
-        for x, y in zip(jax.tree.leaves(server.theta), jax.tree.leaves(start.theta), strict=True)
-    ]
-    assert all(moved) if rate else not any(moved)
+    with jax.enable_x64(True):
+        still = ALGORITHMS[name](0.0)
+        server, _, _ = oracle.rounds(still, WORLDS[UNEQUAL], [[1]])
+        start = still.init(jax.random.key(0))
+    oracle.assert_close((server.base, server.theta), (start.base, start.theta), rtol=0, atol=0)
+    moved = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), looped(name)[0].theta, start.theta)
+    assert all(jax.tree.leaves(moved))
 
 
 def test_what_is_deployed_is_a_model_that_the_task_can_run(name):

@@ -1,13 +1,13 @@
 """Convolution and pooling as layers call them, in a form that is fast on the platform at hand.
 
 XLA's own convolution is right on a GPU. On the CPU it leaves its fast path inside scan and while,
-and more so under vmap over kernels: one client's local SGD is then up to 80 times slower than the
-same arithmetic as matrix products. So on the CPU a convolution is
+and more so under vmap over kernels. In CPU time, a local step of FEMNIST's second layer took 36
+times what it takes here, and 48 times under vmap over four clients. So on the CPU a convolution is
 
 * Winograd's F(4 x 4, 3 x 3) for 3 x 3 kernels of stride 1: a quarter of the multiplications. With
-  gradients it takes half the time of patches (FEMNIST's second layer 10.8 against 21.1 ms, a
-  ResNet's first 417 against 873 ms), and in float32 it differs from them by 5e-6 of the largest
-  output;
+  gradients it took about half the CPU time of patches (FEMNIST's second layer 14 against 33 ms, a
+  ResNet's first, with a frozen kernel, 75 against 140 ms). In float32 its error is up to 1e-5 of
+  the largest output, that of patches 1e-6;
 * patches [positions, k k C] times the kernel [k k C, O] for everything else.
 
 Both are written with operations whose transposes are as cheap as they are, so plain autodiff gives

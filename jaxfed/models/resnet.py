@@ -61,7 +61,7 @@ class GroupNorm(nn.Module):
 
         def group_mean(x: jax.Array) -> jax.Array:
             # Positions first, then the few channels of a group: on the CPU with gradients this
-            # takes half the time of one sum over both, which is along two axes apart.
+            # took a sixth less time than one sum over both, which is along two axes apart.
             channel = jnp.mean(x, positions, keepdims=True)  # [B, 1, 1, C]
             group = jnp.mean(channel.reshape(batch, self.groups, -1), -1)  # [B, G]
             return jnp.repeat(group, channels // self.groups, -1).reshape(channel.shape)
