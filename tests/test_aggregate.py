@@ -16,7 +16,10 @@ shares = arrays.arrays(np.float32, 5, elements=st.floats(0, 1, width=32)).filter
 
 def stacked(seed=0):
     rng = np.random.default_rng(seed)
-    return {"a": rng.normal(size=(5, 2, 3)).astype(np.float32), "b": rng.normal(size=5)}
+    return {
+        "a": rng.normal(size=(5, 2, 3)).astype(np.float32),
+        "b": rng.normal(size=5).astype(np.float32),
+    }
 
 
 @settings(deadline=None, max_examples=30)

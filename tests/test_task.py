@@ -107,7 +107,7 @@ class Told(nn.Module):
     def __call__(self, x, *, train=False, mask=None):
         bias = self.param("bias", nn.initializers.zeros, (3,))
         assert mask is not None or self.is_initializing()
-        return jnp.where(train, 5.0, -5.0) * jax.nn.one_hot(jnp.zeros(len(x)), 3) + bias
+        return jnp.where(train, 5.0, -5.0) * jnp.eye(3)[0] * jnp.ones((len(x), 1)) + bias
 
 
 def test_a_model_is_told_whether_it_trains_and_which_examples_are_real():
