@@ -117,7 +117,7 @@ def skip_nonfinite(
     *,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """The algorithm without the clients whose upload is not finite in a round.
+    """The algorithm without the clients whose upload or loss is not finite in a round.
 
     Such a client's upload is replaced by the mean of the others', which leaves that mean as if the
     client had not been drawn; give the `mean` that the algorithm uses. It keeps its old state.
@@ -130,7 +130,7 @@ def skip_nonfinite(
 
         def guarded(client, base, message, cohort):
             reply = for_each_client(client, base, message, cohort)
-            fine = aggregate.finite(reply.upload)  # [K]
+            fine = aggregate.finite((reply.upload, reply.metrics))  # [K]
             clean = aggregate.choose(fine, reply.upload, jax.tree.map(jnp.zeros_like, reply.upload))
             weight = cohort.weight * fine
             others = mean(clean, weight / jnp.maximum(jnp.sum(weight), 1e-30))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxfed import ledger, lowrank, models
@@ -68,8 +68,9 @@ def double(tree):
 
 
 def with_factors(model, x, select=RANDOM):
-    """(base, theta, parameters before) in double precision."""
-    params = double(jax.jit(model.init)(jax.random.key(0), x)["params"])
+    """(base, theta, parameters before); the weights are drawn here, as to initialise is slow."""
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0), x)
+    params = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape)), shapes["params"])
     layers = lowrank.layers(model, x)
     return *double(lowrank.split(params, layers, select, jax.random.key(1))), params
 
@@ -167,10 +168,16 @@ def test_dropout_falls_on_the_low_rank_path_alone_and_keeps_its_mean():
 
 # Algebra.
 
-dimensions = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 6))  # in, in, out
+# [in, in, out]; a few only, because JAX compiles anew for each shape
+dimensions = st.sampled_from([(1, 1, 1), (4, 1, 2), (2, 3, 5), (1, 2, 6)])
+ranks = st.sampled_from([1, 3])
 scales = st.floats(0.1, 5.0)
 seeds = st.integers(0, 10**6)
-algebra = settings(deadline=None, max_examples=50)
+algebra = settings(
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # x64 may stay on
+)
 
 
 def random_factors(seed, size, rank, scale=1.0):
@@ -187,24 +194,18 @@ def product(f):
 close = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8)
 
 
-@pytest.fixture(scope="module")
-def in_double():
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.mark.usefixtures("in_double")
+@pytest.mark.usefixtures("x64")
 @algebra
-@given(seeds, dimensions, st.integers(1, 4), scales)
+@given(seeds, dimensions, ranks, scales)
 def test_product_is_scale_times_a_b(seed, size, rank, scale):
     f = random_factors(seed, size, rank, scale)
     close(lowrank.product(f), product(f))
     assert f.rank == rank
 
 
-@pytest.mark.usefixtures("in_double")
+@pytest.mark.usefixtures("x64")
 @algebra
-@given(seeds, dimensions, st.integers(1, 4), st.integers(1, 4), scales, scales)
+@given(seeds, dimensions, ranks, ranks, scales, scales)
 def test_concat_adds_products_and_ranks(seed, size, first, second, s, t):
     f = random_factors(seed, size, first, s)
     g = random_factors(seed + 1, size, second, t)
@@ -213,9 +214,9 @@ def test_concat_adds_products_and_ranks(seed, size, first, second, s, t):
     close(lowrank.product(both), product(f) + product(g))
 
 
-@pytest.mark.usefixtures("in_double")
+@pytest.mark.usefixtures("x64")
 @algebra
-@given(seeds, dimensions, st.integers(1, 4), st.integers(0, 5), scales)
+@given(seeds, dimensions, ranks, st.integers(0, 5), scales)
 def test_truncate_keeps_the_leading_components(seed, size, rank, kept, scale):
     f = random_factors(seed, size, rank, scale)
     cut = lowrank.truncate(f, kept)
@@ -225,9 +226,9 @@ def test_truncate_keeps_the_leading_components(seed, size, rank, kept, scale):
     close(lowrank.truncate(cut, kept + 1).b, cut.b)
 
 
-@pytest.mark.usefixtures("in_double")
+@pytest.mark.usefixtures("x64")
 @algebra
-@given(seeds, dimensions, st.integers(1, 4), scales)
+@given(seeds, dimensions, ranks, scales)
 def test_merging_adds_the_product_and_leaves_the_rest(seed, size, rank, scale):
     f = random_factors(seed, size, rank, scale)
     base = {"w": np.random.default_rng(seed).normal(size=size), "other": np.ones(3)}
@@ -236,9 +237,9 @@ def test_merging_adds_the_product_and_leaves_the_rest(seed, size, rank, scale):
     assert merged["other"] is base["other"]
 
 
-@pytest.mark.usefixtures("in_double")
+@pytest.mark.usefixtures("x64")
 @algebra
-@given(seeds, dimensions, st.integers(1, 6), scales)
+@given(seeds, dimensions, st.sampled_from([1, 2, 6]), scales)
 def test_from_product_is_the_best_approximation_of_its_rank(seed, size, rank, scale):
     """Eckart and Young: what is missed is the tail of the singular values, no more."""
     weight = np.random.default_rng(seed).normal(size=size)
@@ -251,9 +252,9 @@ def test_from_product_is_the_best_approximation_of_its_rank(seed, size, rank, sc
     close(a.T @ a, np.asarray(f.b @ f.b.T), atol=1e-7)  # the two sides share the weight equally
 
 
-@pytest.mark.usefixtures("in_double")
+@pytest.mark.usefixtures("x64")
 @algebra
-@given(seeds, dimensions, st.integers(1, 4), scales)
+@given(seeds, dimensions, ranks, scales)
 def test_from_product_of_a_product_gives_it_back(seed, size, rank, scale):
     weight = product(random_factors(seed, size, rank))
     close(lowrank.product(lowrank.from_product(weight, 2, rank, scale)), weight)
@@ -261,7 +262,7 @@ def test_from_product_of_a_product_gives_it_back(seed, size, rank, scale):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.adam(0.1), optax.adamw(0.1)],
+    [optax.sgd(0.01), optax.sgd(0.01, momentum=0.9), optax.adam(0.01), optax.adamw(0.01)],
     ids=["sgd", "momentum", "adam", "adamw"],
 )
 def test_truncated_components_stay_zero_under_training(optimizer):
@@ -271,7 +272,7 @@ def test_truncated_components_stay_zero_under_training(optimizer):
     begun = cut(theta)
 
     def loss(theta):
-        return jnp.sum(lowrank.apply(model, base, theta, x) ** 2)
+        return jnp.mean(lowrank.apply(model, base, theta, x) ** 2)
 
     @jax.jit
     def step(theta, state):
