@@ -75,7 +75,8 @@ class Launch:
     def remembered(self) -> dict[str, Any]:
         """What a resumed run takes from here; its processes it is told anew."""
         host = {f.name: getattr(self, f.name) for f in dataclasses.fields(Host)}
-        return {**host, "cpu_devices": self.cpus()}
+        here = jax.local_device_count() if jax.default_backend() == "cpu" else self.cpus()
+        return {**host, "cpu_devices": here}
 
     def cpus(self) -> int:
         """How many devices a CPU is split into."""
