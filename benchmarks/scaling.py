@@ -18,18 +18,19 @@ import time
 import jax
 
 
-def point(workload: str, clients: int, devices: int, repeats: int) -> dict:
+def point(workload: str, clients: int, devices: int, repeats: int, chunk: int | None) -> dict:
     """Seconds of one round (the least of a few) and this process's peak memory in bytes."""
     import ours
     import workloads
 
-    one_round = ours.make(workload, clients=clients)
+    one_round = ours.make(workload, clients=clients, chunk=chunk or "auto")
     one_round()
     seconds = []
     for _ in range(repeats):
         begun = time.perf_counter()
         chunk = one_round()["chunk"]
         seconds.append(time.perf_counter() - begun)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the arrays anew
     w = workloads.WORKLOADS[workload]
     arrays = workloads.arrays(workload, clients)
     trained = arrays.factors.values() or [(w,) for w in arrays.params.values()]
@@ -38,18 +39,20 @@ def point(workload: str, clients: int, devices: int, repeats: int) -> dict:
         "devices": devices,
         "chunk": chunk,
         "seconds": min(seconds),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak,
         "factors": sum(x.nbytes for pair in trained for x in pair),
         "examples": sum(x.nbytes for x in arrays.examples.values()) // clients,
         "steps": w.steps,
     }
 
 
-def measured(workload: str, clients: int, devices: int, repeats: int) -> dict:
+def measured(*asked: object) -> dict:
     """`point`, in a process of its own."""
-    asked = json.dumps([workload, clients, devices, repeats])
     done = subprocess.run(
-        [sys.executable, __file__, "--point", asked], capture_output=True, text=True, check=False
+        [sys.executable, __file__, "--point", json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -79,19 +82,20 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 16, 64, 256, 512, 1024])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--chunk", type=int, help="clients at once; measured by default")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.point:
-        workload, clients, devices, repeats = json.loads(asked.point)
+        workload, clients, devices, repeats, chunk = json.loads(asked.point)
         jax.config.update("jax_num_cpu_devices", devices)
-        print(json.dumps(point(workload, clients, devices, repeats)))
+        print(json.dumps(point(workload, clients, devices, repeats, chunk)))
         return
     import timing
 
     start = timing.machine()
     points = [
-        measured(asked.workload, k, d, asked.repeats)
+        measured(asked.workload, k, d, asked.repeats, asked.chunk)
         for d in asked.devices
         for k in asked.clients
         if k % d == 0
@@ -107,7 +111,7 @@ def main() -> None:
         path = timing.RESULTS / f"scaling_{asked.workload.lower()}.md"
         path.parent.mkdir(exist_ok=True)
         path.write_text(
-            f"* command: python benchmarks/{' '.join(sys.argv)[-80:]}\n{head}\n\n{text}\n"
+            f"* command: python benchmarks/scaling.py {' '.join(sys.argv[1:])}\n{head}\n\n{text}\n"
         )
 
 

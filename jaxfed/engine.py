@@ -287,8 +287,9 @@ def measured_chunk(
 
     `make(machine)` gives the jitted round and `arguments` its (server, states, examples, plan),
     placed. Each of the candidates is timed twice on copies of what is donated. One that needs more
-    memory than there is, by the compiled program's own analysis, is left out; the search stops when
-    two in a row take over 1.15 times the best.
+    memory than there is, by the compiled program's own analysis, is left out. The search stops when
+    two in a row take over 1.15 times the best, or when the `calls` that lie ahead take less time
+    than that candidate took to compile.
     """
     seconds: dict[int, float] = {}
     limit, worse = memory_limit(machine), 0

@@ -130,7 +130,7 @@ def _kind(module: nn.Module) -> str | None:
         return "kernel"
     if isinstance(module, nn.DenseGeneral):
         return "kernel" if not module.batch_dims else None
-    if isinstance(module, nn.Conv):  # one without a path may be the low-rank term's own, in _call
+    if isinstance(module, nn.Conv):  # one without a path may be the low-rank term's own, in _down
         return "kernel" if module.feature_group_count == 1 and module.path else None
     return "embedding" if isinstance(module, nn.Embed) else None
 
