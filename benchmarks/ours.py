@@ -45,7 +45,7 @@ def plan(clients: int, examples: int) -> engine.Plan:
     ids = np.arange(clients, dtype=np.int32)[None]
     count = np.full_like(ids, examples)
     return engine.Plan(
-        np.zeros(1, np.int32), ids, ids, ids * examples, count, np.ones(ids.shape, np.float32)
+        np.zeros(1, np.int32), ids, ids, ids * examples, count, np.full(ids.shape, 1 / clients)
     )
 
 

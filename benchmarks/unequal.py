@@ -29,7 +29,9 @@ def make(sizes: np.ndarray) -> Callable[[], object]:
     order = engine.deal(sizes, len(machine.devices))
     count = sizes[order].astype(np.int32)
     start = (np.cumsum(sizes) - sizes)[order].astype(np.int32)
-    plan = ours.plan(len(sizes), 0)._replace(start=start[None], count=count[None])
+    plan = ours.plan(len(sizes), 0)._replace(
+        start=start[None], count=count[None], weight=(count / count.sum())[None]
+    )
     uniform = bool((sizes == sizes[0]).all())
 
     def compiled(machine: engine.Machine) -> Callable:

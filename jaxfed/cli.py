@@ -24,7 +24,8 @@ import tyro
 from tqdm import tqdm
 
 from jaxfed import describe, folder, ledger, report
-from jaxfed.run import Experiment, Host, Simulation
+from jaxfed.experiment import Experiment, Host
+from jaxfed.run import Simulation
 
 USAGE = """jaxfed: federated learning with low-rank updates, clients as an array axis
 
@@ -297,8 +298,8 @@ def _summary(simulation: Simulation) -> str:
     lines = [
         describe.parameters(server.base, server.theta, simulation.wire),
         describe.population(e.data.train, e.cohort),
-        f"machine  {len(machine.devices)} x {machine.devices[0].device_kind}, {machine.chunk} "
-        f"clients at once on each, {simulation.fuse} rounds in a call",
+        f"machine  {len(machine.devices)} x {machine.devices[0].device_kind}, "
+        f"{describe.at_once(machine.chunk)} on each, {simulation.fuse} rounds in a call",
     ]
     if simulation.done:
         lines.append(f"resumed  after round {simulation.done}")

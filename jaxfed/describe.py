@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxfed import ledger
+from jaxfed.data import text
 from jaxfed.data.federated import Split
 from jaxfed.lowrank import Theta
 
@@ -49,12 +50,16 @@ def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
 
 
 def population(train: Split, cohort: int) -> str:
-    """How many clients, with how many examples."""
+    """How many clients, with how many examples; of text, how much of the work is on padding."""
     low, middle, high = np.percentile(train.count, [0, 50, 100]).astype(int)
-    return (
+    clients = (
         f"clients  {train.clients:,}, of which {cohort:,} a round; {low} to {high} examples each "
         f"(median {middle})"
     )
+    if not {"tokens", "length"} <= set(train.examples):
+        return clients
+    tokens, waste = train.examples["tokens"].shape[1], text.padding(train.examples)
+    return f"{clients}\ntext     {tokens} tokens an example, of which {waste:.1%} are padding"
 
 
 def traffic(wire: ledger.Wire, rounds: int, cohort: int) -> str:
@@ -74,6 +79,13 @@ def working(chunks: Mapping[int, int]) -> str:
         f"{in_bytes(n)} for a round of {chunk} client{'s' * (chunk > 1)} at once"
         for chunk, n in chunks.items()
     )
+
+
+def at_once(chunk: Any) -> str:
+    """How many clients run at once, for an engine's chunk."""
+    if isinstance(chunk, tuple):
+        return ", then ".join(f"{n} clients by {width}" for n, width in chunk)
+    return f"{chunk or 'all'} clients at once"
 
 
 def in_bytes(n: float) -> str:

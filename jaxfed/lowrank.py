@@ -239,20 +239,18 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int, dtype) -> jax.
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def _down_factor(key: jax.Array, path: str, like: Factors, rank: int) -> jax.Array:
+    """A random down factor [in..., rank] for the weight that `like` stands beside."""
+    inputs = like.a.shape[:-1]
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return _uniform(key, (*inputs, rank), math.prod(inputs), like.a.dtype)
+
+
 def fresh(theta: Theta, key: jax.Array) -> Theta:
     """Theta with new factors of the same shapes: down random, up zero. Whole weights stay."""
     return theta._replace(
         factors={
-            p: dataclasses.replace(
-                f,
-                a=_uniform(
-                    jax.random.fold_in(key, zlib.crc32(p.encode())),
-                    f.a.shape,
-                    math.prod(f.a.shape[:-1]),
-                    f.a.dtype,
-                ),
-                b=jnp.zeros_like(f.b),
-            )
+            p: dataclasses.replace(f, a=_down_factor(key, p, f, f.rank), b=jnp.zeros_like(f.b))
             for p, f in theta.factors.items()
         }
     )
@@ -351,6 +349,34 @@ def concat(first: Factors, second: Factors) -> Factors:
         jnp.concatenate([first.a, second.a], axis=-1),
         jnp.concatenate([first.b, second.b * ratio], axis=0),
         first.scale,
+    )
+
+
+def beside(
+    factors: Mapping[str, Factors], rank: int, key: jax.Array, *, alpha: float | None = None
+) -> dict[str, Factors]:
+    """New factors of another rank at the same paths: down random, up zero, scale alpha / rank.
+
+    A second adapter, such as one that each client keeps; `joined` puts it beside the first.
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank} leaves no factor; use at least 1")
+    scale = float((rank if alpha is None else alpha) / rank)
+    return {
+        p: Factors(
+            _down_factor(key, p, f, rank), jnp.zeros((rank, *f.b.shape[1:]), f.b.dtype), scale
+        )
+        for p, f in factors.items()
+    }
+
+
+def joined(theta: Theta, more: Mapping[str, Factors]) -> Theta:
+    """Theta with a second adapter beside the first: W + s_1 a_1 b_1 + s_2 a_2 b_2 at each path.
+
+    Their products add up, so the model sees one adapter of the summed rank.
+    """
+    return theta._replace(
+        factors={p: concat(f, more[p]) if p in more else f for p, f in theta.factors.items()}
     )
 
 

@@ -16,88 +16,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxfed import checkpoint, combine, engine, evaluate, folder, ledger, population
+from jaxfed import checkpoint, combine, engine, evaluate, folder, ledger, plans, population, records
 from jaxfed.algorithm import Algorithm, PyTree
-from jaxfed.data.federated import Federated, capacity, label_table, pack
-from jaxfed.task import Task
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What is run: everything that decides the result."""
-
-    task: Task
-    data: Federated
-    algorithm: Algorithm
-    _: dataclasses.KW_ONLY
-    rounds: int
-    cohort: int  # clients a round
-    seed: int = 0
-    evaluate_every: int = 10  # rounds, and after the last; 0: never
-    evaluate_batch: int = 250
-
-    def __post_init__(self) -> None:
-        for name, kind in (("task", Task), ("data", Federated), ("algorithm", Algorithm)):
-            if not isinstance(given := getattr(self, name), kind):
-                raise TypeError(f"{name} is a {type(given).__name__}; give a {kind.__name__}")
-        _check_numbers(self, rounds=1, cohort=1, seed=0, evaluate_every=0, evaluate_batch=1)
-        if self.cohort > self.data.clients:
-            raise ValueError(
-                f"cohort={self.cohort} clients a round out of {self.data.clients}; use at most that"
-            )
-        if self.seed >= 2**32:  # beyond, JAX takes it modulo 2^32
-            raise ValueError(f"seed={self.seed}; use a number below 2**32")
-        for examples in (self.data.train.examples, self.data.personal.examples, self.data.test):
-            self.task.check(examples)
-        if self.evaluate_every and not _length(self.data.test):
-            raise ValueError("the test set is empty; give some rows, or evaluate_every=0")
-
-
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """How it is run: nothing here changes the result beyond float rounding."""
-
-    devices: int | None = None  # None: all
-    chunk: int | Literal["auto"] = "auto"  # clients vmapped at once on a device
-    fuse: int | Literal["auto"] = "auto"  # rounds in one call
-    stream: bool | None = None  # prepare each cohort's examples on the host; None: if it must
-    checkpoint_every: int = 50  # rounds; 0: only at the end
-    nonfinite: Literal["stop", "skip"] = "stop"  # what a client with NaN or infinity does
-    merges: Literal["eager", "lazy"] = "eager"  # who pays for a merge, and when; see ledger.py
-
-    def __post_init__(self) -> None:
-        limits = {"checkpoint_every": 0, "chunk": 1, "fuse": 1, "devices": 1}
-        named = {"chunk": "auto", "fuse": "auto", "devices": None}
-        _check_numbers(self, **{n: v for n, v in limits.items() if _is_not(self, n, named)})
-        if self.stream not in (None, True, False):
-            raise ValueError(f"stream={self.stream!r}; use True, False, or None for when it must")
-        for name, known in (("nonfinite", ("stop", "skip")), ("merges", tuple(ledger.MERGES))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}; use one of {known}")
-
-
-def _is_not(settings: Any, name: str, named: dict) -> bool:
-    return name not in named or getattr(settings, name) != named[name]
-
-
-def _check_numbers(settings: Any, **least: int) -> None:
-    """Raises TypeError if one of these settings is no int, ValueError if it is below `least`."""
-    for name, low in least.items():
-        value = getattr(settings, name)
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a whole number")
-        if value < low:
-            raise ValueError(f"{name}={value}; use at least {low}")
-
-
-def draw(seed: int, t: int, clients: int, cohort: int) -> np.ndarray:
-    """The ids [K] of the clients of round t (from 0), uniform without replacement."""
-    return np.random.default_rng([seed, t]).choice(clients, cohort, replace=False)
+from jaxfed.data.federated import Federated, label_table, length
+from jaxfed.experiment import Experiment, Host, check_same, identity
 
 
 def run(
@@ -111,7 +38,8 @@ def run(
 
     A record is {"round" (from 1), "loss", "seconds", "down", "up", "broadcast" (bytes, all clients
     together), "clients"}, and after an evaluation also "accuracy", "test_loss" and, if clients
-    have test examples of their own, "personal": {name: {mean, min, p10, p50, p90}}.
+    have test examples of their own, "personal": {name: {mean, min, p10, p50, p90,
+    union}}.
 
     Everything is checked before this returns. With `resume`, the run in the directory goes on from
     its newest intact checkpoint, to `rounds`; all else in the experiment must be as it was.
@@ -150,7 +78,7 @@ class Simulation:
         self.machine = engine.machine(host.devices)
         self.folder = None if directory is None else self._claim(Path(directory), resume)
         if resume and self.folder is not None:
-            _check_same(experiment, folder.read_json(self.folder / "settings.json"))
+            check_same(experiment, folder.read_json(self.folder / "settings.json"))
         self.algorithm = experiment.algorithm
         if host.nonfinite == "skip":
             self.algorithm = combine.skip_nonfinite(self.algorithm)
@@ -188,7 +116,7 @@ class Simulation:
     def _first(self) -> tuple[Any, PyTree]:
         """(server, states) before the first round."""
         e = self.experiment
-        server = jax.jit(self.algorithm.init)(jax.random.key(e.seed))
+        server = self.algorithm.init(jax.random.key(e.seed))
         make = self.algorithm.init_client
         return server, population.on_device(make, server, e.data.clients, e.seed)
 
@@ -252,11 +180,11 @@ class Simulation:
         arguments = (self.server, self.states, first.examples, first.plan)
         if chunk == "auto" or fuse == "auto":
             here = first.plan.id.shape[1] // len(self.machine.devices)
-            candidates = engine.chunk_candidates(here) if chunk == "auto" else [int(chunk)]
+            candidates = engine.chunk_candidates(here) if chunk == "auto" else [chunk]
             ahead = self.experiment.rounds - self.done
             chunk, seconds = engine.measured_chunk(make, self.machine, arguments, candidates, ahead)
-            fuse = _fuse(self.experiment, self.host, seconds) if fuse == "auto" else fuse
-        self.machine = dataclasses.replace(self.machine, chunk=int(chunk))
+            fuse = plans.fuse(self.experiment, self.host, seconds) if fuse == "auto" else fuse
+        self.machine = dataclasses.replace(self.machine, chunk=chunk)
         self.fuse = 1 if self.stream else int(fuse)
         self.step = make(self.machine)
         jax.eval_shape(self.step, *arguments)  # raises what an algorithm's code has to raise
@@ -277,13 +205,16 @@ class Simulation:
                 "unbroken run up to rounding, not to the bit",
                 stacklevel=2,
             )
-        return before if before.get("devices") == now["devices"] else {}
+        if before.get("devices") != now["devices"]:
+            return {}
+        chunk = before["chunk"]  # JSON has lists in place of tuples
+        return before | {"chunk": tuple(map(tuple, chunk)) if isinstance(chunk, list) else chunk}
 
     def _begin(self, path: Path, resume: bool, about: dict, config: str | None) -> None:
         """Writes what is known before the first round, or cuts off what a resumed run repeats."""
         e = self.experiment
         settings = folder.read_json(path / "settings.json") if resume else about
-        identity = _identity(e) | {"rounds": e.rounds}
+        lasting = identity(e) | {"rounds": e.rounds}
         if jax.process_index() == 0:
             if resume:
                 records = folder.keep_records(path, self.done)
@@ -291,7 +222,7 @@ class Simulation:
             labels = None if resume else _labels(e.data)
             machine = _about_machine(self.machine, self.machine.chunk, self.fuse)
             folder.write_json(path / "machine.json", machine)
-            settings = {"versions": _versions(), **settings, "experiment": identity}
+            settings = {"versions": _versions(), **settings, "experiment": lasting}
             folder.begin(path, settings, config=config, labels=labels)
             with folder.writing(path / "tensorboard"):
                 self.board = folder.tensorboard(path, self.done)
@@ -314,11 +245,11 @@ class Simulation:
             begin = end
 
     def _block(self, rounds: range) -> Block:
-        plan = make_plan(self.experiment, len(self.machine.devices), rounds)
+        plan = plans.make(self.experiment, len(self.machine.devices), rounds)
         if not self.stream:
             return Block(rounds, plan, self.examples)
-        packed, plan = _packed(self.experiment, plan)
-        return Block(rounds, plan, engine.place(packed, self.machine))
+        examples, plan = plans.packed(self.experiment, plan)
+        return Block(rounds, plan, engine.place(examples, self.machine))
 
     def _run_blocks(self) -> Iterator[list[dict]]:
         """The records of block after block; the next is prepared while the devices work."""
@@ -339,12 +270,12 @@ class Simulation:
         """One record a round; FloatingPointError if a client of one of them was not finite."""
         found = []
         for i, t in enumerate(block.rounds):
-            ids, record = _record(t, *jax.tree.map(lambda x, i=i: x[i], (block.plan, metrics)))
+            here, told = jax.tree.map(lambda x, i=i: x[i], (block.plan, metrics))
+            ids, record = records.of_round(t, here, told, self.wire)
             merge = int(metrics["broadcast"][i]) if "broadcast" in metrics else 0
             pay = ledger.MERGES[self.host.merges]
             extra, self.owed = pay(self.owed, ids, merge, self.base_bytes)
-            sent = {"down": self.wire.down * len(ids), "up": self.wire.up * len(ids)}
-            found.append({**record, "seconds": seconds, **sent, "broadcast": extra})
+            found.append({**record, "seconds": seconds, "broadcast": extra})
         return found
 
     # ------------------------------------------------------------------ the loop
@@ -353,10 +284,10 @@ class Simulation:
         """Runs what is left; yields one record a round, after it is on disk."""
         with _noted_signals(self.folder is not None) as noted:
             try:
-                for records in self._run_blocks():
+                for block in self._run_blocks():
                     stop = int(engine.largest(noted[0] if noted else 0, self.machine))
-                    self._finish(records, stopping=bool(stop))
-                    yield from records
+                    self._finish(block, stopping=bool(stop))
+                    yield from block
                     if stop and self.done < self.experiment.rounds:
                         self.close()
                         raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
@@ -398,27 +329,6 @@ class Simulation:
         return engine.temporary_bytes(program)
 
 
-def make_plan(experiment: Experiment, devices: int, rounds: range) -> engine.Plan:
-    """Who takes part in these rounds, and where on the devices [R, K]."""
-    e, train = experiment, experiment.data.train
-    drawn = [draw(e.seed, t, e.data.clients, e.cohort) for t in rounds]
-    order = [engine.deal(train.count[ids], devices) for ids in drawn]
-    places = np.stack([np.where(o >= 0, ids[o], -1) for ids, o in zip(drawn, order, strict=True)])
-    present = places >= 0  # [R, K]
-    known = np.maximum(places, 0)
-    slot = np.where(present, places, e.data.clients).astype(np.int32)
-    # Where all have equally many examples the engine wants to see that, in padded places too.
-    count = train.count[known] if train.uniform else np.where(present, train.count[known], 0)
-    return engine.Plan(
-        round=np.asarray(rounds, np.int32),
-        id=slot,
-        slot=slot,
-        start=train.start[known].astype(np.int32),
-        count=count.astype(np.int32),
-        present=present.astype(np.float32),
-    )
-
-
 def _about_machine(machine: engine.Machine, chunk: int | str | None, fuse: int | str) -> dict:
     """What runs must share to end in the same bits."""
     return {
@@ -431,13 +341,6 @@ def _about_machine(machine: engine.Machine, chunk: int | str | None, fuse: int |
     }
 
 
-def _fuse(e: Experiment, h: Host, seconds: float) -> int:
-    """As many rounds in one call as take a quarter of a second, in step with the schedule."""
-    step = np.gcd(e.evaluate_every or e.rounds, h.checkpoint_every or e.rounds)
-    fits = [n for n in range(1, int(step) + 1) if step % n == 0 and n * seconds <= 0.25]
-    return max(fits, default=1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """(server, states) -> {"accuracy", "test_loss", "personal"?}; made by `_evaluation`."""
@@ -446,19 +349,20 @@ class Evaluation:
     examples: dict[str, PyTree]  # {"test": ..., "personal": ...} on the devices
     count: int  # test examples
     own: np.ndarray  # [K] each client's own, in the order of the sums
+    summary: Callable  # the task's, of these sums
 
     def __call__(self, server: Any, states: PyTree) -> dict:
         sums = self.sums(server, states, self.examples)
-        found = evaluate.means(sums["test"], self.count)
+        found = evaluate.overall(self.summary, sums["test"], self.count)
         found["test_loss"] = found.pop("loss")
         if "personal" in sums:
-            found["personal"] = evaluate.spread(sums["personal"], self.own)
+            found["personal"] = evaluate.spread(self.summary, sums["personal"], self.own)
         return found
 
 
 def _evaluation(e: Experiment, algorithm: Algorithm, machine: engine.Machine) -> Evaluation:
     """The evaluation of this experiment, with test examples placed and nothing compiled yet."""
-    count, devices, personal = _length(e.data.test), len(machine.devices), e.data.personal
+    count, devices, personal = length(e.data.test), len(machine.devices), e.data.personal
     order = engine.deal(personal.count, devices)
     batch = max(1, min(e.evaluate_batch, personal.most))
     chunk = max(1, 2000 // batch)  # clients, so that some 2000 examples are evaluated at once
@@ -477,57 +381,8 @@ def _evaluation(e: Experiment, algorithm: Algorithm, machine: engine.Machine) ->
         engine.place(examples, machine),
         count,
         evaluate.counts(personal.count, order),
+        e.task.summary,
     )
-
-
-def _packed(experiment: Experiment, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
-    """(the examples of one round's clients, the plan with where they stand in these)."""
-    train, present = experiment.data.train, plan.present > 0
-    room = capacity(train, experiment.cohort)
-    examples, offsets = pack(train, plan.id[present], room)
-    start = np.zeros_like(plan.start)
-    start[present] = offsets
-    return examples, plan._replace(start=start)
-
-
-def _record(t: int, plan: engine.Plan, metrics: dict) -> tuple[np.ndarray, dict]:
-    """(who took part [K], the algorithm's metrics in round t as means over them)."""
-    present = plan.present > 0
-    finite, skipped = metrics["finite"], metrics.get("skipped", np.zeros_like(present))
-    if not finite[present].all():
-        raise FloatingPointError(
-            f"round {t + 1}: the update or loss of clients "
-            f"{sorted(plan.id[present & ~finite].tolist())} is not finite; lower the learning "
-            "rate, clip gradients, or leave such clients out with nonfinite=skip"
-        )
-    record: dict[str, Any] = {"round": t + 1, "clients": int(present.sum())}
-    counted = present & ~skipped
-    for name in sorted(set(metrics) - {"finite", "broadcast", "skipped"}):
-        value = np.asarray(metrics[name], np.float64)
-        if not value.ndim:
-            record[name] = float(value)
-        elif counted.any():
-            record[name] = float(np.average(value[counted], weights=plan.count[counted]))
-    if (present & skipped).any():
-        record["skipped"] = sorted(plan.id[present & skipped].tolist())
-    return plan.id[present], record
-
-
-def _identity(experiment: Experiment) -> dict:
-    """What must not change when a run is resumed, as far as JSON can tell it."""
-    names = ("cohort", "seed", "evaluate_every", "evaluate_batch")
-    return {**{n: getattr(experiment, n) for n in names}, "clients": experiment.data.clients}
-
-
-def _check_same(experiment: Experiment, settings: dict) -> None:
-    """Raises ValueError if the run in these settings was begun with others."""
-    before, now = settings.get("experiment", {}), _identity(experiment)
-    for name, value in now.items():
-        if before.get(name, value) != value:
-            raise ValueError(
-                f"the run was begun with {name}={before[name]}, not {value}; resume it with that, "
-                "or begin another in a new folder"
-            )
 
 
 def _labels(data: Federated) -> np.ndarray | None:
@@ -540,10 +395,6 @@ def _labels(data: Federated) -> np.ndarray | None:
 
 def _versions() -> dict[str, str]:
     return {n: metadata.version(n) for n in ("jaxfed", "jax", "flax", "optax", "numpy")}
-
-
-def _length(examples: PyTree) -> int:
-    return len(jax.tree.leaves(examples)[0])
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def cohort(world, states, ids, t):
         state=jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
         data=Data(world.examples, jnp.asarray(world.start[ids], jnp.int32), world.most),
         count=jnp.asarray(count, jnp.int32),
-        weight=jnp.asarray(count.astype(np.float32) / np.float32(count.sum())),
+        weight=jnp.asarray(count / count.sum()),
         key=jax.vmap(partial(jax.random.fold_in, clients_key))(ids),
         id=jnp.asarray(ids),
         round=jnp.int32(t),
@@ -102,13 +102,13 @@ def plan(world, draws, devices=1, uniform=False, first=0) -> engine.Plan:
     drawn = np.asarray(draws)
     order = np.stack([engine.deal(world.count[ids], devices) for ids in drawn])
     ids = np.where(order >= 0, np.take_along_axis(drawn, order, axis=1), 0)
-    present = (order >= 0).astype(np.float32)
-    count = world.count[ids] if uniform else world.count[ids] * (order >= 0)
+    owned = world.count[ids] * (order >= 0)
+    count = world.count[ids] if uniform else owned
     slot = np.where(order >= 0, ids, len(world.count))
     return engine.Plan(
         *(np.asarray(range(first, first + len(draws)), np.int32), ids.astype(np.int32)),
         *(x.astype(np.int32) for x in (slot, world.start[ids], count)),
-        present,
+        owned / owned.sum(axis=1, keepdims=True),
     )
 
 
@@ -126,10 +126,7 @@ def engine_rounds(on, world, draws, *, fused=False, uniform=False):
 
 
 def assert_close(found, expected, rtol=1e-6, atol=1e-7):
-    """Same structure, shapes and dtypes; numbers equal up to rounding.
-
-    The tolerance is for double precision with clients' shares in single precision.
-    """
+    """Same structure, shapes and dtypes; numbers equal up to rounding."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True

@@ -91,6 +91,14 @@ def test_no_way_of_running_a_round_changes_it(name, world, devices, chunk):
 
 
 @pytest.mark.slow
+def test_a_cohort_in_chunks_of_two_widths_is_that_of_the_loop():
+    """The large clients one at a time, the small ones by two."""
+    order = oracle.plan(WORLDS[UNEQUAL], DRAWS).slot
+    found = engined("scaffold", chunk=((3, 1), (4, 2)))
+    assert_engine_is_loop(found, looped("scaffold"), order)
+
+
+@pytest.mark.slow
 def test_one_trace_serves_all_rounds_and_keeps_shapes_and_dtypes(name):
     server, states, _, traces = engined(name)
     assert traces == 1
@@ -108,9 +116,9 @@ def one_round(name, plan):
 
 @pytest.mark.slow
 def test_a_client_of_weight_zero_is_inert(name):
-    """Whatever stands in the cohort's last place changes nothing if it is not present."""
+    """Whatever stands in the cohort's last place changes nothing if its weight is zero."""
     now = oracle.plan(WORLDS[UNEQUAL], DRAWS[:1])
-    now.present[0, -1], now.slot[0, -1] = 0, CLIENTS
+    now.weight[0, -1], now.slot[0, -1] = 0, CLIENTS
     other = jax.tree.map(np.copy, now)
     other.id[0, -1], other.start[0, -1], other.count[0, -1] = 4, 2, 12
     assert now.count[0, -1] != other.count[0, -1]
@@ -123,7 +131,7 @@ def test_the_order_of_a_cohort_is_irrelevant(name):
     turned = now._replace(
         **{
             field: np.roll(getattr(now, field), 3, axis=1)
-            for field in ("id", "slot", "start", "count", "present")
+            for field in ("id", "slot", "start", "count", "weight")
         }
     )
     oracle.assert_close(one_round(name, now), one_round(name, turned))

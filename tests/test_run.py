@@ -13,9 +13,10 @@ import optax
 import pytest
 
 import jaxfed
-from jaxfed import fedavg, local, models, scaffold, task
+from jaxfed import fedavg, local, models, plans, scaffold, task
 from jaxfed.data import federate, partition, sources
-from jaxfed.run import Simulation, draw, make_plan
+from jaxfed.plans import draw
+from jaxfed.run import Simulation
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,10 +108,10 @@ def test_draw_is_uniform_without_replacement_and_depends_on_seed_and_round_alone
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_a_plan_holds_each_drawn_client_once_with_its_rows(devices):
     e = experiment(cohort=7)
-    plan = make_plan(e, devices, range(2, 4))
+    plan = plans.make(e, devices, range(2, 4))
     train = e.data.train
     for i, t in enumerate((2, 3)):
-        here = plan.present[i] > 0
+        here = plan.weight[i] > 0
         assert sorted(plan.id[i][here]) == sorted(draw(0, t, 10, 7))
         assert (plan.start[i][here] == train.start[plan.id[i][here]]).all()
         assert (plan.count[i] == np.where(here, train.count[np.minimum(plan.id[i], 9)], 0)).all()

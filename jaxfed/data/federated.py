@@ -67,13 +67,13 @@ def federate(
         raise ValueError(f"personal_fraction={personal_fraction} is not in [0, 1)")
     if empty := [k for k, part in enumerate(parts) if not len(part)]:
         raise ValueError(f"client {empty[0]} of {len(parts)} has no row to train on; give it one")
-    rows, owner = _flatten(parts, _length(source.train), "parts")
+    rows, owner = _flatten(parts, length(source.train), "parts")
     held = _hold_out(owner, _labels(source.train)[rows], personal_fraction, seed)
     train = _split(source.train, rows[~held], owner[~held], len(parts))
     if personal_parts is None:
         personal = _split(source.train, rows[held], owner[held], len(parts))
     elif len(personal_parts) == len(parts):
-        rows, owner = _flatten(personal_parts, _length(source.test), "personal_parts")
+        rows, owner = _flatten(personal_parts, length(source.test), "personal_parts")
         personal = _split(source.test, rows, owner, len(parts))
     else:
         raise ValueError(f"{len(personal_parts)} personal_parts for {len(parts)} clients")
@@ -166,9 +166,10 @@ def _labels(examples: Examples) -> np.ndarray:
     """The labels [n] numbered from 0; all the same where there is not one label a row."""
     label = examples.get("label", np.zeros(0))
     if label.ndim != 1 or not label.size:
-        return np.zeros(_length(examples), np.int64)
+        return np.zeros(length(examples), np.int64)
     return np.unique(label, return_inverse=True)[1]
 
 
-def _length(examples: Examples) -> int:
+def length(examples: Examples) -> int:
+    """How many rows the arrays have."""
     return len(next(iter(examples.values())))
