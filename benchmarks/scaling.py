@@ -2,18 +2,19 @@
 
     python benchmarks/scaling.py [--workload W3] [--devices 1 2] [--clients 1 4 16 64 256 1024]
 
-Each point runs in a process of its own, which tells its peak memory; the last column is what each
-client adds to it since the point before, beside what its factors and examples weigh. `--write`
-puts the table under benchmarks/results/.
+Each point runs in a process of its own, which tells its peak memory in the rounds after the first
+(Linux); the last column is what each client adds to it since the point before, beside what its
+factors and examples weigh. `--write` puts the table under benchmarks/results/.
 """
 
 import argparse
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 
@@ -25,12 +26,14 @@ def point(workload: str, clients: int, devices: int, repeats: int, chunk: int | 
 
     one_round = ours.make(workload, clients=clients, chunk=chunk or "auto")
     one_round()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of making arrays and compiling
     seconds = []
     for _ in range(repeats):
         begun = time.perf_counter()
         chunk = one_round()["chunk"]
         seconds.append(time.perf_counter() - begun)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the arrays anew
+    status = Path("/proc/self/status").read_text()
+    peak = int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024  # before the arrays anew
     w = workloads.WORKLOADS[workload]
     arrays = workloads.arrays(workload, clients)
     trained = arrays.factors.values() or [(w,) for w in arrays.params.values()]

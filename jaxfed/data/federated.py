@@ -116,7 +116,20 @@ def pack(
 
 def _split(examples: Examples, rows: np.ndarray, owner: np.ndarray, clients: int) -> Split:
     count = np.bincount(owner, minlength=clients).astype(np.int32)
-    return Split({key: x[rows] for key, x in examples.items()}, _starts(count), count)
+    return Split({key: taken(x, rows) for key, x in examples.items()}, _starts(count), count)
+
+
+def taken(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """x[rows], beginning at a multiple of 64 bytes: then JAX's CPU devices use it in place.
+
+    A copy for the host and one for each device would be most of what a further client costs.
+    """
+    shape = (len(rows), *x.shape[1:])
+    size = int(np.prod(shape)) * x.dtype.itemsize
+    space = np.empty(size + 64, np.uint8)
+    begin = -space.ctypes.data % 64
+    found = space[begin : begin + size].view(x.dtype).reshape(shape)
+    return np.take(x, rows, axis=0, out=found, mode="clip")  # any other mode makes a copy first
 
 
 def _starts(count: np.ndarray) -> np.ndarray:
