@@ -258,6 +258,18 @@ def place(tree: PyTree, machine: Machine) -> PyTree:
     return jax.device_put(tree, NamedSharding(machine.mesh, PartitionSpec()))
 
 
+def distinct(tree: PyTree) -> PyTree:
+    """The tree with a copy of every array that stands in it twice: only then can it be donated."""
+    seen: set[int] = set()
+
+    def own(leaf: Leaf) -> Leaf:
+        again = id(leaf) in seen
+        seen.add(id(leaf))
+        return jnp.copy(leaf) if again else leaf
+
+    return jax.tree.map(own, tree)
+
+
 def largest(value: float, machine: Machine) -> float:
     """The largest of the processes' values, so that all of them decide alike."""
     if not machine.several_processes:

@@ -116,7 +116,8 @@ class Simulation:
     def _first(self) -> tuple[Any, PyTree]:
         """(server, states) before the first round."""
         e = self.experiment
-        server = self.algorithm.init(jax.random.key(e.seed))
+        # Not jitted: weights that were read from a file would be constants of the program.
+        server = engine.distinct(self.algorithm.init(jax.random.key(e.seed)))
         make = self.algorithm.init_client
         return server, population.on_device(make, server, e.data.clients, e.seed)
 
@@ -169,9 +170,8 @@ class Simulation:
             remembered.get(n, asked) if asked == "auto" else asked
             for n, asked in (("chunk", self.host.chunk), ("fuse", self.host.fuse))
         )
-        made: dict[
-            int | None, jax.stages.Wrapped
-        ] = {}  # so that what was measured is not compiled again
+        # So that what was measured is not compiled again.
+        made: dict[engine.Chunk | None, jax.stages.Wrapped] = {}
 
         def make(machine: engine.Machine) -> jax.stages.Wrapped:
             return made.setdefault(machine.chunk, self._rounds(machine))
@@ -329,7 +329,7 @@ class Simulation:
         return engine.temporary_bytes(program)
 
 
-def _about_machine(machine: engine.Machine, chunk: int | str | None, fuse: int | str) -> dict:
+def _about_machine(machine: engine.Machine, chunk: Any, fuse: int | str) -> dict:
     """What runs must share to end in the same bits."""
     return {
         "chunk": chunk,

@@ -1,0 +1,106 @@
+"""Configs and command lines: a function's typed keyword defaults are the options."""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import io
+import itertools
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tyro
+
+
+def load(path: Path) -> ModuleType:
+    """The config at this path, executed."""
+    spec = importlib.util.spec_from_file_location(f"{CONFIG}{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file; a config ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that annotations can be resolved
+    spec.loader.exec_module(module)
+    return module
+
+
+CONFIG = "jaxfed_config_"
+
+
+def configs() -> set[str]:
+    """The configs that were loaded, as tracebacks name them."""
+    return {str(m.__file__) for name, m in sys.modules.items() if name.startswith(CONFIG)}
+
+
+def function(module: ModuleType, path: Path) -> Callable:
+    """A config's function `experiment`."""
+    function = getattr(module, "experiment", None)
+    if not callable(function):
+        raise ValueError(f"{path} has no function `experiment`; see configs/quickstart.py")
+    return function
+
+
+def settings(
+    function: Callable, path: Path, reserved: Collection[str]
+) -> dict[str, tuple[Any, Any]]:
+    """{name: (type, default)} of a config's settings."""
+    types = inspect.get_annotations(function, eval_str=True)
+    parameters = inspect.signature(function).parameters
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty or name not in types:
+            raise ValueError(f"{path}: the setting {name} needs a type and a default")
+    if clash := set(parameters) & set(reserved):
+        raise ValueError(f"{path}: the settings {sorted(clash)} are options of jaxfed; rename them")
+    return {n: (types[n], parameter.default) for n, parameter in parameters.items()}
+
+
+def args(documented: Any) -> str:
+    """The lines of the Args section of a docstring."""
+    return (inspect.getdoc(documented) or "").partition("Args:\n")[2]
+
+
+def parse(options: Any, arguments: list[str], program: str) -> Any:
+    """The options as given; a wrong one ends in one sentence that lists what exists."""
+    known = {f.name.replace("_", "-") for f in dataclasses.fields(options)}
+    for word in arguments:
+        name = word.removeprefix("--").partition("=")[0].replace("_", "-")
+        name = name.removeprefix("no-") if name not in known else name
+        if word.startswith("--") and name not in {*known, "help"}:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean --{near[0]}? " if near else ""
+            listed = " ".join(f"--{n}" for n in sorted(known))
+            raise ValueError(f"{program} has no option --{name}; {hint}there are {listed}")
+    if {"--help", "-h"} & set(arguments):
+        return tyro.cli(options, args=arguments, prog=program)
+    parsed = _quietly(options, arguments)
+    if parsed is None:
+        raise ValueError(_wrong_value(options, arguments, program))
+    return parsed
+
+
+def _quietly(options: Any, arguments: list[str]) -> Any:
+    """The options as given, or None if tyro cannot read them."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        return tyro.cli(options, args=arguments, console_outputs=False)
+    return None
+
+
+def _wrong_value(options: Any, arguments: list[str], program: str) -> str:
+    """Which of the given options is not of its type, in one sentence."""
+    types = {f.name.replace("_", "-"): f.type for f in dataclasses.fields(options)}
+    starts = [i for i, word in enumerate(arguments) if word.startswith("--")]
+    for begin, end in itertools.pairwise([*starts, len(arguments)]):
+        given = arguments[begin:end]
+        if _quietly(options, given) is not None:
+            continue
+        name, _, value = given[0].removeprefix("--").partition("=")
+        value = " ".join([value, *given[1:]]).strip()
+        wanted = types.get(name.replace("_", "-"), "another value")
+        if wanted is bool:
+            return f"{program}: --{name} takes no value; give --{name} or --no-{name}"
+        wanted = wanted.__name__ if isinstance(wanted, type) else wanted
+        return f"{program}: --{name} wants {wanted}, not {value!r}"
+    return f"{program}: cannot read {' '.join(arguments)!r}; see --help"
