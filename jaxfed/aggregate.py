@@ -20,6 +20,18 @@ def uniform_mean(stacked: PyTree, weight: jax.Array) -> PyTree:
     return weighted_mean(stacked, present / jnp.sum(present))
 
 
+def norm_weighted(stacked: PyTree, norm: jax.Array, weight: jax.Array) -> PyTree:
+    """Mean over clients in proportion to a norm of each: HETLoRA's sparsity-weighted average.
+
+    p_k = norm_k / sum_j norm_j over the clients present (weight above zero); where all of these
+    norms are zero, p = weight. Leaves [K, ...], norm [K], weight [K] -> leaves [...].
+    """
+    norm = jnp.where(weight > 0, norm, 0)
+    total = jnp.sum(norm)
+    share = jnp.where(total > 0, norm / jnp.where(total > 0, total, 1), weight)
+    return weighted_mean(stacked, share)
+
+
 def finite(stacked: PyTree) -> jax.Array:
     """Which clients' leaves are all finite: leaves [K, ...] -> bool [K]."""
     flags = [

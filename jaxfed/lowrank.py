@@ -158,7 +158,11 @@ def split(
     }
     factors = {
         p: _init(
-            layers[p], r, select, flat[p].dtype, jax.random.fold_in(key, zlib.crc32(p.encode()))
+            layers[p],
+            r,
+            select,
+            jnp.promote_types(flat[p].dtype, jnp.float32),  # what is trained is never narrower
+            jax.random.fold_in(key, zlib.crc32(p.encode())),
         )
         for p, r in ranks.items()
     }
@@ -327,6 +331,13 @@ _RULES: dict[str, Callable[[nn.Module, Factors, jax.Array, Callable], jax.Array]
 def product(f: Factors) -> jax.Array:
     """s a b, with the shape of the weight that it stands beside."""
     return f.scale * jnp.tensordot(f.a, f.b, axes=1)
+
+
+def norm(f: Factors) -> jax.Array:
+    """||s a b||_F without the product: ||a b||^2 = <a'a, b b'>, of matrices [r, r]."""
+    a, b = f.a.reshape(-1, f.rank), f.b.reshape(f.rank, -1)
+    squared = jnp.sum((a.T @ a) * (b @ b.T))
+    return abs(f.scale) * jnp.sqrt(jnp.maximum(squared, 0))  # rounding may leave it below
 
 
 def merge(base: Mapping[str, jax.Array], theta: Theta) -> dict[str, jax.Array]:

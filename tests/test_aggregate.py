@@ -39,6 +39,16 @@ def test_uniform_mean_counts_whoever_is_present_once(weight):
     np.testing.assert_allclose(mean["a"], x["a"][weight > 0].mean(0), atol=1e-6)
 
 
+@settings(deadline=None, max_examples=30)
+@given(shares, shares)
+def test_norm_weighted_counts_whoever_is_present_by_a_norm(norm, weight):
+    weight, x = weight / weight.sum(), stacked()
+    share = norm * (weight > 0)
+    share = share / share.sum() if share.any() else weight
+    mean = aggregate.norm_weighted(x, jnp.asarray(norm), jnp.asarray(weight))
+    np.testing.assert_allclose(mean["a"], np.einsum("k,kij->ij", share, x["a"]), atol=1e-5)
+
+
 def test_a_mean_keeps_the_precision_of_its_leaves():
     weight = jnp.full(5, 0.2)
     x = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), stacked())

@@ -205,6 +205,14 @@ def test_product_is_scale_times_a_b(seed, size, rank, scale):
 
 @pytest.mark.usefixtures("x64")
 @algebra
+@given(seeds, dimensions, ranks, scales)
+def test_norm_is_that_of_the_product(seed, size, rank, scale):
+    f = random_factors(seed, size, rank, scale)
+    close(lowrank.norm(f), np.linalg.norm(product(f)))
+
+
+@pytest.mark.usefixtures("x64")
+@algebra
 @given(seeds, dimensions, ranks, ranks, scales, scales)
 def test_concat_adds_products_and_ranks(seed, size, first, second, s, t):
     f = random_factors(seed, size, first, s)

@@ -1,0 +1,143 @@
+"""Hypergradients: how f(x, y(x)) changes with x where y itself follows x.
+
+All functions take an objective f(x, y) -> scalar and arguments that may be any trees of arrays.
+A second objective `upper` may stand in place of f wherever y+ or y*, and not y, is put in: for a
+fresh minibatch. Without one they are the same.
+
+    one_step, unrolled, alternating, simultaneous:
+        (f, x, y, alpha, *, upper) -> (value, h, y+)      exchangeable: y+ comes from y by SGD on f
+    implicit:
+        (f, x, y, *, solve, upper) -> (value, h)          y is where f(x, .) is least
+
+The second derivatives are products with vectors, by jvp of grad: none is ever formed.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from jaxfed.algorithm import PyTree
+
+Objective = Callable[[PyTree, PyTree], jax.Array]
+Operator = Callable[[PyTree], PyTree]
+
+
+def hvp(f: Callable[[PyTree], jax.Array], x: PyTree, v: PyTree) -> PyTree:
+    """grad^2 f(x) v, for v like x."""
+    return jax.jvp(jax.grad(f), (x,), (v,))[1]
+
+
+def mixed(f: Objective, x: PyTree, y: PyTree, v: PyTree) -> PyTree:
+    """grad_xy f(x, y) v = d/dt grad_x f(x, y + t v) at t = 0, for v like y; it is like x."""
+    return jax.jvp(lambda y: jax.grad(f)(x, y), (y,), (v,))[1]
+
+
+def one_step(
+    f: Objective, x: PyTree, y: PyTree, alpha: float, *, upper: Objective | None = None
+) -> tuple[jax.Array, PyTree, PyTree]:
+    """(upper(x, y+), h, y+) after one step of SGD on y: PF2LoRA's (arXiv 2503.03920).
+
+    y+ = y - alpha grad_y f(x, y)
+    h  = grad_x upper(x, y+) - alpha grad_xy f(x, y) grad_y upper(x, y+)
+
+    h is the derivative of upper(x, y - alpha grad_y f(x, y)) by x. Where f is linearised for the
+    first gradient is where the second derivative is due, so one linearisation serves both.
+    """
+    (_, gradient), tangent = jax.linearize(lambda y: jax.grad(f, (0, 1))(x, y), y)
+    stepped = optax.tree.add_scale(y, -alpha, gradient)
+    value, (direct, v) = jax.value_and_grad(upper or f, (0, 1))(x, stepped)
+    return value, optax.tree.add_scale(direct, -alpha, tangent(v)[0]), stepped
+
+
+def unrolled(
+    f: Objective,
+    x: PyTree,
+    y: PyTree,
+    alpha: float,
+    *,
+    steps: int,
+    upper: Objective | None = None,
+) -> tuple[jax.Array, PyTree, PyTree]:
+    """(upper(x, y_T), h, y_T) after T = `steps` of SGD on y, differentiated through all of them.
+
+    y_{t+1} = y_t - alpha grad_y f(x, y_t),  h = d/dx upper(x, y_T(x)) with y_0 held constant.
+    Memory grows with T: reverse mode keeps what each step needs.
+    """
+
+    def solved(x):
+        def step(y, _):
+            return optax.tree.add_scale(y, -alpha, jax.grad(f, 1)(x, y)), None
+
+        last, _ = jax.lax.scan(step, y, length=steps)
+        return (upper or f)(x, last), last
+
+    (value, last), h = jax.value_and_grad(solved, has_aux=True)(x)
+    return value, h, last
+
+
+def alternating(
+    f: Objective, x: PyTree, y: PyTree, alpha: float, *, upper: Objective | None = None
+) -> tuple[jax.Array, PyTree, PyTree]:
+    """(upper(x, y+), grad_x upper(x, y+), y+): `one_step` without its cross term.
+
+    First y moves, then x, each as if the other were constant.
+    """
+    stepped = optax.tree.add_scale(y, -alpha, jax.grad(f, 1)(x, y))
+    value, h = jax.value_and_grad(upper or f)(x, stepped)
+    return value, h, stepped
+
+
+def simultaneous(
+    f: Objective, x: PyTree, y: PyTree, alpha: float, *, upper: Objective | None = None
+) -> tuple[jax.Array, PyTree, PyTree]:
+    """(upper(x, y), grad_x upper(x, y), y+): both levels at once, from where they stand."""
+    if upper is None or upper is f:
+        # Once: XLA does not always see that two evaluations are the same.
+        value, (h, gradient) = jax.value_and_grad(f, (0, 1))(x, y)
+    else:
+        (value, h), gradient = jax.value_and_grad(upper)(x, y), jax.grad(f, 1)(x, y)
+    return value, h, optax.tree.add_scale(y, -alpha, gradient)
+
+
+def implicit(
+    f: Objective,
+    x: PyTree,
+    y: PyTree,
+    *,
+    solve: Callable[[Operator, PyTree], PyTree],
+    upper: Objective | None = None,
+) -> tuple[jax.Array, PyTree]:
+    """(upper(x, y), h) where y minimises f(x, .), by the implicit function theorem.
+
+    h = grad_x upper - grad_xy f [grad_yy f]^{-1} grad_y upper, all at (x, y).
+
+    `solve(H, b)` gives H^{-1} b from products H(v) alone: `partial(conjugate_gradients, ...)` or
+    `partial(neumann, ...)`. H must be positive definite.
+    """
+    value, (direct, b) = jax.value_and_grad(upper or f, (0, 1))(x, y)
+    _, tangent = jax.linearize(lambda y: jax.grad(f, (0, 1))(x, y), y)
+    v = solve(lambda v: tangent(v)[1], b)
+    return value, optax.tree.sub(direct, tangent(v)[0])
+
+
+def conjugate_gradients(
+    apply: Operator, b: PyTree, *, iterations: int, tolerance: float = 0.0
+) -> PyTree:
+    """H^{-1} b for positive definite H: at most so many iterations, or to |H v - b| <= tol |b|."""
+    return jax.scipy.sparse.linalg.cg(apply, b, maxiter=iterations, tol=tolerance)[0]
+
+
+def neumann(apply: Operator, b: PyTree, *, alpha: float, terms: int) -> PyTree:
+    """alpha sum_{i < terms} (I - alpha H)^i b, which tends to H^{-1} b if 0 < alpha H < 2.
+
+    At the minimum it is what `unrolled` computes in as many steps at that alpha.
+    """
+
+    def step(_, carry):
+        power, total = carry
+        power = optax.tree.add_scale(power, -alpha, apply(power))
+        return power, optax.tree.add(total, power)
+
+    _, total = jax.lax.fori_loop(1, terms, step, (b, b))
+    return optax.tree.scale(alpha, total)

@@ -1,0 +1,15 @@
+"""A linear model."""
+
+import flax.linen as nn
+import jax
+
+
+class Linear(nn.Module):
+    """x [B, d] -> x W [B, outputs] without a bias; W is `dense/kernel`, and starts at zero."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        zeros = nn.initializers.zeros
+        return nn.Dense(self.outputs, use_bias=False, kernel_init=zeros, name="dense")(x)
