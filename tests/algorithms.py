@@ -12,8 +12,33 @@ import numpy as np
 import optax
 from oracle import World
 
-from jaxfed import combine, fedavg, fedloru, fedprox, local, lowrank, models, scaffold, task
+from jaxfed import (
+    centralised,
+    combine,
+    ditto,
+    fdlora,
+    fedavg,
+    feddpa_f,
+    feddpa_t,
+    fedloru,
+    fedper,
+    fedprox,
+    fedsa,
+    hetlora,
+    local,
+    lowrank,
+    mfedloru,
+    models,
+    perfedavg,
+    pf2lora,
+    pfedlora,
+    pfedloru,
+    scaffold,
+    task,
+)
 from jaxfed.algorithms import fedopt
+from jaxfed.algorithms.perfedavg import exact, thirds
+from jaxfed.algorithms.pf2lora import halves
 
 RATE = 0.2
 CLIENTS, COHORT = 9, 7
@@ -34,6 +59,9 @@ UNIFORM = world([6] * CLIENTS)
 WORK = local.Work(batch_size=4, epochs=2, shuffle=False)  # to shuffle takes long to compile
 SHUFFLED = local.Work(batch_size=4, epochs=2)
 STEPS = local.Work(batch_size=3, steps=5, drop_remainder=True)
+STEPS_OF_TWO = local.Work(batch_size=2, steps=5)
+THIRDS = local.Work(batch_size=6, epochs=1, shuffle=False)
+ONE_EPOCH = local.Work(batch_size=4, epochs=1, shuffle=False)
 
 WHOLE = lowrank.everything
 LORA = lowrank.Select(factors="kernel", full="head/bias", rank=2, alpha=3.0)
@@ -83,6 +111,83 @@ def proximal(select, rate):
     return fedprox(classifier(select), WORK, mu=0.5, client_optimizer=optax.sgd(rate))
 
 
+def two_level(rate, *, personal_head, work=WORK, upper=adamw, **options):
+    """PF2LoRA; both levels have the rate. Moments are kept where the head is common."""
+    return pf2lora(
+        *(classifier(LORA), work),
+        rank=1,
+        alpha=rate,
+        upper_optimizer=upper(rate),
+        keep_moments=not personal_head,
+        personal_head=personal_head,
+        **options,
+    )
+
+
+def mixed_ranks(rate):
+    """HETLoRA; client 1, whose round alone is looked at, has the server's own rank."""
+    return hetlora(
+        *(classifier(LORA), WORK),
+        least=1,
+        most=2,
+        gamma=0.9,
+        penalty=0.1,
+        client_optimizer=optax.sgd(rate),
+        ranks=[1, 2, 2, 1, 2, 1, 2, 1, 2],
+    )
+
+
+def dual(make, select, rate, **options):
+    """Clients that train a shared and a personal part, both at the same rate."""
+    return make(
+        *(classifier(select), WORK),
+        personal_work=ONE_EPOCH,
+        client_optimizer=optax.sgd(rate),
+        personal_optimizer=optax.sgd(rate),
+        **options,
+    )
+
+
+def divided(make, select, rate, **options):
+    return make(classifier(select), WORK, client_optimizer=optax.sgd(rate), **options)
+
+
+def meta(select, work, rate, **options):
+    return perfedavg(
+        *(classifier(select), work),
+        alpha=0.1,
+        client_optimizer=momentum(rate),
+        personal_work=ONE_EPOCH,
+        **options,
+    )
+
+
+def dual_in_stages(rate):
+    """FDLoRA: stage 1, three rounds of stage 2, stage 3."""
+    return fdlora(
+        *(classifier(LORA), WORK),
+        rounds=3,
+        sync=2,
+        personal_work=ONE_EPOCH,
+        personal_optimizer=optax.sgd(rate),
+        inner_optimizer=optax.sgd(rate),
+        outer_optimizer=optax.sgd(0.7, momentum=0.9, nesterov=True),
+        shots=6,
+        search=8,
+    )
+
+
+def nested(rate):
+    """mFedLoRU; client i sends rank 1 or 2 of the server's 2."""
+    return divided(
+        *(mfedloru, SCRATCH, rate),
+        every=2,
+        restart=combine.residual,
+        ranks=[1, 2] * 4 + [1],
+        alpha=2.0,
+    )
+
+
 ALGORITHMS = {
     "fedavg": partial(averaging, WHOLE, work=SHUFFLED),
     "fedavg steps": partial(averaging, WHOLE, work=STEPS, client=momentum),
@@ -107,6 +212,22 @@ ALGORITHMS = {
     "accumulated fedprox": lambda rate: combine.accumulate(
         proximal(SCRATCH, rate), every=2, restart=combine.keep
     ),
+    "pf2lora": partial(two_level, personal_head=False),
+    "pf2lora fresh": partial(
+        two_level, personal_head=True, work=STEPS_OF_TWO, upper=momentum, minibatches=halves
+    ),
+    "hetlora": mixed_ranks,
+    "centralised": lambda rate: centralised(classifier(LORA), batch_size=4, optimizer=adamw(rate)),
+    "ditto": partial(dual, ditto, WHOLE, lam=0.5),
+    "fedper": partial(divided, fedper, WHOLE, personal="head/bias"),
+    "fedsa": partial(divided, fedsa, LORA),
+    "perfedavg": partial(meta, LORA, THIRDS, gradient=exact, minibatches=thirds),
+    "pfedlora": partial(dual, pfedlora, LORA, rank=1),
+    "fdlora": dual_in_stages,
+    "feddpa-f": partial(dual, feddpa_f, LORA, rounds=3, a=0.4),
+    "feddpa-t": partial(dual, feddpa_t, LORA, rank=3, a=0.4),
+    "pfedloru": partial(dual, pfedloru, SCRATCH, every=2, restart=combine.reinit, rank=1),
+    "mfedloru": nested,
     "guarded fedavg": lambda rate: combine.skip_nonfinite(averaging(WHOLE, rate)),
     "guarded fedloru": lambda rate: combine.skip_nonfinite(loru(combine.reinit, rate)),
 }

@@ -12,10 +12,11 @@ This is FedLoRA with `accumulate` around it. So is FedLoRU over SCAFFOLD or over
 
 from collections.abc import Callable, Sequence
 
+import jax
 import optax
 
-from jaxfed import combine, local
-from jaxfed.algorithm import Algorithm
+from jaxfed import aggregate, combine, local
+from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.algorithms.fedavg import fedavg
 from jaxfed.task import Task
 
@@ -28,6 +29,7 @@ def fedloru(
     restart: Callable,
     client_optimizer: optax.GradientTransformation,
     server_optimizer: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (immutable)
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
     """FedAvg over the factors, merged into the base every tau rounds; see combine.accumulate.
 
@@ -35,6 +37,10 @@ def fedloru(
     calls re-initialising (`combine.reinit`) optional, and `combine.residual` is FRLoRA's.
     """
     fedlora = fedavg(
-        task, work, client_optimizer=client_optimizer, server_optimizer=server_optimizer
+        task,
+        work,
+        client_optimizer=client_optimizer,
+        server_optimizer=server_optimizer,
+        mean=mean,
     )
     return combine.accumulate(fedlora, every=every, restart=restart)

@@ -1,10 +1,12 @@
 """FedProx: Li et al., MLSys 2020, Algorithm 2."""
 
+from collections.abc import Callable
+
 import jax
 import optax
 
-from jaxfed import local
-from jaxfed.algorithm import Algorithm
+from jaxfed import aggregate, local
+from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.algorithms.fedavg import fedavg
 from jaxfed.task import Task
 
@@ -15,15 +17,22 @@ def fedprox(
     *,
     mu: float,
     client_optimizer: optax.GradientTransformation,
-    **server: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (immutable)
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
     """FedAvg whose clients minimise h_k(w; w_t) = F_k(w) + mu/2 ||w - w_t||^2.
 
-    The record's loss is F_k, without the proximal term. `server` goes to fedavg.
+    The record's loss is F_k, without the proximal term.
     """
     if mu < 0:
         raise ValueError(f"mu={mu} would push clients away from the server; use mu >= 0")
-    return fedavg(task, work, client_optimizer=optax.chain(pull(mu), client_optimizer), **server)
+    return fedavg(
+        task,
+        work,
+        client_optimizer=optax.chain(pull(mu), client_optimizer),
+        server_optimizer=server_optimizer,
+        mean=mean,
+    )
 
 
 def pull(mu: float) -> optax.GradientTransformation:
