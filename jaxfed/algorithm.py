@@ -34,7 +34,9 @@ class Algorithm(NamedTuple):
     """key -> server: what the server keeps."""
 
     init_client: Callable[[Any, jax.Array], PyTree]
-    """(server, key) -> state: what one client keeps between rounds; () if nothing."""
+    """(server, key) -> state: what one client keeps between rounds; () if nothing.
+
+    The first one: of the server as it was before the first round, and a key of the client's own."""
 
     run_round: Callable[[Any, "Cohort", Callable], tuple[Any, PyTree, dict]]
     """(server, cohort, for_each_client) -> (server, states [K, ...], metrics).

@@ -51,6 +51,11 @@ class Machine:
     def several_processes(self) -> bool:
         return len({d.process_index for d in self.devices}) > 1
 
+    @property
+    def sharing(self) -> int:
+        """How many devices share one memory: all of a CPU's."""
+        return len(self.devices) if self.devices[0].platform == "cpu" else 1
+
 
 def machine(devices: int | None = None, chunk: Chunk | None = None) -> Machine:
     """The first `devices` of all the processes' devices (None: every one)."""
@@ -297,6 +302,11 @@ def memory_limit(machine: Machine) -> int:
     stats = machine.devices[0].memory_stats() if machine.devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return host_memory()
+
+
+def host_memory() -> int:
+    """Bytes of this computer's memory that are free."""
     return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
@@ -334,9 +344,7 @@ def measured_chunk(
         begin = time.perf_counter()
         program = make(dataclasses.replace(machine, chunk=chunk)).lower(*arguments).compile()
         compiling = largest(time.perf_counter() - begin, machine)
-        # On a CPU all devices share one memory.
-        sharing = len(machine.devices) if machine.devices[0].platform == "cpu" else 1
-        needed = temporary_bytes(program) * sharing
+        needed = temporary_bytes(program) * machine.sharing
         if largest(needed / memory_limit(machine), machine) <= 1:
             seconds[chunk] = largest(min(_timed(program, arguments) for _ in range(2)), machine)
 

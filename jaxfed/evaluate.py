@@ -4,7 +4,7 @@ Both are client procedures run by the engine's verb, so they use every device: t
 into as many pieces as there are devices, and each piece plays a client.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -52,14 +52,14 @@ def _batch(data: Data, size: int) -> dict:
 def global_model(
     algorithm: Algorithm, task: Task, verb: Callable, examples: int, parts: int, batch_size: int
 ) -> Callable:
-    """(server, states, test examples [examples, ...]) -> {name: sum over `parts` pieces of them}.
+    """(server, test examples [examples, ...]) -> {name: sum over `parts` pieces of them [parts]}.
 
-    It is the model of a client that was never drawn, whatever the states. Not jitted yet.
+    It is the model of a client that was never drawn. Not jitted yet.
     """
     start, size = pieces(examples, parts, batch_size)
     summed = sums(algorithm, task, verb, batch_size)
 
-    def run(server, states, test):
+    def run(server, test):
         keys = jax.random.split(jax.random.key(0), parts)
         fresh = jax.vmap(algorithm.init_client, in_axes=(None, 0))(server, keys)
         return summed(server, fresh, Data(test, jnp.asarray(start), examples), jnp.asarray(size))
@@ -68,31 +68,46 @@ def global_model(
 
 
 def personal_models(
-    algorithm: Algorithm,
-    task: Task,
-    verb: Callable,
-    split: Split,
-    order: np.ndarray,
-    batch_size: int,
+    algorithm: Algorithm, task: Task, verb: Callable, most: int, batch_size: int
 ) -> Callable:
-    """(server, states [N, ...], examples) -> {name: sum over own examples of client order[i] [K]}.
+    """(server, states [P, ...], examples, start [P], count [P]) -> {name: sums [P]}.
 
-    The states are every client's; -1 in `order` is padding. Not jitted yet.
+    Each client's own model on its rows start : start + count of the examples, of which there are
+    `most` at most. Not jitted yet.
     """
-    known, own = np.maximum(order, 0), counts(split.count, order)
     summed = sums(algorithm, task, verb, batch_size)
 
-    def run(server, states, examples):
-        ordered = jax.tree.map(lambda s: s[known], states)
-        data = Data(examples, jnp.asarray(split.start[known]), split.most)
-        return summed(server, ordered, data, jnp.asarray(own))
+    def run(server, states, examples, start, count):
+        return summed(server, states, Data(examples, start, most), count)
 
     return run
 
 
-def counts(count: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """How many examples the clients at each place of `order` have; none where that is -1."""
-    return np.where(order >= 0, count[np.maximum(order, 0)], 0)
+def parts(order: np.ndarray, devices: int, width: int) -> list[np.ndarray]:
+    """The clients of `order`, which has a block for each device, in parts [devices * width].
+
+    A part has the next `width` of each block; -1 is padding.
+    """
+    blocks = order.reshape(devices, -1)
+    blocks = np.pad(blocks, ((0, 0), (0, -blocks.shape[1] % width)), constant_values=-1)
+    return [blocks[:, i : i + width].reshape(-1) for i in range(0, blocks.shape[1], width)]
+
+
+def over_parts(
+    measure: Callable, split: Split, parts: Sequence[np.ndarray], states_of: Callable
+) -> tuple[dict, np.ndarray]:
+    """({name: sums [n]}, count [n]): the clients of all parts, one part after the other.
+
+    `measure(states, start, count)` is of one part, and `states_of(ids)` gives its clients' states,
+    so that memory is bounded by a part, whatever the population.
+    """
+    found, own = [], []
+    for ids in parts:
+        known = np.maximum(ids, 0)
+        own.append(np.where(ids >= 0, split.count[known], 0).astype(np.int32))
+        states = states_of(np.where(ids >= 0, ids, split.clients))
+        found.append(jax.device_get(measure(states, split.start[known], own[-1])))
+    return jax.tree.map(lambda *sums: np.concatenate(sums), *found), np.concatenate(own)
 
 
 def pieces(examples: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,26 +117,31 @@ def pieces(examples: int, count: int, batch_size: int) -> tuple[np.ndarray, np.n
     return start, np.minimum(width, examples - start)
 
 
-def means(sums: dict, count: int | np.ndarray) -> dict:
-    """{name: mean over all examples} of sums over pieces."""
-    return {
-        n: float(np.sum(np.asarray(v, np.float64)) / count)
-        for n, v in sums.items()
-        if n != "finite"
-    }
+def overall(summary: Callable, sums: dict, count: int | np.ndarray) -> dict:
+    """{name: number} over `count` examples, of sums over pieces of them [K, ...].
+
+    `summary` is the task's.
+    """
+    total = {n: np.sum(np.asarray(v, np.float64), axis=0) for n, v in sums.items() if n != "finite"}
+    return {n: float(v) for n, v in summary(total, count).items()}
 
 
-def spread(sums: dict, count: np.ndarray) -> dict:
-    """{name: {mean, min, p10, p50, p90}} over the clients that have examples of their own."""
+def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
+    """{name: {mean, min, p10, p50, p90, union}} over the clients that have examples of their own.
+
+    `union` is over all their examples at once, each under its own client's model. Where a number
+    is no mean over examples, that is not the mean over clients of any size: Matthews correlation
+    is zero on a client whose examples have one label, and on the union it is not.
+    """
     has = count > 0
-    rates = {
-        n: np.asarray(v, np.float64)[has] / count[has] for n, v in sums.items() if n != "finite"
-    }
+    mine = {n: np.asarray(v, np.float64)[has] for n, v in sums.items() if n != "finite"}
+    union = overall(summary, mine, count.sum())
     return {
         n: {
             "mean": float(r.mean()),
             "min": float(r.min()),
             **{f"p{q}": float(np.percentile(r, q)) for q in PERCENTILES},
+            "union": union[n],
         }
-        for n, r in rates.items()
+        for n, r in summary(mine, count[has]).items()
     }

@@ -50,6 +50,7 @@ class Host:
     chunk: int | Literal["auto"] = "auto"  # clients vmapped at once on a device
     fuse: int | Literal["auto"] = "auto"  # rounds in one call
     stream: bool | None = None  # prepare each cohort's examples on the host; None: if it must
+    population: Literal["auto", "device", "host", "mapped"] = "auto"  # where clients' states lie
     checkpoint_every: int = 50  # rounds; 0: only at the end
     nonfinite: Literal["stop", "skip"] = "stop"  # what a client with NaN or infinity does
     merges: Literal["eager", "lazy"] = "eager"  # who pays for a merge, and when; see ledger.py
@@ -60,7 +61,12 @@ class Host:
         _check_numbers(self, **{n: v for n, v in limits.items() if _is_not(self, n, named)})
         if self.stream not in (None, True, False):
             raise ValueError(f"stream={self.stream!r}; use True, False, or None for when it must")
-        for name, known in (("nonfinite", ("stop", "skip")), ("merges", tuple(ledger.MERGES))):
+        choices = {
+            "population": ("auto", "device", "host", "mapped"),
+            "nonfinite": ("stop", "skip"),
+            "merges": tuple(ledger.MERGES),
+        }
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; use one of {known}")
 

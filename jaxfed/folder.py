@@ -6,6 +6,7 @@ clients.npz      labels [N, classes]: how many examples of each label each clien
 machine.json     chunk, fuse and devices, which a resumed run must share to end in the same bits
 metrics.jsonl    one record a round
 checkpoints/     see checkpoint.py
+clients/         what clients keep, at those checkpoints; see population.py
 tensorboard/     the records again
 plots/           see report.py
 """
@@ -25,6 +26,7 @@ OURS = (
     "settings.json",
     "metrics.jsonl",
     "checkpoints",
+    "clients",
     "machine.json",
     "config.py",
     "clients.npz",
@@ -69,7 +71,7 @@ def begin(
             with open(folder / "clients.npz", "wb") as file:
                 np.savez(file, labels=labels)
         if config is not None:
-            _replace(folder / "config.py", config)
+            replace(folder / "config.py", config)
         write_json(folder / "settings.json", settings)
 
 
@@ -85,7 +87,7 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, content: dict) -> None:
     with writing(path):
-        _replace(path, json.dumps(content, indent=2, default=str) + "\n")
+        replace(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def keep_records(folder: Path, rounds: int) -> list[dict]:
@@ -102,7 +104,7 @@ def keep_records(folder: Path, rounds: int) -> list[dict]:
             "was written: the file was changed since; put it back, or start a new run"
         )
     with writing(path):
-        _replace(path, b"".join(lines).decode())
+        replace(path, b"".join(lines))
     return records
 
 
@@ -173,11 +175,11 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all."""
     new = path.with_name(path.name + ".new")
-    with open(new, "w") as file:
-        file.write(text)
+    with open(new, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)

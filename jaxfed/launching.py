@@ -25,8 +25,11 @@ class Launch:
         chunk: clients vmapped at once on a device; auto measures.
         fuse: rounds in one call; auto measures.
         stream: prepare each cohort's examples on the host; by default only if they do not fit.
+        population: where what clients keep lies; auto is the device if it fits there, then host
+            memory, then a file.
         checkpoint_every: rounds between checkpoints; 0 is at the end only.
-        nonfinite: what to do with a client that returns NaN or infinity.
+        nonfinite: stop at a client that returns NaN or infinity, or skip it (the weighted mean of
+            the others takes its place, also where an algorithm averages uniformly).
         merges: who pays for a merge: all clients at once, or each when next drawn.
         coordinator: address of process 0, host:port, for several processes without a launcher.
         processes: how many processes there are.
@@ -39,6 +42,7 @@ class Launch:
     chunk: int | Literal["auto"] = "auto"
     fuse: int | Literal["auto"] = "auto"
     stream: bool | None = None
+    population: Literal["auto", "device", "host", "mapped"] = "auto"
     checkpoint_every: int = 50
     nonfinite: Literal["stop", "skip"] = "stop"
     merges: Literal["eager", "lazy"] = "eager"

@@ -12,18 +12,18 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxfed import checkpoint, combine, engine, evaluate, folder, ledger, plans, population, records
-from jaxfed.algorithm import Algorithm, PyTree
-from jaxfed.data.federated import Federated, label_table, length
+from jaxfed import checkpoint, combine, engine, folder, ledger, plans, population, records, scores
+from jaxfed.algorithm import PyTree
+from jaxfed.data.federated import Federated, label_table
 from jaxfed.experiment import Experiment, Host, check_same, identity
 
 
@@ -54,6 +54,7 @@ class Block(NamedTuple):
 
     rounds: range
     plan: engine.Plan
+    states: PyTree  # what the plan's `slot` points into
     examples: PyTree  # what the plan's `start` points into
 
 
@@ -85,14 +86,18 @@ class Simulation:
         self.done = self.saved = self.sent = 0
         self.owed = np.zeros(experiment.data.clients, np.int64)  # see ledger.lazy
         self.checkpoints: checkpoint.Checkpoints | None = None
-        self.server, self.states = self._restored() if resume else self._first()
-        self.server, self.states = engine.place((self.server, self.states), self.machine)
+        server = None if resume else self._first()
+        self.population = self._open_population(server, resume)
+        self.server = engine.place(self._restored() if resume else server, self.machine)
+        del server  # else there are two
         self._place_examples()
         self._count_bytes()
         self._choose_chunk_and_fuse(resume)
-        self.evaluate = _evaluation(experiment, self.algorithm, self.machine)
+        self.evaluate = scores.evaluation(
+            experiment, self.algorithm, self.machine, self.population.at_once
+        )
         if experiment.evaluate_every:
-            jax.eval_shape(self.evaluate.sums, self.server, self.states, self.evaluate.examples)
+            jax.eval_shape(self.evaluate.sums["test"], self.server, self.evaluate.examples["test"])
         if self.folder is not None:
             self._begin(self.folder, resume, about or {}, config)
 
@@ -113,21 +118,34 @@ class Simulation:
             raise FileExistsError(why or f"no run can begin in {directory}; see process 0")
         return directory
 
-    def _first(self) -> tuple[Any, PyTree]:
-        """(server, states) before the first round."""
-        e = self.experiment
+    def _first(self) -> Any:
+        """The server before the first round."""
         # Not jitted: weights that were read from a file would be constants of the program.
-        server = engine.distinct(self.algorithm.init(jax.random.key(e.seed)))
-        make = self.algorithm.init_client
-        return server, population.on_device(make, server, e.data.clients, e.seed)
+        return engine.distinct(self.algorithm.init(jax.random.key(self.experiment.seed)))
 
-    def _restored(self) -> tuple[Any, PyTree]:
-        """(server, states) of the newest intact checkpoint, or the first ones if there is none."""
+    def _open_population(self, server: Any, resume: bool) -> population.Population:
+        """What clients keep, none of them drawn yet; placed as it was before, if none is asked."""
+        e, placement, devices = self.experiment, self.host.population, len(self.machine.devices)
+        if resume and self.folder is not None and placement == "auto":
+            placement = folder.read_json(self.folder / "machine.json").get("population", "auto")
+        return population.open_population(
+            self.algorithm.init_client,
+            self._first if server is None else lambda: server,
+            placement,
+            clients=e.data.clients,
+            width=-(-e.cohort // devices) * devices,
+            seed=e.seed,
+            machine=self.machine,
+            directory=None if self.folder is None else self.folder / "clients",
+        )
+
+    def _restored(self) -> Any:
+        """The server of the newest intact checkpoint, or the first one if there is none."""
         if self.folder is None:
             raise ValueError("resume=True needs the directory of a run")
         self.checkpoints = checkpoint.open_folder(self.folder / "checkpoints")
-        server, states = jax.eval_shape(self._first)
-        found = self.checkpoints.restore({"server": server, "states": states, "owed": self.owed})
+        target = self._state(jax.eval_shape(self._first))
+        found = self.checkpoints.restore(target, also=self.population.restore)
         if found is None:
             return self._first()
         self.done, state, _ = found
@@ -136,7 +154,11 @@ class Simulation:
             raise ValueError(
                 f"rounds={self.experiment.rounds}, but {self.done} are done; use at least that"
             )
-        return state["server"], state["states"]
+        return state["server"]
+
+    def _state(self, server: Any) -> dict:
+        """What a checkpoint holds; what clients keep, the population saves beside it."""
+        return {"server": server, "states": self.population.kinds, "owed": self.owed}
 
     def _place_examples(self) -> None:
         """Puts the training examples on the devices, or decides to send each cohort's later."""
@@ -151,10 +173,15 @@ class Simulation:
         first = self._block(range(1))
         plan = jax.tree.map(lambda x: x[0], first.plan)
         cohort = jax.eval_shape(
-            partial(engine.cohort, seed=e.seed, most=train.most), self.states, first.examples, plan
+            partial(engine.cohort, seed=e.seed, most=train.most), first.states, first.examples, plan
         )
         self.wire = ledger.wire(self.algorithm, ledger.shapes(self.server), cohort)
         self.base_bytes = ledger.nbytes(self.server.base)
+
+    @property
+    def _fuse(self) -> int | Literal["auto"]:
+        """Rounds in one call, as asked for: one where each needs what the host has prepared."""
+        return 1 if self.stream or self.population.moves else self.host.fuse
 
     def _rounds(self, machine: engine.Machine) -> jax.stages.Wrapped:
         """The jitted rounds on this machine; see engine.rounds."""
@@ -168,7 +195,7 @@ class Simulation:
         remembered = self._remembered() if resume else {}
         chunk, fuse = (
             remembered.get(n, asked) if asked == "auto" else asked
-            for n, asked in (("chunk", self.host.chunk), ("fuse", self.host.fuse))
+            for n, asked in (("chunk", self.host.chunk), ("fuse", self._fuse))
         )
         # So that what was measured is not compiled again.
         made: dict[engine.Chunk | None, jax.stages.Wrapped] = {}
@@ -177,7 +204,7 @@ class Simulation:
             return made.setdefault(machine.chunk, self._rounds(machine))
 
         first = self._block(range(1))
-        arguments = (self.server, self.states, first.examples, first.plan)
+        arguments = (self.server, first.states, first.examples, first.plan)
         if chunk == "auto" or fuse == "auto":
             here = first.plan.id.shape[1] // len(self.machine.devices)
             candidates = engine.chunk_candidates(here) if chunk == "auto" else [chunk]
@@ -185,7 +212,7 @@ class Simulation:
             chunk, seconds = engine.measured_chunk(make, self.machine, arguments, candidates, ahead)
             fuse = plans.fuse(self.experiment, self.host, seconds) if fuse == "auto" else fuse
         self.machine = dataclasses.replace(self.machine, chunk=chunk)
-        self.fuse = 1 if self.stream else int(fuse)
+        self.fuse = int(fuse)
         self.step = make(self.machine)
         jax.eval_shape(self.step, *arguments)  # raises what an algorithm's code has to raise
 
@@ -194,11 +221,11 @@ class Simulation:
         if self.folder is None:
             return {}
         before = folder.read_json(self.folder / "machine.json")
-        now = _about_machine(self.machine, self.host.chunk, self.host.fuse)
+        now = _about_machine(self.machine, self.host.chunk, self._fuse)
         if changed := {
             n: f"{before[n]}, now {now[n]}"
-            for n in before
-            if before[n] != now.get(n) and now.get(n) != "auto"
+            for n in now
+            if n in before and before[n] != now[n] != "auto"
         }:
             warnings.warn(
                 f"the run began with other {changed}: its results will agree with those of an "
@@ -221,6 +248,7 @@ class Simulation:
                 self.sent = sum(r["down"] + r["up"] + r["broadcast"] for r in records)
             labels = None if resume else _labels(e.data)
             machine = _about_machine(self.machine, self.machine.chunk, self.fuse)
+            machine["population"] = self.population.name  # which has no part in the bits
             folder.write_json(path / "machine.json", machine)
             settings = {"versions": _versions(), **settings, "experiment": lasting}
             folder.begin(path, settings, config=config, labels=labels)
@@ -246,10 +274,11 @@ class Simulation:
 
     def _block(self, rounds: range) -> Block:
         plan = plans.make(self.experiment, len(self.machine.devices), rounds)
+        states, plan = self.population.lend(plan)
         if not self.stream:
-            return Block(rounds, plan, self.examples)
+            return Block(rounds, plan, states, self.examples)
         examples, plan = plans.packed(self.experiment, plan)
-        return Block(rounds, plan, engine.place(examples, self.machine))
+        return Block(rounds, plan, states, engine.place(examples, self.machine))
 
     def _run_blocks(self) -> Iterator[list[dict]]:
         """The records of block after block; the next is prepared while the devices work."""
@@ -257,9 +286,10 @@ class Simulation:
         upcoming = next(map(self._block, ranges), None)
         begin = time.perf_counter()
         while (block := upcoming) is not None:
-            self.server, self.states, metrics = self.step(
-                self.server, self.states, block.examples, block.plan
+            self.server, states, metrics = self.step(
+                self.server, block.states, block.examples, block.plan
             )
+            self.population.keep(block.plan, states)
             upcoming = next(map(self._block, ranges), None)
             metrics = jax.device_get(metrics)
             seconds = (time.perf_counter() - begin) / len(block.rounds)
@@ -303,19 +333,22 @@ class Simulation:
         self.done = records[-1]["round"]
         last = self.done == e.rounds
         if e.evaluate_every and (last or self.done % e.evaluate_every == 0):
-            records[-1].update(self.evaluate(self.server, self.states))
+            records[-1].update(self.evaluate(self.server, self.population.of))
         if self.folder is not None and jax.process_index() == 0:
             folder.append(self.folder, records)
             with folder.writing(self.folder / "tensorboard"):
                 folder.show(self.board, records)
         due = last or stopping or (h.checkpoint_every and self.done % h.checkpoint_every == 0)
         if due and self.checkpoints is not None:
-            state = {"server": self.server, "states": self.states, "owed": self.owed}
-            self.checkpoints.save(self.done, state, score=records[-1].get("accuracy"))
+            self.checkpoints.wait()
+            extra = self.population.save(self.done, self.checkpoints.rounds)
+            score = records[-1].get("accuracy")
+            self.checkpoints.save(self.done, self._state(self.server), score=score, extra=extra)
             self.saved = self.done
 
     def close(self) -> None:
         """Returns when all that was recorded and saved is on disk."""
+        self.population.close()
         if self.checkpoints is not None:
             self.checkpoints.close()
         if self.folder is not None and jax.process_index() == 0:
@@ -325,7 +358,7 @@ class Simulation:
         """Bytes that a device needs for one round beside its arguments, as compiled."""
         first = self._block(range(1))
         step = self._rounds(dataclasses.replace(self.machine, chunk=chunk))
-        program = step.lower(self.server, self.states, first.examples, first.plan).compile()
+        program = step.lower(self.server, first.states, first.examples, first.plan).compile()
         return engine.temporary_bytes(program)
 
 
@@ -339,50 +372,6 @@ def _about_machine(machine: engine.Machine, chunk: Any, fuse: int | str) -> dict
         "processes": jax.process_count(),
         "jax": jax.__version__,
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """(server, states) -> {"accuracy", "test_loss", "personal"?}; made by `_evaluation`."""
-
-    sums: Callable  # (server, states, examples) -> sums over the test set's pieces, and clients'
-    examples: dict[str, PyTree]  # {"test": ..., "personal": ...} on the devices
-    count: int  # test examples
-    own: np.ndarray  # [K] each client's own, in the order of the sums
-    summary: Callable  # the task's, of these sums
-
-    def __call__(self, server: Any, states: PyTree) -> dict:
-        sums = self.sums(server, states, self.examples)
-        found = evaluate.overall(self.summary, sums["test"], self.count)
-        found["test_loss"] = found.pop("loss")
-        if "personal" in sums:
-            found["personal"] = evaluate.spread(self.summary, sums["personal"], self.own)
-        return found
-
-
-def _evaluation(e: Experiment, algorithm: Algorithm, machine: engine.Machine) -> Evaluation:
-    """The evaluation of this experiment, with test examples placed and nothing compiled yet."""
-    count, devices, personal = length(e.data.test), len(machine.devices), e.data.personal
-    order = engine.deal(personal.count, devices)
-    batch = max(1, min(e.evaluate_batch, personal.most))
-    chunk = max(1, 2000 // batch)  # clients, so that some 2000 examples are evaluated at once
-    one, some = (engine.for_each_client(dataclasses.replace(machine, chunk=n)) for n in (1, chunk))
-    sums = {"test": evaluate.global_model(algorithm, e.task, one, count, devices, e.evaluate_batch)}
-    examples = {"test": e.data.test}
-    if personal.count.any():
-        own = evaluate.personal_models(algorithm, e.task, some, personal, order, batch)
-        sums["personal"], examples["personal"] = own, personal.examples
-
-    def all_sums(server, states, examples):
-        return {name: of(server, states, examples[name]) for name, of in sums.items()}
-
-    return Evaluation(
-        engine.compiled(all_sums, machine),
-        engine.place(examples, machine),
-        count,
-        evaluate.counts(personal.count, order),
-        e.task.summary,
-    )
 
 
 def _labels(data: Federated) -> np.ndarray | None:

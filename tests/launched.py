@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
-from jaxfed import checkpoint
+from jaxfed import checkpoint, population
 
 SMALL = Path(__file__).with_name("small.py")
 
@@ -45,9 +46,22 @@ def records(folder: Path) -> list[dict]:
 
 
 def state(folder: Path) -> tuple[int, dict[str, bytes]]:
-    """(round, {path: bits}) of a run's newest checkpoint, with nothing left out."""
+    """(round, {path or client: bits}) of a run's newest checkpoint, with nothing left out."""
     with contextlib.closing(checkpoint.open_folder(folder / "checkpoints")) as opened:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # orbax: no sharding was saved
-            _, leaves = opened._read(opened.rounds[-1])
-        return opened.rounds[-1], {path: x.tobytes() for path, x in leaves.items()}
+            record, leaves = opened._read(opened.rounds[-1])
+        found = {path: x.tobytes() for path, x in leaves.items()}
+        return opened.rounds[-1], found | kept(folder, leaves, opened.rounds[-1], record["extra"])
+
+
+def kept(folder: Path, leaves: dict, t: int, extra: dict) -> dict[str, bytes]:
+    """{client: bits} of what clients that were drawn keep."""
+    clients = len(leaves["['owed']"])
+    states = [x for path, x in leaves.items() if path.startswith("['states']")]
+    nbytes = sum(math.prod(x.shape[1:]) * x.itemsize for x in states)
+    if not nbytes:
+        return {}
+    with contextlib.closing(population.File(folder / "clients", clients, nbytes)) as rows:
+        ids = rows.restore(t, extra["clients"])
+        return {f"client {k}": row.tobytes() for k, row in zip(ids, rows.read(ids), strict=True)}

@@ -48,7 +48,8 @@ def test_two_processes_are_one_process_with_two_devices(tmp_path):
     assert "2 x cpu" in printed[0]
     assert "round" not in printed[1]  # the second only works
 
-    resumed = both("resume", two, "--rounds", 30, cache=tmp_path)
+    # Each process has what clients keep in its memory from here on.
+    resumed = both("resume", two, "--rounds", 30, "--population", "host", cache=tmp_path)
     assert "resumed  after round 20" in resumed[0]
     expected, found = launched.records(one), launched.records(two)
     assert [r["round"] for r in found] == list(range(1, 31))

@@ -22,20 +22,20 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, cache):
     """method -> the folder of a run that nobody stopped."""
-    runs: dict[str, Path] = {}
+    runs: dict[tuple, Path] = {}
 
-    def run(method):
-        if method not in runs:
-            runs[method] = tmp_path_factory.mktemp("unbroken") / method
-            launched.finished(begun(method, runs[method], cache))
-        return runs[method]
+    def run(*how):
+        if how not in runs:
+            runs[how] = tmp_path_factory.mktemp("unbroken") / "run"
+            launched.finished(begun(*how, folder=runs[how], cache=cache))
+        return runs[how]
 
     return run
 
 
-def begun(method, folder, cache):
-    options = ("--method", method, *OPTIONS, "--fuse", 2, "--out", folder)
-    return launched.start("run", launched.SMALL, *options, cache=cache)
+def begun(method, placement="device", fuse=2, *, folder, cache):
+    options = ("--method", method, *OPTIONS, "--fuse", fuse, "--out", folder)
+    return launched.start("run", launched.SMALL, *options, "--population", placement, cache=cache)
 
 
 def resumed(folder, cache):
@@ -71,9 +71,23 @@ def kill_when(process, happened, draw):
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "kills"), [("scaffold", 7), ("fedloru", 3)])
 def test_killed_at_random_instants_ends_in_the_same_bits(method, kills, tmp_path, cache, unbroken):
-    expected, folder, draw = unbroken(method), tmp_path / "run", random.Random(kills)
-    targets = sorted(draw.sample(range(1, ROUNDS), kills))
-    process, in_writing = begun(method, folder, cache), 0
+    expected, folder = unbroken(method), tmp_path / "run"
+    assert_killed_ends_as(expected, begun(method, folder=folder, cache=cache), kills, folder, cache)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("placement", "kills"), [("host", 1), ("mapped", 2)])
+def test_killed_with_clients_states_elsewhere_ends_as_with_them_on_the_device(
+    placement, kills, tmp_path, cache, unbroken
+):
+    expected, folder = unbroken("scaffold", "device", 1), tmp_path / "run"
+    process = begun("scaffold", placement, folder=folder, cache=cache)
+    assert_killed_ends_as(expected, process, kills, folder, cache)
+
+
+def assert_killed_ends_as(expected, process, kills, folder, cache):
+    draw = random.Random(kills)
+    targets, in_writing = sorted(draw.sample(range(1, ROUNDS), kills)), 0
     for i, target in enumerate(targets):
         if i % 2:
             kill_when(process, lambda target=target: rounds_in(folder) >= target, draw)
@@ -100,7 +114,7 @@ def test_killed_at_random_instants_ends_in_the_same_bits(method, kills, tmp_path
 )
 def test_stopped_by_a_signal_goes_on_from_where_it_was(number, status, tmp_path, cache, unbroken):
     expected, folder = unbroken("scaffold"), tmp_path / "run"
-    process = begun("scaffold", folder, cache)
+    process = begun("scaffold", folder=folder, cache=cache)
     wait(process, lambda: rounds_in(folder) > ROUNDS // 4)
     os.kill(process.pid, number)
     printed = launched.finished(process, status)
@@ -126,7 +140,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, cache, unbroken):
 @pytest.mark.slow
 def test_killed_before_its_first_checkpoint_begins_again(tmp_path, cache, unbroken):
     expected, folder = unbroken("fedloru"), tmp_path / "run"
-    process = begun("fedloru", folder, cache)
+    process = begun("fedloru", folder=folder, cache=cache)
     wait(process, lambda: (folder / "settings.json").exists())
     process.kill()
     process.communicate()

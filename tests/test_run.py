@@ -146,6 +146,19 @@ def test_streaming_gives_what_resident_examples_give(make, uniform):
 
 
 @pytest.mark.slow
+def test_records_do_not_depend_on_where_clients_states_lie(tmp_path):
+    """Losses, and what clients' own models score, in every bit."""
+    e = experiment(with_states)
+    device, host, mapped = (
+        list(jaxfed.run(e, folder, dataclasses.replace(SINGLE, population=name)))
+        for name, folder in (("device", None), ("host", tmp_path), ("mapped", None))
+    )
+    assert settled(host) == settled(mapped) == settled(device)
+    names = {path.name for path in (tmp_path / "clients").iterdir()}
+    assert names == {"rows", "6.npz"}
+
+
+@pytest.mark.slow
 def test_fused_rounds_are_single_rounds():
     e = experiment(with_states)
     fused, single = ([r["loss"] for r in jaxfed.run(e, host=host)] for host in (FAST, SINGLE))

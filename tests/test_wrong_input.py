@@ -145,6 +145,7 @@ CASES = [
         ValueError,
         "use one of ('stop', 'skip'",
     ),
+    ("population", lambda: jaxfed.Host(population="disk"), ValueError, "use one of ('auto', 'dev"),
     ("merges", lambda: jaxfed.Host(merges="never"), ValueError, "use one of ('eager', 'lazy')"),
     ("stream", lambda: jaxfed.Host(stream="no"), ValueError, "stream='no'; use True, False"),
     ("devices", lambda: run(host=jaxfed.Host(devices=99)), ValueError, "devices=99, but JAX sees"),
