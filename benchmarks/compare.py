@@ -19,6 +19,7 @@ TABLE = {
     "W1": (0.420, 0.385, "plain jitted JAX, scan over chunks"),
     "W2": (2.53, 2.53, "PyTorch loop, two processes"),
     "W3": (1.97, 1.08, "DrJAX 0.2.1, two devices"),
+    "W4": (3.50, 3.50, "PyTorch loop, two processes"),
     "W5": (2.72, 2.51, "pfl-research 0.6.0, two processes"),
 }
 

@@ -14,30 +14,53 @@ import workloads
 
 from jaxfed import engine, fedavg, local, lowrank, models, task
 from jaxfed.algorithm import Algorithm
+from jaxfed.data.federated import taken
 
 MODELS = {
     "W1": lambda: models.MLP((200, 200), 10),
     "W2": lambda: models.FemnistCNN(62),
     "W3": lambda: models.MLP((1024, 1024), 10),
+    "W4": lambda: models.Encoder(
+        *(workloads.VOCABULARY, 256, 4, 4, 1024, 64, 2),
+        types=0,
+        pad=None,
+        head="linear",
+        epsilon=1e-5,
+    ),
     "W5": lambda: models.resnet10(10),
 }
 
 
-def algorithm(name: str, arrays: workloads.Arrays) -> Algorithm:
-    """FedAvg over the workload's trained weights, begun at its arrays."""
-    workload = workloads.WORKLOADS[name]
+def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
+    """FedAvg over the workload's trained weights, begun at its arrays.
+
+    `options` are of the model, which may keep its frozen weights in another type.
+    """
+    workload, model = workloads.WORKLOADS[name], MODELS[name]().clone(**options)
     trained = arrays.factors or arrays.params
     factors = {p: lowrank.Factors(a, b, workload.scale) for p, (a, b) in arrays.factors.items()}
     full = {p: w for p, w in arrays.params.items() if p in (workload.full if factors else trained)}
-    base = {p: w for p, w in arrays.params.items() if p not in full}
+    inputs = tuple(n for n in arrays.examples if n != "label")
+    drawn = jax.eval_shape(model.init, jax.random.key(0), *(arrays.examples[n] for n in inputs))
+    kept = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(drawn["params"])
+    }
+    base = {p: w.astype(kept[p]) for p, w in arrays.params.items() if p not in full}
     begun = jax.tree.map(jnp.asarray, (base, lowrank.Theta(full, factors)))
-    classifier = task.classification(MODELS[name](), arrays.examples)
+    classifier = task.classification(model, arrays.examples, inputs=inputs)
     work = local.Work(workload.batch, epochs=1, shuffle=False)
     return fedavg(
         classifier._replace(init=lambda key: begun),
         work,
-        client_optimizer=optax.sgd(workload.optimizer.rate),
+        client_optimizer=optimizer(workload.optimizer),
     )
+
+
+def optimizer(of: workloads.Sgd | workloads.AdamW) -> optax.GradientTransformation:
+    if isinstance(of, workloads.Sgd):
+        return optax.sgd(of.rate)
+    return optax.adamw(of.rate, weight_decay=of.decay)
 
 
 def plan(clients: int, examples: int) -> engine.Plan:
@@ -55,13 +78,17 @@ def make(
     clients: int | None = None,
     devices: int | None = None,
     chunk: int | str | None = "auto",
+    **options,
 ) -> Callable[[], dict]:
-    """A function that runs one round from where the last one ended; {"loss", "norm", "chunk"}."""
+    """A function that runs one round from where the last one ended; {"loss", "norm", "chunk"}.
+
+    `options` are of the model, such as dtype=jnp.bfloat16 of W4's.
+    """
     workload = workloads.WORKLOADS[name]
     clients = clients or workload.clients
     arrays = workloads.arrays(name, clients)
     machine = engine.machine(devices, None if chunk == "auto" else chunk)
-    fed = algorithm(name, arrays)
+    fed = algorithm(name, arrays, **options)
 
     def compiled(machine: engine.Machine) -> Callable:
         verb = engine.for_each_client(machine, uniform=True)
@@ -69,7 +96,11 @@ def make(
         return engine.compiled(rounds, machine, donate=(0, 1))
 
     server = engine.place(jax.jit(fed.init)(jax.random.key(0)), machine)
-    examples = engine.place(arrays.examples, machine)
+    order = np.arange(clients * workload.examples)
+    # As a federated data set holds them, so that the CPU's devices need no copies of their own.
+    held = {name: taken(x, order) for name, x in arrays.examples.items()}
+    examples = engine.place(held, machine)
+    del arrays, held
     now = plan(clients, workload.examples)
     if chunk == "auto":
         here = clients // len(machine.devices)

@@ -1,6 +1,8 @@
 """Models: flax.linen modules, called as model(x, train=..., mask=...)."""
 
 from jaxfed.models.cnn import FemnistCNN as FemnistCNN
+from jaxfed.models.encoder import Encoder as Encoder
+from jaxfed.models.linear import Linear as Linear
 from jaxfed.models.mlp import MLP as MLP
 from jaxfed.models.resnet import ResNet as ResNet
 from jaxfed.models.resnet import resnet10 as resnet10
