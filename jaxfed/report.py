@@ -131,6 +131,8 @@ def reached(run: Run, accuracy: float) -> tuple[int, float] | None:
 
 # ---------------------------------------------------------------------- the table
 
+MEASURES = ("matthews", "f1")  # of the last evaluation, where some run has them
+
 
 def table(runs: Sequence[Run], accuracy: float | None = None) -> str:
     """One line a run, in columns of plain text.
@@ -142,13 +144,13 @@ def table(runs: Sequence[Run], accuracy: float | None = None) -> str:
     if accuracy is None and bests:
         accuracy = 0.95 * max(bests)
     rows = [_row(run, accuracy) for run in runs]
-    if not any(row["method"] for row in rows):
-        rows = [{n: v for n, v in row.items() if n != "method"} for row in rows]
+    none = [n for n in ("method", *MEASURES) if not any(row[n] for row in rows)]
+    rows = [{n: v for n, v in row.items() if n not in none} for row in rows]
     cells = [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
-    return _aligned(cells, left=("run", "method"))
+    return aligned(cells, left=("run", "method"))
 
 
-def _aligned(lines: list[list[str]], left: tuple[str, ...]) -> str:
+def aligned(lines: list[list[str]], left: tuple[str, ...]) -> str:
     """The cells in columns, numbers to the right; the first line is the head."""
     columns = []
     for head, *cells in zip(*lines, strict=True):
@@ -170,6 +172,7 @@ def _row(run: Run, accuracy: float | None) -> dict[str, str]:
         "rounds": f"{rounds}/{planned}" if planned and planned != rounds else f"{rounds}",
         "best": _percent(best(run)),
         "last": _percent(accuracies[-1] if accuracies.size else None),
+        **{n: _percent(v[-1]) if (v := series(run, n)[1]).size else "" for n in MEASURES},
         f"round of {goal}": f"{first[0]}" if first else "-",
         f"MB to {goal}": _number(first[1]) if first else "-",
         "MB up": _number(up[-1]) if rounds else "-",
@@ -212,10 +215,11 @@ def draw(runs: Sequence[Run], directory: str | Path) -> list[Path]:
             name = "labels_by_client" if len(runs) == 1 else f"labels_by_client_{run.name}"
             title = label if len(runs) > 1 else ""
             plots.append((name, functools.partial(_labels_plot, run.labels, title)))
-    return [_written(plot, directory / f"{name}.png") for name, plot in plots]
+    return [written(plot, directory / f"{name}.png") for name, plot in plots]
 
 
-def _written(plot: Callable[[], Figure], path: Path) -> Path:
+def written(plot: Callable[[], Figure], path: Path) -> Path:
+    """The path of the PNG file that was drawn there, in the look of all our plots."""
     with mpl.rc_context(LOOK):
         plot().savefig(path, dpi=150)
     return path

@@ -1,7 +1,7 @@
 """A task: a model, its loss, and what of it is trained."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,11 @@ import optax
 
 from jaxfed import lowrank
 from jaxfed.algorithm import PyTree
+
+
+def means(sums: Mapping[str, Any], count: Any) -> dict[str, Any]:
+    """{name: sum / count}: what sums over examples say if they say no more than their means."""
+    return {name: total / count for name, total in sums.items()}
 
 
 class Task(NamedTuple):
@@ -31,48 +36,64 @@ class Task(NamedTuple):
     check: Callable[[dict], None] = lambda examples: None
     """examples [n, ...] -> nothing; raises ValueError if they do not fit the model."""
 
+    summary: Callable[[dict, Any], dict] = means
+    """(what `evaluate` gave, added up over examples; how many) -> {name: number}.
+
+    On the host; with leading axes [K] on both, of sums over K clients' examples, also on numbers.
+    """
+
 
 def classification(
     model: Any,
     examples: dict,
     *,
     select: lowrank.Select = lowrank.everything,
+    params: PyTree | None = None,
+    measures: Sequence[Callable[[np.ndarray], np.ndarray]] = (),
     preprocess: Callable | None = None,
     augment: Callable | None = None,
     dropout: float = 0.0,
-    image: str = "image",
+    inputs: Sequence[str] = ("image",),
     label: str = "label",
 ) -> Task:
     """Cross-entropy and accuracy of a flax.linen model that maps inputs [B, ...] to logits [B, C].
 
     `examples` tells shapes, types and labels ({"image": [n, ...], "label": [n]}, say the test set).
-    `preprocess(x, key)` is applied always, `augment(x, key)` before it in training only, both
-    inside the jitted round. `dropout` acts on the low-rank path. The model is called with
-    train=... and mask=... if it has such arguments, and with an rng "dropout" in training.
-    Raises ValueError if labels do not fit the model's outputs, or the selection does not fit.
+    The model is called with the arrays named in `inputs`, in this order (such as "tokens" and
+    "types"), with train=... and mask=... if it has such arguments, and with an rng "dropout" in
+    training. Of the inputs, `preprocess(x, key)` is applied to the first always, `augment(x, key)`
+    before it in training only, both inside the jitted round. `dropout` acts on the low-rank path.
+
+    The model starts at `params`, as far as they go (pretrained ones, say, without the head); what
+    they lack is drawn. `measures` are functions of the confusion matrix, such as `matthews` and
+    `f1`, evaluated beside loss and accuracy under their own names. Raises ValueError if labels do
+    not fit the model's outputs, `params` not its weights, or the selection does not fit.
     """
     accepted = inspect.signature(model.__call__).parameters
+    given = {} if params is None else _flat(params)
 
-    def inputs(x, key):
-        return x if preprocess is None else preprocess(x, key)
+    def arguments(batch, key):
+        first, *others = (batch[name] for name in inputs)
+        return (first if preprocess is None else preprocess(first, key), *others)
 
     def options(train: bool, mask: jax.Array) -> dict:
         return {n: v for n, v in (("train", train), ("mask", mask)) if n in accepted}
 
     def init(key):
         model_key, factor_key = jax.random.split(key)
-        x = inputs(jnp.asarray(examples[image][:1]), key)
-        params = model.init(model_key, x)["params"]
-        return lowrank.split(params, lowrank.layers(model, x), select, factor_key)
+        x = arguments({name: jnp.asarray(examples[name][:1]) for name in inputs}, key)
+        params = _begun(model, model_key, x, given)
+        return lowrank.split(params, lowrank.layers(model, *x), select, factor_key)
 
     def loss(base, theta, batch, key):
         augment_key, dropout_key, preprocess_key = jax.random.split(key, 3)
-        x = batch[image] if augment is None else augment(batch[image], augment_key)
+        if augment is not None:
+            batch = {**batch, inputs[0]: augment(batch[inputs[0]], augment_key)}
         logits = lowrank.apply(
             model,
             base,
             theta,
-            inputs(x, preprocess_key),
+            *arguments(batch, preprocess_key),
             dropout=dropout,
             key=dropout_key,
             rngs={"dropout": dropout_key},
@@ -82,30 +103,152 @@ def classification(
         return jnp.sum(losses * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1)
 
     def evaluate(base, theta, batch):
-        x = inputs(batch[image], jax.random.key(0))
-        logits = lowrank.apply(model, base, theta, x, **options(False, batch["mask"]))
+        x = arguments(batch, jax.random.key(0))
+        logits = lowrank.apply(model, base, theta, *x, **options(False, batch["mask"]))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[label])  # [B]
-        right = jnp.argmax(logits, axis=-1) == batch[label]
-        return {"loss": jnp.sum(losses * batch["mask"]), "accuracy": jnp.sum(right * batch["mask"])}
+        said, mask = jnp.argmax(logits, axis=-1), batch["mask"]
+        sums = {"loss": jnp.sum(losses * mask), "accuracy": jnp.sum((said == batch[label]) * mask)}
+        if measures:
+            truth, said = (jax.nn.one_hot(x, logits.shape[-1]) for x in (batch[label], said))
+            sums["confusion"] = jnp.einsum("b,bt,bs->ts", mask, truth, said)  # [C, C]
+        return sums
+
+    def summary(sums, count):
+        found = means({name: sums[name] for name in ("loss", "accuracy")}, count)
+        return found | {measure.__name__: measure(sums["confusion"]) for measure in measures}
 
     def check(examples):
-        def logits(x, key):
-            return model.init_with_output(key, inputs(x, key))[0]
+        def logits(batch, key):
+            return model.init_with_output(key, *arguments(batch, key))[0]
 
-        _check(logits, examples, image, label)
+        classes = _check(logits, examples, inputs, label)
+        for measure in measures:
+            measure(np.zeros((classes, classes)))  # raises ValueError if it is of fewer
+
+    check(examples)
+    jax.eval_shape(init, jax.random.key(0))  # raises ValueError if the selection does not fit
+    return Task(init, loss, evaluate, check, summary)
+
+
+def regression(
+    model: Any,
+    examples: dict,
+    *,
+    select: lowrank.Select = lowrank.everything,
+    inputs: Sequence[str] = ("x",),
+    target: str = "y",
+) -> Task:
+    """Least squares with a flax.linen model that maps inputs [B, ...] to predictions [B, n].
+
+    The loss is 1/2 ||model(x) - y||^2, averaged over examples. `examples` tells shapes and types.
+    Raises ValueError if the targets do not have the shape of the predictions, or the selection does
+    not fit.
+    """
+
+    def init(key):
+        model_key, factor_key = jax.random.split(key)
+        x = [jnp.asarray(examples[name][:1]) for name in inputs]
+        params = _begun(model, model_key, x, {})
+        return lowrank.split(params, lowrank.layers(model, *x), select, factor_key)
+
+    def halved_squares(base, theta, batch):
+        """Their sum over the batch's real examples."""
+        said = lowrank.apply(model, base, theta, *(batch[name] for name in inputs))
+        return jnp.sum(jnp.sum((said - batch[target]) ** 2, axis=-1) * batch["mask"]) / 2
+
+    def loss(base, theta, batch, key):
+        return halved_squares(base, theta, batch) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+
+    def evaluate(base, theta, batch):
+        return {"loss": halved_squares(base, theta, batch)}
+
+    def check(examples):
+        _complete(examples, inputs, target)
+        x = [examples[name] for name in inputs]
+        said, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), *x)
+        if said.ndim != 2 or said.shape != np.shape(examples[target]):
+            raise ValueError(
+                f"regression wants predictions [B, n] and targets like them; got {said.shape} and "
+                f"targets {np.shape(examples[target])}"
+            )
 
     check(examples)
     jax.eval_shape(init, jax.random.key(0))  # raises ValueError if the selection does not fit
     return Task(init, loss, evaluate, check)
 
 
-def _check(logits: Callable, examples: dict, image: str, label: str) -> None:
-    """Raises ValueError if the examples do not fit `logits`, a function of inputs and a key."""
-    if missing := {image, label} - set(examples):
+def matthews(confusion: np.ndarray) -> np.ndarray:
+    """Matthews correlation of confusion matrices [..., truth, said] -> [...], from -1 to 1.
+
+    (s c - sum_k t_k p_k) / sqrt((s^2 - sum_k t_k^2) (s^2 - sum_k p_k^2)) with s examples, c of them
+    right, t_k of class k and p_k said to be (Gorodkin 2004, for any number of classes). It is zero
+    by convention where only one class occurs or only one is said: so on a client whose examples
+    all have one label it says nothing, and the union of clients' examples tells more.
+    """
+    m = np.asarray(confusion, np.float64)
+    truth, said, total = m.sum(-1), m.sum(-2), m.sum((-1, -2))
+    above = total * np.trace(m, axis1=-2, axis2=-1) - (truth * said).sum(-1)
+    below = (total**2 - (truth**2).sum(-1)) * (total**2 - (said**2).sum(-1))
+    return np.where(below > 0, above / np.sqrt(np.maximum(below, 1)), 0.0)
+
+
+def f1(confusion: np.ndarray) -> np.ndarray:
+    """F1 of class 1 of two, from confusion matrices [..., truth, said] -> [...].
+
+    2 tp / (2 tp + fp + fn); zero where class 1 neither occurs nor is said.
+    """
+    m = np.asarray(confusion, np.float64)
+    if m.shape[-2:] != (2, 2):
+        raise ValueError(f"f1 is of two classes; the confusion matrix is {m.shape[-2:]}")
+    right, either = 2 * m[..., 1, 1], m[..., 1, :].sum(-1) + m[..., :, 1].sum(-1)
+    return right / np.maximum(either, 1)
+
+
+def _begun(
+    model: Any, key: jax.Array, inputs: Sequence, given: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The model's parameters {path: array}: those given, and the others drawn.
+
+    What is given is copied, as rounds donate their arrays. Only the drawing is compiled, or what is
+    given would become a constant of the program.
+    """
+    shapes = _flat(jax.eval_shape(model.init, key, *inputs)["params"])
+    if unknown := set(given) - set(shapes):
+        raise ValueError(f"params have {sorted(unknown)}; the model has {sorted(shapes)}")
+    for path, w in given.items():
+        if w.shape != shapes[path].shape:
+            raise ValueError(f"params have {path} {w.shape}; the model has {shapes[path].shape}")
+
+    @jax.jit
+    def drawn(key, *inputs):
+        return {
+            p: w for p, w in _flat(model.init(key, *inputs)["params"]).items() if p not in given
+        }
+
+    return {**{path: jnp.array(w) for path, w in given.items()}, **drawn(key, *inputs)}
+
+
+def _flat(params: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): w for path, w in leaves}
+
+
+def _complete(examples: dict, inputs: Sequence[str], label: str) -> None:
+    """Raises ValueError if one of the arrays that a task reads is not there."""
+    if missing := {*inputs, label} - set(examples):
         raise ValueError(f"the examples have no {sorted(missing)}; they have {sorted(examples)}")
+
+
+def _check(logits: Callable, examples: dict, inputs: Sequence[str], label: str) -> int:
+    """How many classes `logits`, a function of a batch and a key, tells apart.
+
+    Raises ValueError if the examples do not fit it.
+    """
+    _complete(examples, inputs, label)
     labels = np.asarray(examples[label])
-    x = jax.ShapeDtypeStruct((1, *examples[image].shape[1:]), examples[image].dtype)
-    shape = jax.eval_shape(logits, x, jax.random.key(0)).shape
+    found = {name: examples[name] for name in inputs}
+    one = {n: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for n, x in found.items()}
+    shape = jax.eval_shape(logits, one, jax.random.key(0)).shape
     if len(shape) != 2 or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"classification wants logits [B, C] and integer labels [n]; got logits {shape} and "
@@ -116,3 +259,4 @@ def _check(logits: Callable, examples: dict, image: str, label: str) -> None:
             f"labels run from {labels.min()} to {labels.max()}, but the model has {shape[1]} "
             "outputs; give the model as many classes as there are labels"
         )
+    return shape[1]

@@ -99,6 +99,16 @@ def test_the_table_holds_what_the_run_holds(tmp_path):
     ]
 
 
+def test_other_measures_have_a_column_where_a_run_has_them(tmp_path):
+    with_it, without = (report.read(folder(tmp_path / name)) for name in "ab")
+    with_it.records[-6]["matthews"], with_it.records[-1]["matthews"] = 0.2, 0.5
+    first, second = report.table([with_it, without]).split("\n")[1:]
+    assert "50.00%" in first
+    assert "f1" not in (head := report.table([with_it, without]).split("\n")[0])
+    assert head.split().index("matthews") == head.split().index("last") + 1
+    assert len(second.split()) == len(first.split()) - 1
+
+
 def test_runs_are_compared_at_one_accuracy_of_the_best_among_them(tmp_path):
     slow, fast = (report.read(folder(tmp_path / f"r{rate}", rate=rate)) for rate in (0.02, 0.1))
     first, second = columns(report.table([slow, fast]))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from jaxfed import lowrank, models, task
 
@@ -141,7 +142,149 @@ def test_a_selection_is_checked_when_the_task_is_made():
 
 def test_other_names_for_input_and_label():
     renamed = {"x": EXAMPLES["image"], "y": EXAMPLES["label"]}
-    made = task.classification(MODEL, renamed, image="x", label="y")
+    made = task.classification(MODEL, renamed, inputs=("x",), label="y")
     found = made.evaluate(*begun(made), {**renamed, "mask": MASK})
     plain = task.classification(MODEL, EXAMPLES)
     assert found == plain.evaluate(*begun(plain), {**EXAMPLES, "mask": MASK})
+
+
+class Sum(nn.Module):
+    """Logits of a dense layer on the sum of two inputs."""
+
+    @nn.compact
+    def __call__(self, x, y):
+        return nn.Dense(3, name="head")(x + y)
+
+
+def test_a_model_of_several_inputs_gets_them_in_order():
+    """Its loss is that of the model of their sum; what is augmented is the first."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 6, 4)).astype(np.float32)
+    both = {"x": x, "y": y, "label": EXAMPLES["label"]}
+    made = task.classification(Sum(), both, inputs=("x", "y"), augment=lambda x, key: 10 * x)
+    plain = task.classification(models.MLP((), 3), {**both, "image": x + y})
+    assert jax.tree.structure(begun(made)) == jax.tree.structure(begun(plain))
+    mask = {"mask": MASK}
+    found = made.evaluate(*begun(made), both | mask)["loss"]
+    expected = plain.evaluate(*begun(plain), {**both, "image": x + y} | mask)["loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    found = made.loss(*begun(made), both | mask, jax.random.key(0)) * MASK.sum()
+    expected = plain.evaluate(*begun(plain), {**both, "image": 10 * x + y} | mask)["loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+GIVEN = {"dense_0": {"kernel": np.full((4, 5), 2.0, np.float32)}}
+KERNEL = "dense_0/kernel"
+
+
+@pytest.mark.parametrize("init", [lambda made: made.init, lambda made: jax.jit(made.init)])
+def test_a_model_starts_at_the_weights_given_and_draws_the_others(init):
+    made = task.classification(MODEL, EXAMPLES, params=GIVEN, select=lowrank.Select(full="head"))
+    (base, theta), (other, drawn) = (init(made)(jax.random.key(s)) for s in (0, 1))
+    np.testing.assert_array_equal(base[KERNEL], GIVEN["dense_0"]["kernel"])
+    np.testing.assert_array_equal(other[KERNEL], GIVEN["dense_0"]["kernel"])
+    assert (theta.full["head/kernel"] != drawn.full["head/kernel"]).all()
+    assert set(base) | set(theta.full) == {KERNEL, "dense_0/bias", "head/kernel", "head/bias"}
+
+
+def test_the_weights_given_outlive_a_run_that_donates_its_own():
+    given = jax.tree.map(jnp.asarray, GIVEN)
+    base, _ = begun(
+        task.classification(MODEL, EXAMPLES, params=given, select=lowrank.Select(full="head"))
+    )
+    base[KERNEL].delete()
+    np.testing.assert_array_equal(given["dense_0"]["kernel"], GIVEN["dense_0"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"dense": GIVEN["dense_0"]}, r"params have \['dense/kernel'\]; the model has"),
+        (
+            {"dense_0": {"kernel": np.zeros((5, 4))}},
+            r"dense_0/kernel \(5, 4\); the model has \(4, 5\)",
+        ),
+    ],
+)
+def test_weights_that_are_not_the_models_are_refused(params, match):
+    with pytest.raises(ValueError, match=match):
+        task.classification(MODEL, EXAMPLES, params=params)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_measures_agree_with_scikit_learn(classes):
+    rng = np.random.default_rng(classes)
+    truth, noise = rng.integers(classes, size=(2, 40))
+    said = np.where(rng.random(40) < 0.6, truth, noise)
+    confusion = metrics.confusion_matrix(truth, said)
+    expected = metrics.matthews_corrcoef(truth, said)
+    np.testing.assert_allclose(task.matthews(confusion), expected, rtol=1e-12)
+    if classes == 2:
+        np.testing.assert_allclose(task.f1(confusion), metrics.f1_score(truth, said), rtol=1e-12)
+
+
+def test_measures_of_one_label_are_zero_and_several_matrices_are_measured_at_once():
+    one_label, never_said, perfect = [[0, 0], [3, 5]], [[4, 0], [2, 0]], [[4, 0], [0, 2]]
+    confusion = np.array([one_label, never_said, perfect])
+    assert task.matthews(confusion).tolist() == [0, 0, 1]
+    np.testing.assert_allclose(task.f1(confusion), [10 / 13, 0, 1])
+    assert task.f1(np.array([[4, 0], [0, 0]])) == 0
+
+
+def test_an_evaluation_counts_what_was_taken_for_what():
+    """Summed over batches, and over clients' examples apart, it says what the examples say."""
+    made = task.classification(MODEL, EXAMPLES, measures=(task.matthews,))
+    sums = made.evaluate(*begun(made), {**EXAMPLES, "mask": MASK})
+    said, real = logits(made).argmax(-1), MASK > 0
+    expected = metrics.confusion_matrix(EXAMPLES["label"][real], said[real], labels=range(3))
+    np.testing.assert_array_equal(sums["confusion"], expected)
+    found = made.summary(sums, MASK.sum())
+    assert set(found) == {"loss", "accuracy", "matthews"}
+    np.testing.assert_allclose(found["accuracy"], (said == EXAMPLES["label"])[real].mean())
+    np.testing.assert_allclose(
+        found["matthews"], metrics.matthews_corrcoef(EXAMPLES["label"][real], said[real])
+    )
+    twice = jax.tree.map(lambda s: np.stack([s, 2 * s]), sums)  # of two clients
+    both = made.summary(twice, MASK.sum() * np.array([1, 2]))
+    for name, value in found.items():
+        np.testing.assert_allclose(both[name], [value, value], rtol=1e-6)
+
+
+def test_a_measure_of_fewer_classes_is_refused():
+    with pytest.raises(ValueError, match=r"f1 is of two classes; .* \(3, 3\)"):
+        task.classification(MODEL, EXAMPLES, measures=(task.f1,))
+
+
+PAIRS = {"x": RNG.normal(size=(6, 4)).astype(np.float32), "y": RNG.normal(size=(6, 3))}
+LINEAR = models.Linear(3)
+
+
+def test_regression_is_least_squares_over_real_examples():
+    select = lowrank.Select(factors="kernel", rank=2, up="random")
+    made = task.regression(LINEAR, PAIRS, select=select)
+    base, theta = begun(made)
+    kernel = lowrank.merged(base, theta)["dense"]["kernel"]
+    squares = ((PAIRS["x"] @ np.asarray(kernel) - PAIRS["y"]) ** 2).sum(1)[MASK > 0] / 2
+    batch = {**PAIRS, "mask": MASK}
+    found = made.loss(base, theta, batch, jax.random.key(1))
+    np.testing.assert_allclose(found, squares.mean(), rtol=1e-5)
+    np.testing.assert_allclose(made.evaluate(base, theta, batch)["loss"], squares.sum(), rtol=1e-5)
+
+
+def test_a_linear_model_starts_at_zero():
+    base, theta = begun(task.regression(LINEAR, PAIRS))
+    assert not theta.full["dense/kernel"].any()
+    assert base == {}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "match"),
+    [
+        ({"x": PAIRS["x"]}, r"no \['y'\]; they have \['x'\]"),
+        ({**PAIRS, "y": PAIRS["y"][:, 0]}, r"got \(6, 3\) and targets \(6,\)"),
+        ({**PAIRS, "y": PAIRS["y"][:, :2]}, r"got \(6, 3\) and targets \(6, 2\)"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(pairs, match):
+    with pytest.raises(ValueError, match=match):
+        task.regression(LINEAR, pairs)

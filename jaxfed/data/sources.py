@@ -42,6 +42,17 @@ def tfds(name: str, data_dir: str | Path | None) -> Source:
     default. Raises ValueError if the set is not prepared there, has other splits or features, or
     holds images of several shapes.
     """
+    builder = prepared(name, data_dir)
+    _check_has("features", {"image", "label"}, builder.info.features, name)
+    _check_has("splits", {"train", "test"}, builder.info.splits, name)
+    return Source(*(_read(builder.as_data_source(split=split)) for split in ("train", "test")))
+
+
+def prepared(name: str, data_dir: str | Path | None) -> Any:
+    """TFDS's builder of a set that lies prepared in `data_dir`, to be read without TensorFlow.
+
+    Raises ValueError, with the command that prepares it, if it does not.
+    """
     import tensorflow_datasets
 
     try:
@@ -58,9 +69,7 @@ def tfds(name: str, data_dir: str | Path | None) -> Source:
             f"    tfds build {name} --file_format=array_record{where}\n"
             "Reading it then needs no TensorFlow."
         )
-    _check_has("features", {"image", "label"}, builder.info.features, name)
-    _check_has("splits", {"train", "test"}, builder.info.splits, name)
-    return Source(*(_read(builder.as_data_source(split=split)) for split in ("train", "test")))
+    return builder
 
 
 def npz(path: str | Path) -> Source:

@@ -1,0 +1,82 @@
+"""From strings to tokens: arrays of one length a split.
+
+Clients are an array axis, so all of them take a local step on batches of one static shape, and a
+batch cannot have a length of its own: under `vmap`, a choice among lengths would run every branch.
+Nor are clients' batches alike in length at the same step, unless examples were no longer drawn at
+random. So each split has ONE length, the smallest of a few buckets that holds its longest example:
+few, so that data sets and limits share compiled rounds. What decides the cost is then `max_length`,
+with what becomes of longer examples; what is lost to padding is told by `padding`.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxfed.data.sources import Examples
+
+BUCKETS = (16, 32, 64, 128, 256, 512)
+
+
+def tokenise(
+    examples: Examples,
+    tokenizer: Tokenizer,
+    *,
+    pad: int,
+    max_length: int = 128,
+    longer: Literal["cut", "drop"] = "cut",
+    buckets: Sequence[int] = BUCKETS,
+) -> Examples:
+    """The examples with "text" [n] (and "pair" [n], if there is one) replaced by
+
+    "tokens" int32 [n, L], filled up with `pad`, the model's own padding token; "types" int8 [n, L],
+    which of the two sentences each belongs to; "length" int32 [n], how many tokens are real.
+    Special tokens such as [CLS] and [SEP], and the types, are the tokenizer's own post-processor's.
+
+    Examples of more than `max_length` tokens are cut there (of a pair, the longer sentence first),
+    or dropped, with a warning that counts them. L is the smallest of the buckets that holds the
+    longest example, at most `max_length`.
+    """
+    if longer not in ("cut", "drop"):
+        raise ValueError(f'longer={longer!r}; use "cut" or "drop"')
+    special = tokenizer.num_special_tokens_to_add("pair" in examples)
+    if max_length <= special:
+        raise ValueError(f"max_length={max_length} holds only the {special} special tokens")
+    lines = examples["text"].tolist()
+    pairs = list(zip(lines, examples["pair"], strict=True)) if "pair" in examples else lines
+    encoded = _limited(tokenizer, max_length if longer == "cut" else None).encode_batch(pairs)
+    length = np.array([len(one.ids) for one in encoded], np.int32)
+    kept = np.flatnonzero(length <= max_length)
+    if not len(kept):
+        raise ValueError(f"no example has {max_length} tokens or fewer; raise max_length")
+    if len(kept) < len(length):
+        warnings.warn(
+            f"{len(length) - len(kept):,} of {len(length):,} examples have more than {max_length} "
+            "tokens and are left out",
+            stacklevel=2,
+        )
+    width = min(b for b in (*buckets, max_length) if b >= length[kept].max())
+    tokens = np.full((len(kept), width), pad, np.int32)
+    types = np.zeros((len(kept), width), np.int8)
+    for row, i in enumerate(kept):
+        tokens[row, : length[i]] = encoded[i].ids
+        types[row, : length[i]] = encoded[i].type_ids
+    rest = {key: x[kept] for key, x in examples.items() if key not in ("text", "pair")}
+    return {"tokens": tokens, "types": types, "length": length[kept], **rest}
+
+
+def padding(examples: Examples) -> float:
+    """The share of tokens that are padding, and of the work on tokens that is wasted."""
+    return 1 - float(examples["length"].sum()) / examples["tokens"].size
+
+
+def _limited(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
+    """A tokenizer like this one that pads nothing, and cuts at this length or not at all."""
+    limited = Tokenizer.from_str(tokenizer.to_str())
+    limited.no_padding()
+    limited.no_truncation()
+    if max_length is not None:
+        limited.enable_truncation(max_length)
+    return limited
