@@ -15,7 +15,7 @@ import shutil
 import textwrap
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,16 @@ class Checkpoints:
         with _one_sentence(self.manager.directory):
             self.manager.save(t, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, target: PyTree) -> tuple[int, PyTree, dict] | None:
+    def restore(
+        self, target: PyTree, also: Callable[[int, dict], None] = lambda t, extra: None
+    ) -> tuple[int, PyTree, dict] | None:
         """(t, state, extra) of the newest intact checkpoint; None if there is none at all.
 
         `target` is a state, or the ShapeDtypeStructs of one: the structure, what is static in it,
         and where the arrays go come from there. A damaged checkpoint is passed over with a warning,
-        and renamed so that its round can be saved again. ValueError if all are damaged, or if the
-        checkpoint does not fit the target.
+        and renamed so that its round can be saved again. `also(t, extra)` takes what stands beside
+        the checkpoint, and may raise to say that this is damaged. ValueError if all are damaged, or
+        if the checkpoint does not fit the target.
         """
         self.wait()
         damaged: dict[int, Exception] = {}
@@ -88,6 +91,11 @@ class Checkpoints:
                 damaged[t] = error
                 continue
             state = _fit(target, leaves, t)
+            try:
+                also(t, record["extra"])
+            except Exception as error:
+                damaged[t] = error
+                continue
             self._set_aside(damaged, t)
             return t, state, record["extra"]
         if damaged:
@@ -170,6 +178,12 @@ def open_folder(directory: str | Path) -> Checkpoints:
             if score is not None and math.isfinite(score):
                 scores[t] = score
     return Checkpoints(manager, scores)
+
+
+def look_into(directory: str | Path) -> Checkpoints:
+    """The checkpoints in `directory`, to `load` only: also while a run writes there."""
+    options = ocp.CheckpointManagerOptions(create=False)
+    return Checkpoints(ocp.CheckpointManager(Path(directory).absolute(), options=options), {})
 
 
 @dataclasses.dataclass(frozen=True)

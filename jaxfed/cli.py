@@ -1,4 +1,4 @@
-"""The command line: jaxfed run | resume | report | describe."""
+"""The command line: jaxfed run | resume | report | describe | analyse."""
 
 import dataclasses
 import inspect
@@ -16,7 +16,7 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from jaxfed import describe, folder, launching, ledger, options, report
+from jaxfed import analyse, describe, folder, launching, ledger, options, report
 from jaxfed.experiment import Experiment
 from jaxfed.launching import Launch
 from jaxfed.run import Simulation
@@ -27,6 +27,7 @@ USAGE = """jaxfed: federated learning with low-rank updates, clients as an array
   jaxfed resume DIR [--name value ...]       go on with a run that was stopped
   jaxfed report DIR [DIR ...] [--to DIR]     table and plots of one run, or of several together
   jaxfed describe CONFIG [--name value ...]  parameters, bytes, clients and memory, without training
+  jaxfed analyse DIR [--name value ...]      Hessian spectra, likeness of clients, ranks of updates
 
 A wrong input ends in one sentence; JAXFED_TRACEBACK=1 shows where it was raised.
 """
@@ -35,7 +36,13 @@ A wrong input ends in one sentence; JAXFED_TRACEBACK=1 shows where it was raised
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; a wrong input ends in one sentence and status 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"run": _run, "resume": _resume, "report": _report, "describe": _describe}
+    commands = {
+        "run": _run,
+        "resume": _resume,
+        "report": _report,
+        "describe": _describe,
+        "analyse": _analyse,
+    }
     if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
         print(USAGE)
         return
@@ -104,24 +111,14 @@ def _run(arguments: list[str]) -> None:
 
 
 def _resume(arguments: list[str]) -> None:
-    if not arguments or arguments[0].startswith("-"):
-        raise ValueError("give the folder of the run: jaxfed resume DIR")
-    path = Path(arguments[0])
-    if why := folder.why_not_begun(path):
-        raise FileNotFoundError(why)
-    saved, config = folder.read_json(path / "settings.json"), path / "config.py"
-    if not config.exists():
-        raise FileNotFoundError(
-            f"{path} has no config.py: its run was begun from Python; go on with it there, with "
-            "jaxfed.run(..., resume=True)"
-        )
+    path, saved = _begun(arguments, "resume")
     rounds = saved["experiment"]["rounds"]
     fields = {"rounds": (int, rounds)}
     accepted = launching.with_launch(fields, saved["launch"], RESUME, without=("out",))
     parsed = options.parse(accepted, arguments[1:], f"jaxfed resume {path}")
     launch = launching.of(parsed)
     launching.prepare_jax(launch)
-    experiment, _, _ = _call(config, saved["arguments"], "run")
+    experiment, _, _ = _call(path / "config.py", saved["arguments"], "run")
     if parsed.rounds != experiment.rounds:
         warnings.warn(
             f"the run now ends after round {parsed.rounds}; schedules in its config still count "
@@ -130,6 +127,24 @@ def _resume(arguments: list[str]) -> None:
         )
         experiment = dataclasses.replace(experiment, rounds=parsed.rounds)
     _go(Simulation(experiment, launch.host(), path, resume=True), path)
+
+
+def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
+    """(folder, settings) of `jaxfed COMMAND DIR`, of a run that a config began."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"give the folder of the run: jaxfed {command} DIR")
+    path = Path(arguments[0])
+    if why := folder.why_not_begun(path):
+        raise FileNotFoundError(why)
+    if not (path / "config.py").exists():
+        there = {
+            "resume": "go on with it there, with jaxfed.run(..., resume=True)",
+            "analyse": "analyse it there, with jaxfed.analyse.of_run(experiment, directory)",
+        }
+        raise FileNotFoundError(
+            f"{path} has no config.py: its run was begun from Python; {there[command]}"
+        )
+    return path, folder.read_json(path / "settings.json")
 
 
 RESUME = """Goes on with a run that was stopped, to the same end, in every bit.
@@ -172,14 +187,25 @@ def _describe(arguments: list[str]) -> None:
     print(describe.traffic(wire, experiment.rounds, experiment.cohort))
     print(describe.population(experiment.data.train, experiment.cohort))
     parts = {
-        "the server": server,
-        "what clients keep": simulation.states,
-        "training examples": experiment.data.train.examples,
+        "the server": ledger.nbytes(server),
+        "what clients keep": simulation.population.held,
+        "training examples": ledger.nbytes(experiment.data.train.examples),
     }
-    print(describe.held({n: ledger.nbytes(tree) for n, tree in parts.items()}))
+    print(describe.held(parts))
     most = -(-experiment.cohort // len(simulation.machine.devices))
     chunks = sorted({1, most}) if launch.chunk == "auto" else [launch.chunk]
     print(describe.working({n: simulation.memory(n) for n in chunks}))
+
+
+def _analyse(arguments: list[str]) -> None:
+    path, saved = _begun(arguments, "analyse")
+    probe = options.parse(analyse.Probe, arguments[1:], f"jaxfed analyse {path}")
+    launching.prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]))
+    experiment, _, _ = _call(path / "config.py", saved["arguments"], "run")
+    found = analyse.of_run(experiment, path, probe)
+    print(analyse.tables(found))
+    for picture in analyse.draw(found, path / "plots"):
+        print(picture)
 
 
 # ---------------------------------------------------------------------- a run, watched
@@ -221,7 +247,9 @@ def _watch(simulation: Simulation, quiet: bool) -> None:
     ) as bar:
         for record in simulation.records():
             sent += record["down"] + record["up"] + record["broadcast"]
-            shown |= {n: f"{record[n]:.4f}" for n in ("accuracy", "loss") if n in record}
+            shown |= {
+                n: f"{record[n]:.4f}" for n in ("accuracy", *report.MEASURES, "loss") if n in record
+            }
             bar.set_postfix(shown | {"sent": f"{sent / 1e6:,.1f} MB"}, refresh=False)
             bar.update()
             due = "accuracy" in record or record["round"] == rounds

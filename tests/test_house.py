@@ -13,13 +13,17 @@ MODULES = {
 
 # {module or package: the modules of ours that it may import}. A package stands for all in it.
 MAY_IMPORT = {
-    "__init__": {"algorithm", "aggregate", "algorithms", "combine", "data", "local", "lowrank",
-                 "models", "pretrained", "run", "task", "experiment"},
+    "__init__": {"algorithm", "aggregate", "algorithms", "analysis", "combine", "data", "hypergrad",
+                 "local", "lowrank", "models", "pretrained", "run", "task", "experiment"},
     "aggregate": {"algorithm"},
     "algorithm": set(),
-    "algorithms": {"algorithm", "aggregate", "combine", "local", "lowrank", "task"},
+    "analyse": {"algorithm", "analysis", "checkpoint", "engine", "experiment", "folder", "lowrank",
+                "population", "report"},
+    "analysis": {"algorithm", "analysis", "hypergrad", "local", "lowrank", "report"},
+    "algorithms": {"algorithm", "aggregate", "combine", "hypergrad", "local", "lowrank", "task"},
     "checkpoint": {"algorithm"},
-    "cli": {"describe", "experiment", "folder", "ledger", "report", "run"},
+    "cli": {"analyse", "describe", "experiment", "folder", "launching", "ledger", "options",
+            "report", "run"},
     "combine": {"algorithm", "aggregate", "lowrank"},
     "data": {"data"},
     "describe": {"data", "ledger", "lowrank"},
@@ -27,24 +31,39 @@ MAY_IMPORT = {
     "evaluate": {"algorithm", "data", "local", "task"},
     "experiment": {"algorithm", "data", "ledger", "task"},
     "folder": set(),
+    "hypergrad": {"algorithm"},
+    "launching": {"experiment", "options"},
     "ledger": {"algorithm"},
     "local": {"algorithm"},
     "lowrank": {"algorithm"},
     "models": {"models"},
+    "options": set(),
     "plans": {"algorithm", "data", "engine", "experiment"},
-    "population": {"algorithm"},
+    "population": {"algorithm", "engine", "folder"},
     "pretrained": {"algorithm", "lowrank", "models"},
     "records": {"engine", "ledger"},
     "report": set(),
-    "run": {"algorithm", "checkpoint", "combine", "data", "engine", "evaluate", "experiment",
-            "folder", "ledger", "plans", "population", "records"},
+    "run": {"algorithm", "checkpoint", "combine", "data", "engine", "experiment", "folder",
+            "ledger", "plans", "population", "records", "scores"},
+    "scores": {"algorithm", "data", "engine", "evaluate", "experiment"},
     "task": {"algorithm", "lowrank"},
 }  # fmt: skip
 
-# FedLoRU is FedAvg with a combinator around it; FedProx is FedAvg with another client optimizer.
+# FedLoRU is FedAvg with a combinator around it; FedProx is FedAvg with another client optimizer;
+# FedSGD is FedAvg with one step. What clients keep is averaged around in `personal`.
 BUILT_ON = {
+    "algorithms.centralised": {"algorithms.fedavg"},
+    "algorithms.ditto": {"algorithms.personal"},
+    "algorithms.fdlora": {"algorithms.personal"},
+    "algorithms.feddpa": {"algorithms.personal"},
     "algorithms.fedloru": {"algorithms.fedavg"},
+    "algorithms.fedper": {"algorithms.personal"},
     "algorithms.fedprox": {"algorithms.fedavg"},
+    "algorithms.fedsa": {"algorithms.fedper"},
+    "algorithms.mfedloru": {"algorithms.personal"},
+    "algorithms.perfedavg": {"algorithms.personal"},
+    "algorithms.pfedlora": {"algorithms.personal"},
+    "algorithms.pfedloru": {"algorithms.personal"},
 }
 
 # {what: the modules or packages that may import it}, for packages that are not ours.
@@ -55,12 +74,12 @@ ONLY_IN = {
     "tensorflow_datasets": {"data"},
     "tokenizers": {"data", "pretrained"},
     "sklearn": {"data"},
-    "matplotlib": {"report"},
+    "matfree": {"analysis"},
+    "matplotlib": {"analysis", "report"},
     "tensorboardX": {"folder"},
     "safetensors": {"pretrained"},
-    "tokenizers": {"pretrained"},
     "tqdm": {"cli"},
-    "tyro": {"cli"},
+    "tyro": {"cli", "options"},
 }
 
 DEVICES = re.compile(r"\b(pmap|shard_map|psum|devices)\(")

@@ -1,0 +1,87 @@
+"""What the metric `discrepancy` costs: rounds of W3 with it and without, in turn.
+
+    python benchmarks/discrepancy_cost.py [--clients 100] [--repeats 9] [--write]
+
+W3 is FedLoRA, rank 8 beside an MLP 784-1024-1024-10, 100 clients in every round. The metric is also
+timed alone, on uploads of that size, as a difference of a few per cent drowns in a loaded machine.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import compare
+import jax
+import jax.numpy as jnp
+import ours
+import timing
+import workloads
+
+from jaxfed import engine
+from jaxfed.algorithm import Algorithm
+from jaxfed.analysis import discrepancy
+
+W3 = workloads.WORKLOADS["W3"]
+WITH, WITHOUT, ALONE = "with the metric", "without", "the metric alone"
+
+
+def a_round(fed: Algorithm, arrays: workloads.Arrays, clients: int) -> Callable[[], Any]:
+    """A function that runs one round, from where the last one ended."""
+    machine = engine.machine(chunk=min(10, clients))
+    verb = engine.for_each_client(machine, uniform=True)
+    step = engine.compiled(engine.rounds(fed, verb, 0, W3.examples), machine, donate=(0, 1))
+    kept = [engine.place(jax.jit(fed.init)(jax.random.key(0)), machine), ()]
+    examples, now = engine.place(arrays.examples, machine), ours.plan(clients, W3.examples)
+
+    def one_round() -> Any:
+        *kept[:], metrics = jax.block_until_ready(step(*kept, examples, now))
+        return metrics
+
+    return one_round
+
+
+def alone(arrays: workloads.Arrays, clients: int) -> Callable[[], Any]:
+    """A function that computes the metric of some factors of all clients."""
+    key, weight = jax.random.key(0), jnp.full(clients, 1 / clients)
+    factors = {
+        path: discrepancy.Factors(
+            *(x + 0.1 * jax.random.normal(key, (clients, *x.shape)) for x in pair), W3.scale
+        )
+        for path, pair in arrays.factors.items()
+    }
+    measured = jax.jit(discrepancy.discrepancy)
+    return lambda: jax.block_until_ready(measured(factors, weight))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", type=int, default=W3.clients)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--write", action="store_true")
+    asked = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", compare.CPU_DEVICES)
+    start, arrays = timing.machine(), workloads.arrays("W3", asked.clients)
+    fed = ours.algorithm("W3", arrays)
+    functions = {
+        WITHOUT: a_round(fed, arrays, asked.clients),
+        WITH: a_round(discrepancy.with_discrepancy(fed), arrays, asked.clients),
+        ALONE: alone(arrays, asked.clients),
+    }
+    found = timing.alternate(functions, asked.repeats)
+    seconds = {name: found[name]["all"] for name in functions}
+    pairs = list(zip(seconds[WITH], seconds[WITHOUT], seconds[ALONE], strict=True))
+    ratio = statistics.median(a / b for a, b, _ in pairs) - 1
+    part = statistics.median(c / b for _, b, c in pairs)
+    said = (
+        f"a round with the metric takes {ratio:+.1%} of one without; alone it takes {part:.1%}; "
+        f"discrepancy {float(functions[WITH]()['discrepancy'][0]):.2g}"
+    )
+    print(said, timing.table({"W3": found}, WITHOUT), sep="\n")
+    if asked.write:
+        command = f"python benchmarks/discrepancy_cost.py --repeats {asked.repeats} --write"
+        timing.write("discrepancy_cost", {"W3": found}, WITHOUT, start, command=command, found=said)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Probes of rank: Hessian spectra, likeness of gradients, ranks of updates, the gap of averages."""
+
+from jaxfed.analysis import discrepancy as discrepancy
+from jaxfed.analysis import gradients as gradients
+from jaxfed.analysis import operators as operators
+from jaxfed.analysis import spectrum as spectrum
+from jaxfed.analysis import updates as updates
