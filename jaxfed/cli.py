@@ -136,6 +136,7 @@ def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
     path = Path(arguments[0])
     if why := folder.why_not_begun(path):
         raise FileNotFoundError(why)
+    saved = folder.read_json(path / "settings.json")
     if not (path / "config.py").exists():
         there = {
             "resume": "go on with it there, with jaxfed.run(..., resume=True)",
@@ -144,7 +145,7 @@ def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
         raise FileNotFoundError(
             f"{path} has no config.py: its run was begun from Python; {there[command]}"
         )
-    return path, folder.read_json(path / "settings.json")
+    return path, saved
 
 
 RESUME = """Goes on with a run that was stopped, to the same end, in every bit.
