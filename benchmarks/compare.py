@@ -8,6 +8,8 @@ Both start at the same weights and must agree on loss and norm after every round
 
 import argparse
 import math
+import sys
+from pathlib import Path
 
 import jax
 
@@ -75,7 +77,7 @@ def main(name: str) -> None:
             {name: seconds},
             "torch loop2",
             start,
-            command=f"python benchmarks/{name.lower()}_*.py --repeats {asked.repeats} --write",
+            command=f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
             devices=device,
         )
 

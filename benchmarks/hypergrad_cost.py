@@ -6,9 +6,14 @@ W4's encoder, batch and optimizer; rank 8, personal rank 2. FLOPs are XLA's own 
 compiled local step, in which nothing is a loop; the methods are timed in turn. Products with base
 weights alone would make it 3: HOMLoRA goes forwards and backwards once; the hypergradient does so
 at y and at y+, and differentiates both ways at y. PF2LoRA's paper reports 4.65 a round.
+
+    python benchmarks/hypergrad_cost.py --peak 256
+
+runs one round of PF2LoRA with so many clients, and tells this process's peak memory (Linux).
 """
 
 import argparse
+import resource
 import statistics
 import sys
 from collections.abc import Callable
@@ -108,13 +113,25 @@ def a_round(fed: Algorithm, examples: dict, clients: int, chunk: int) -> Callabl
     return one_round
 
 
+def peak(clients: int, chunk: int) -> str:
+    """What the process needs at most while PF2LoRA runs one round of these clients."""
+    method, examples = METHODS[TARGET], workloads.arrays("W4", clients).examples
+    a_round(algorithm(method, classifier(method, examples)), examples, clients, chunk)()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return f"{TARGET}, {clients} clients of W4, {chunk} at once: {most / 1e9:.2f} GB"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--chunk", type=int, default=1, help="clients vmapped at once")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--peak", type=int, help="clients whose memory is to be measured")
     asked = parser.parse_args()
+    if asked.peak:
+        print(peak(asked.peak, asked.chunk))
+        return
     start = timing.machine()
     examples = workloads.arrays("W4", asked.clients).examples
     steps, rounds, counted = {}, {}, {}

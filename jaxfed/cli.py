@@ -274,7 +274,7 @@ def _summary(simulation: Simulation) -> str:
         describe.parameters(server.base, server.theta, simulation.wire),
         describe.population(e.data.train, e.cohort),
         f"machine  {len(machine.devices)} x {machine.devices[0].device_kind}, "
-        f"{describe.at_once(machine.chunk)} on each, {simulation.fuse} rounds in a call",
+        f"{machine.chunk} clients at once on each, {simulation.fuse} rounds in a call",
     ]
     if simulation.done:
         lines.append(f"resumed  after round {simulation.done}")

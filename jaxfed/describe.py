@@ -81,13 +81,6 @@ def working(chunks: Mapping[int, int]) -> str:
     )
 
 
-def at_once(chunk: Any) -> str:
-    """How many clients run at once, for an engine's chunk."""
-    if isinstance(chunk, tuple):
-        return ", then ".join(f"{n} clients by {width}" for n, width in chunk)
-    return f"{chunk or 'all'} clients at once"
-
-
 def in_bytes(n: float) -> str:
     for unit in ("B", "kB", "MB"):
         if n < 1000:

@@ -9,12 +9,11 @@ The engine knows no algorithm, model or data set, and the meaning of no leaf.
 
 import dataclasses
 import inspect
-import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +27,12 @@ from jaxfed.algorithm import Algorithm, Cohort, Data, Leaf, PyTree
 AXIS = "devices"
 
 
-Chunk: TypeAlias = int | tuple[tuple[int, int], ...]
-
-
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Which devices clients run on, and how many are vmapped at once on each (None: all).
-
-    A chunk of [(n, width), ...] runs a device's first n clients `width` at a time, the next n
-    likewise, and so on: the large clients of an unequal cohort, which come first, in narrower
-    chunks than the many small ones.
-    """
+    """Which devices clients run on, and how many are vmapped at once on each (None: all)."""
 
     devices: tuple[jax.Device, ...]
-    chunk: Chunk | None = None
+    chunk: int | None = None
 
     @property
     def mesh(self) -> Mesh:
@@ -57,7 +48,7 @@ class Machine:
         return len(self.devices) if self.devices[0].platform == "cpu" else 1
 
 
-def machine(devices: int | None = None, chunk: Chunk | None = None) -> Machine:
+def machine(devices: int | None = None, chunk: int | None = None) -> Machine:
     """The first `devices` of all the processes' devices (None: every one)."""
     found = jax.devices()
     if devices is not None and not 1 <= devices <= len(found):
@@ -70,7 +61,7 @@ def machine(devices: int | None = None, chunk: Chunk | None = None) -> Machine:
             f"devices={devices} leaves some of the {jax.process_count()} processes without one; "
             "leave it out, so that each uses its own"
         )
-    if isinstance(chunk, int) and chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} would run no client; use at least 1, or None for all")
     return Machine(tuple(found[:devices]), chunk)
 
@@ -132,19 +123,10 @@ def _specs(axes: Cohort, cohort: Cohort) -> Cohort:
     )
 
 
-def _map_clients(client, axes: Cohort, chunk: Chunk | None, base, message, cohort):
+def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort):
     """client over the cohort's axis: all at once, or `chunk` at a time."""
     one = partial(client, base, message)
     here = cohort.id.shape[0]
-    if isinstance(chunk, tuple):
-        ends = np.cumsum([n for n, _ in chunk])
-        if ends[-1] != here:
-            raise ValueError(f"chunk={chunk} is for {ends[-1]} clients on a device, not {here}")
-        parts = [
-            _map_clients(client, axes, width, base, message, _rows(axes, cohort, end - n, end))
-            for (n, width), end in zip(chunk, ends, strict=True)
-        ]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     if chunk is None or chunk >= here:
         return jax.vmap(one, in_axes=(axes,))(cohort)
     shared = {"is_leaf": lambda x: x is None}
@@ -162,10 +144,6 @@ def _map_clients(client, axes: Cohort, chunk: Chunk | None, base, message, cohor
         )
 
     return jax.lax.map(rejoin, mapped, batch_size=chunk)
-
-
-def _rows(axes: Cohort, cohort: Cohort, begin: int, end: int) -> Cohort:
-    return _on_axis(axes, lambda x: x[begin:end], cohort)
 
 
 def _checked(client, base, message, k):
@@ -325,66 +303,35 @@ def measured_chunk(
     arguments: tuple,
     candidates: Sequence[int],
     calls: int,
-) -> tuple[Chunk, float]:
+) -> tuple[int, float]:
     """(the fastest chunk, its seconds) on a real round.
 
     `make(machine)` gives the jitted round and `arguments` its (server, states, examples, plan),
     placed. Each of the candidates is timed twice on copies of what is donated. One that needs more
     memory than there is, by the compiled program's own analysis, is left out. The search stops when
     two in a row take over 1.15 times the best, or when the `calls` that lie ahead take less time
-    than that candidate took to compile. For unequal clients, the split into two widths that these
-    times promise to be faster is tried last.
+    than that candidate took to compile.
     """
-    seconds: dict[Chunk, float] = {}
-    worse, needed, compiling = 0, 0, 0.0
-
-    def tried(chunk: Chunk) -> None:
-        """Adds the chunk to `seconds` if there is memory for it."""
-        nonlocal needed, compiling
+    seconds: dict[int, float] = {}
+    limit, worse = memory_limit(machine), 0
+    for chunk in candidates:
         begin = time.perf_counter()
         program = make(dataclasses.replace(machine, chunk=chunk)).lower(*arguments).compile()
         compiling = largest(time.perf_counter() - begin, machine)
         needed = temporary_bytes(program) * machine.sharing
-        if largest(needed / memory_limit(machine), machine) <= 1:
-            seconds[chunk] = largest(min(_timed(program, arguments) for _ in range(2)), machine)
-
-    for chunk in candidates:
-        tried(chunk)
-        worse = worse + 1 if seconds.get(chunk, 0) > 1.15 * min(seconds.values(), default=0) else 0
-        if worse == 2 or (seconds and calls * min(seconds.values()) < compiling):
+        if largest(needed / limit, machine) > 1:
+            continue
+        seconds[chunk] = largest(min(_timed(program, arguments) for _ in range(2)), machine)
+        worse = worse + 1 if seconds[chunk] > 1.15 * min(seconds.values()) else 0
+        if worse == 2 or calls * min(seconds.values()) < compiling:
             break
     if not seconds:
         raise ValueError(
-            f"even one client at a time needs {needed} bytes, and {memory_limit(machine)} are "
-            "free; use a smaller batch or a smaller model"
+            f"even one client at a time needs {needed} bytes, and {limit} are free; use a smaller "
+            "batch or a smaller model"
         )
-    sizes = np.asarray(arguments[-1].count[0]).reshape(len(machine.devices), -1).max(axis=0)
-    split = two_widths(sizes, seconds)
-    if split is not None and calls * min(seconds.values()) > compiling:
-        tried(split)
     best = min(seconds, key=lambda chunk: seconds[chunk])
     return best, seconds[best]
-
-
-def two_widths(count: np.ndarray, seconds: Mapping[Chunk, float]) -> Chunk | None:
-    """The split ((m, narrow), (n - m, wide)) that should beat every single width; None if none.
-
-    `count` [n] are the examples of a device's clients, largest first, and `seconds` a round's time
-    by width. A chunk costs what its largest client does, so a width's time tells what one example
-    costs there, and that tells the time of any split.
-    """
-    n = len(count)
-    whole = {w: t for w, t in seconds.items() if isinstance(w, int) and n % w == 0}
-    price = {w: t / count[::w].sum() for w, t in whole.items()}
-    promised = {
-        ((m, narrow), (n - m, wide)): price[narrow] * count[:m:narrow].sum()
-        + price[wide] * count[m::wide].sum()
-        for narrow, wide in itertools.combinations(sorted(whole), 2)
-        for m in range(narrow, n, narrow)
-        if (n - m) % wide == 0
-    }
-    best = min(promised, key=lambda split: promised[split], default=None)
-    return best if best and promised[best] < 0.95 * min(seconds.values()) else None
 
 
 def temporary_bytes(program: Any) -> int:

@@ -91,14 +91,6 @@ def test_no_way_of_running_a_round_changes_it(name, world, devices, chunk):
 
 
 @pytest.mark.slow
-def test_a_cohort_in_chunks_of_two_widths_is_that_of_the_loop():
-    """The large clients one at a time, the small ones by two."""
-    order = oracle.plan(WORLDS[UNEQUAL], DRAWS).slot
-    found = engined("scaffold", chunk=((3, 1), (4, 2)))
-    assert_engine_is_loop(found, looped("scaffold"), order)
-
-
-@pytest.mark.slow
 def test_one_trace_serves_all_rounds_and_keeps_shapes_and_dtypes(name):
     server, states, _, traces = engined(name)
     assert traces == 1
