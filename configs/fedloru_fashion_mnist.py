@@ -6,8 +6,9 @@ DIR holds the set as TFDS prepares it, or is an .npz file (see jaxfed.data.sourc
 scratch: the second convolution and the dense layer are products of rank-32 factors, folded into
 their weights every 25 rounds; the first convolution, the head and the biases are sent whole.
 
-A round is about 300 local steps, 3 to 10 s on 2 cores. Seen with seed 0: FedAvg 0.73 after 10
-rounds and 0.80 after 30, FedLoRU 0.72 after 10.
+A round is about 300 local steps: 100 rounds take 8 minutes on 2 cores. Seen with seed 0: FedLoRU
+0.79 after 100 rounds (best 0.82) with 2.8 GB sent, FedLoRA 0.84 (best 0.85) with 2.5 GB, FedAvg
+0.80 after 30. Here, as on digits, the merges do not help.
 """
 
 from typing import Literal
