@@ -28,7 +28,10 @@ Leaf: TypeAlias = Any  # a jax.Array; or, in a tree of the same form, its shape 
 
 
 class Algorithm(NamedTuple):
-    """Four pure functions; `server` is a NamedTuple with at least the fields base and theta."""
+    """Four pure functions; `server` is a NamedTuple with at least the fields base and theta.
+
+    What follows them are facts, of which most algorithms need none.
+    """
 
     init: Callable[[jax.Array], Any]
     """key -> server: what the server keeps."""
@@ -45,6 +48,12 @@ class Algorithm(NamedTuple):
 
     deploy: Callable[[Any, PyTree], tuple[PyTree, PyTree]]
     """(server, state) -> (base, theta): the model that this client would run at test time."""
+
+    clients: int | None = None
+    """The size of the population that it was made for, with one setting each; None: of any."""
+
+    sends_change: bool = True
+    """Whether an upload, or its field theta, is the client's change of the theta it was sent."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("examples", "start"), meta_fields=("most",))

@@ -128,7 +128,8 @@ def of_run(
     if why := folder.why_not_begun(directory):
         raise FileNotFoundError(why)
     check_same(e, folder.read_json(directory / "settings.json"))
-    # One device: with four clients on two CPU devices a measurement was seen to wait for ever.
+    # One device: batched SVDs of several CPU devices use the threads that a collective holds, and
+    # wait for each other for ever where there are no more threads than devices.
     machine, ids = engine.machine(1), _ids(probe.clients, e.data.clients, e.cohort)
     model = _restored(e, directory, probe.round, machine)
     before, after = (_deployed(e.algorithm, server) for server in (model.first, model.server))
@@ -323,7 +324,8 @@ def _updates(
 ) -> tuple[dict[str, jax.Array], jax.Array | None]:
     """(cosines, discrepancy) of what these clients would send in their next round.
 
-    Of a round with several exchanges, the last counts.
+    Of a round with several exchanges, the last counts. What are no changes of theta are compared
+    as they were sent.
     """
     verb = engine.for_each_client(machine)
 
@@ -338,6 +340,8 @@ def _updates(
         algorithm.run_round(server, clients, recorded)
         message, upload = crossed[-1]
         first = jax.tree.map(lambda x: x[:count], upload)
+        if not algorithm.sends_change:
+            return {"as sent": gradients.cosines(gradients.inner(first))}, None
         return _compared(message, first, clients.weight[:count], probe.ranks)
 
     return engine.compiled(run, machine)(engine.place(server, machine), clients)

@@ -104,11 +104,11 @@ def accumulate(
         broadcast = jnp.where(merging, jnp.int32(size), 0)
         return Accumulated(inner, start), states, {**metrics, "broadcast": broadcast}
 
-    return Algorithm(
-        init,
-        lambda server, key: algorithm.init_client(server.inner, key),
-        run_round,
-        lambda server, state: algorithm.deploy(server.inner, state),
+    return algorithm._replace(
+        init=init,
+        init_client=lambda server, key: algorithm.init_client(server.inner, key),
+        run_round=run_round,
+        deploy=lambda server, state: algorithm.deploy(server.inner, state),
     )
 
 

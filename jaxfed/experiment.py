@@ -34,6 +34,11 @@ class Experiment:
             raise ValueError(
                 f"cohort={self.cohort} clients a round out of {self.data.clients}; use at most that"
             )
+        if self.algorithm.clients not in (None, self.data.clients):
+            raise ValueError(
+                f"the algorithm was made for {self.algorithm.clients} clients, as by `ranks`; the "
+                f"data have {self.data.clients}: give one setting for each"
+            )
         if self.seed >= 2**32:  # beyond, JAX takes it modulo 2^32
             raise ValueError(f"seed={self.seed}; use a number below 2**32")
         for examples in (self.data.train.examples, self.data.personal.examples, self.data.test):

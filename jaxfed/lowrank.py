@@ -340,6 +340,12 @@ def norm(f: Factors) -> jax.Array:
     return abs(f.scale) * jnp.sqrt(jnp.maximum(squared, 0))  # rounding may leave it below
 
 
+def nbytes(theta: Theta, rank: jax.Array) -> jax.Array:
+    """Bytes of the weights trained whole, and of `rank` components of each layer's factors."""
+    each = sum((f.a.nbytes + f.b.nbytes) // f.rank for f in theta.factors.values())
+    return jnp.int32(sum(w.nbytes for w in theta.full.values()) + each * rank)
+
+
 def merge(base: Mapping[str, jax.Array], theta: Theta) -> dict[str, jax.Array]:
     """The base with every product folded in: W + s a b. Theta is left as it is."""
     return {

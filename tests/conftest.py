@@ -26,3 +26,12 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """What one worker runs together: a file, for its shared programs; of conformance, a name."""
+    for item in items:
+        named = getattr(item, "callspec", None)
+        split = item.path.name == "test_conformance.py" and named is not None
+        algorithm = named.params.get("name") if split else None
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {algorithm or ''}".strip()))

@@ -15,7 +15,19 @@ import optax
 import pytest
 
 import jaxfed
-from jaxfed import algorithm, cli, combine, fedavg, fedprox, local, lowrank, models, report, task
+from jaxfed import (
+    algorithm,
+    cli,
+    combine,
+    fedavg,
+    fedprox,
+    hetlora,
+    local,
+    lowrank,
+    models,
+    report,
+    task,
+)
 from jaxfed.data import federate, images, partition, sources
 
 SMALL = Path(__file__).with_name("small.py")
@@ -51,6 +63,19 @@ def experiment(made=None, **changes):
 
 def run(made=None, host=None, directory=None, resume=False, **changes):
     return jaxfed.run(experiment(made, **changes), directory, host, resume=resume)
+
+
+def mixed(clients):
+    """HETLoRA, which is told the rank of each client."""
+    return hetlora(
+        *(factors(rank=2), WORK),
+        least=1,
+        most=2,
+        gamma=0.9,
+        penalty=0.0,
+        client_optimizer=SGD,
+        ranks=[1] * clients,
+    )
 
 
 def closing_over_an_array():
@@ -126,6 +151,7 @@ CASES = [
     ("half a round", partial(run, rounds=1.5), TypeError, "rounds=1.5 is a float"),
     ("rounds True", partial(run, rounds=True), TypeError, "rounds=True is a bool"),
     ("cohort 0", partial(run, cohort=0), ValueError, "cohort=0; use at least 1"),
+    ("too few ranks", lambda: run(mixed(2)), ValueError, "made for 2 clients"),
     ("cohort above all", partial(run, cohort=5), ValueError, "cohort=5 clients a round out of 4"),
     ("seed below 0", partial(run, seed=-1), ValueError, "seed=-1; use at least 0"),
     ("seed too large", partial(run, seed=2**32), ValueError, "below 2**32"),

@@ -74,8 +74,8 @@ def hetlora(
         trained, metrics = local.sgd(loss, client_optimizer, start, k, work)
         idle = _tails(trained, t) < _tails(start, t)
         rank = jnp.where(idle, jnp.maximum(t, least), k.state)  # self-pruning
-        sizes = {"down": _nbytes(theta, k.state), "up": _nbytes(theta, rank), "rank": rank}
-        return Reply(_truncate(trained, rank), rank, metrics | sizes)
+        metrics |= {"down": lowrank.nbytes(theta, k.state), "up": lowrank.nbytes(theta, rank)}
+        return Reply(_truncate(trained, rank), rank, metrics | {"rank": rank})
 
     def run_round(server, cohort, for_each_client):
         drawn = jax.vmap(partial(first, cohort.round_key))(cohort.id)
@@ -88,7 +88,11 @@ def hetlora(
     def deploy(server, state):  # who was never drawn has no rank yet, and runs all of theta
         return server.base, _truncate(server.theta, jnp.where(state > 0, state, most))
 
-    return Algorithm(init, lambda server, key: jnp.int32(0), run_round, deploy)
+    return Algorithm(
+        *(init, lambda server, key: jnp.int32(0), run_round, deploy),
+        clients=None if ranks is None else len(ranks),
+        sends_change=False,
+    )
 
 
 def _truncate(theta: Theta, rank: jax.Array) -> Theta:
@@ -109,9 +113,3 @@ def _tails(theta: Theta, t: jax.Array) -> jax.Array:
 def _norm(theta: Theta) -> jax.Array:
     """||s a b||_F over all layers."""
     return jnp.linalg.norm(jnp.stack([lowrank.norm(f) for f in theta.factors.values()]))
-
-
-def _nbytes(theta: Theta, rank: jax.Array) -> jax.Array:
-    """Bytes of the weights trained whole, and of `rank` components of each layer's factors."""
-    each = sum((f.a.nbytes + f.b.nbytes) // f.rank for f in theta.factors.values())
-    return jnp.int32(sum(w.nbytes for w in theta.full.values()) + each * rank)

@@ -58,7 +58,7 @@ def mfedloru(
             return task.loss(base, recovered(theta, nested), batch, key)
 
         nested, metrics = local.sgd(loss, client_optimizer, Theta(theta.full, begun), k, work)
-        return Reply(nested, (), {**metrics, "up": nbytes(nested, rank)})
+        return Reply(nested, (), {**metrics, "up": lowrank.nbytes(nested, rank)})
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
@@ -72,6 +72,8 @@ def mfedloru(
         lambda server, key: (),
         run_round,
         lambda server, state: (server.base, server.theta),
+        clients=len(ranks),
+        sends_change=False,
     )
     return combine.accumulate(inner, every=every, restart=restart)
 
@@ -95,9 +97,3 @@ def recovered(theta: Theta, nested: Theta) -> Theta:
             for p, f in theta.factors.items()
         }
     )
-
-
-def nbytes(nested: Theta, rank: jax.Array) -> jax.Array:
-    """Bytes of the whole weights, and of `rank` components of all nested factors."""
-    each = sum((f.a.nbytes + f.b.nbytes) // f.rank for f in nested.factors.values())
-    return jnp.int32(sum(w.nbytes for w in nested.full.values()) + each * rank)

@@ -67,8 +67,14 @@ def with_discrepancy(
 
     `trained(message, upload)` gives the clients' factors [K, ...]. The mean is that by
     cohort.weight. Of a round with several exchanges, the last counts. Stands directly around the
-    algorithm that averages, inside `combine.accumulate` or around it.
+    algorithm that averages, inside `combine.accumulate` or around it. ValueError if `trained` is
+    needed and not given.
     """
+    if trained is after_training and not algorithm.sends_change:
+        raise ValueError(
+            "clients of this algorithm do not upload a change of factors; say with trained=... how "
+            "their factors follow from an upload"
+        )
 
     def run_round(server, cohort, for_each_client):
         found = []

@@ -94,6 +94,12 @@ def test_a_round_tells_it_and_is_otherwise_the_same():
     assert min(expected) > 0.001
 
 
+@pytest.mark.parametrize("name", ["hetlora", "mfedloru"])
+def test_uploads_that_are_no_change_are_refused(name):
+    with pytest.raises(ValueError, match="do not upload a change"):
+        discrepancy.with_discrepancy(algorithms.ALGORITHMS[name](0.1))
+
+
 def test_whole_weights_have_none():
     fed = discrepancy.with_discrepancy(algorithms.averaging(algorithms.WHOLE, 0.1))
     with pytest.raises(ValueError, match="no change of factors"):
