@@ -26,7 +26,7 @@ USAGE = """jaxfed: federated learning with low-rank updates, clients as an array
   jaxfed run CONFIG [--name value ...]       run a config; --help lists its settings
   jaxfed resume DIR [--name value ...]       go on with a run that was stopped
   jaxfed report DIR [DIR ...] [--to DIR]     table and plots of one run, or of several together
-  jaxfed describe CONFIG [--name value ...]  parameters, bytes, clients and memory, without training
+  jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training
   jaxfed analyse DIR [--name value ...]      Hessian spectra, likeness of clients, ranks of updates
 
 A wrong input ends in one sentence; JAXFED_TRACEBACK=1 shows where it was raised.
@@ -186,6 +186,7 @@ def _describe(arguments: list[str]) -> None:
     print()
     print(describe.parameters(server.base, server.theta, wire))
     print(describe.traffic(wire, experiment.rounds, experiment.cohort))
+    print(describe.compute(simulation.compute(), experiment.rounds, experiment.cohort))
     print(describe.population(experiment.data.train, experiment.cohort))
     parts = {
         "the server": ledger.nbytes(server),

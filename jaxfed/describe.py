@@ -1,11 +1,11 @@
 """What an experiment trains, freezes and sends, in counts and bytes, before it is run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxfed import ledger
+from jaxfed import flops, ledger
 from jaxfed.data import text
 from jaxfed.data.federated import Split
 from jaxfed.lowrank import Theta
@@ -68,6 +68,19 @@ def traffic(wire: ledger.Wire, rounds: int, cohort: int) -> str:
     return f"traffic  {down} down, {up} up in {rounds} rounds of {cohort} clients, before merges"
 
 
+def compute(cost: flops.Round, rounds: int, cohort: int) -> str:
+    """What a client, a round and all rounds cost in FLOPs, of a client's and the server's part."""
+    client, server = (float(part.flops) for part in cost)
+    one = client * cohort + server
+    told = (
+        f"compute  {in_flops(client)} for a client in a round (mean over clients and rounds), "
+        f"{in_flops(one)} in a round of {cohort:,}, {in_flops(one * rounds)} in {rounds:,} rounds"
+    )
+    if unbounded := sum(part.unbounded for part in cost):
+        told += f"; loops counted once, as their length is not known before: {unbounded}"
+    return told
+
+
 def held(parts: Mapping[str, int]) -> str:
     """What lies in a device's memory all the time, in bytes by name."""
     return "held     " + ", ".join(f"{in_bytes(n)} {name}" for name, n in parts.items())
@@ -82,8 +95,17 @@ def working(chunks: Mapping[int, int]) -> str:
 
 
 def in_bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB"):
+    return _in(n, ("B", "kB", "MB", "GB"))
+
+
+def in_flops(n: float) -> str:
+    return _in(n, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _in(n: float, units: Sequence[str]) -> str:
+    """The number with the first of these units, each 1000 of the last, that keeps it small."""
+    for unit in units[:-1]:
         if n < 1000:
             return f"{n:.3g} {unit}"
         n /= 1000
-    return f"{n:.3g} GB"
+    return f"{n:.3g} {units[-1]}"

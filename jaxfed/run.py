@@ -21,8 +21,19 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxfed import checkpoint, combine, engine, folder, ledger, plans, population, records, scores
-from jaxfed.algorithm import PyTree
+from jaxfed import (
+    checkpoint,
+    combine,
+    engine,
+    flops,
+    folder,
+    ledger,
+    plans,
+    population,
+    records,
+    scores,
+)
+from jaxfed.algorithm import Cohort, PyTree
 from jaxfed.data.federated import Federated, label_table
 from jaxfed.experiment import Experiment, Host, check_same, identity
 
@@ -168,14 +179,15 @@ class Simulation:
             self.stream = ledger.nbytes(examples) > engine.memory_limit(self.machine) // 2
         self.examples = None if self.stream else engine.place(examples, self.machine)
 
-    def _count_bytes(self) -> None:
-        e, train = self.experiment, self.experiment.data.train
-        first = self._block(range(1))
+    def _cohort(self) -> Cohort:
+        """The first round's cohort, as shapes."""
+        e, first = self.experiment, self._block(range(1))
         plan = jax.tree.map(lambda x: x[0], first.plan)
-        cohort = jax.eval_shape(
-            partial(engine.cohort, seed=e.seed, most=train.most), first.states, first.examples, plan
-        )
-        self.wire = ledger.wire(self.algorithm, ledger.shapes(self.server), cohort)
+        made = partial(engine.cohort, seed=e.seed, most=e.data.train.most)
+        return jax.eval_shape(made, first.states, first.examples, plan)
+
+    def _count_bytes(self) -> None:
+        self.wire = ledger.wire(self.algorithm, ledger.shapes(self.server), self._cohort())
         self.base_bytes = ledger.nbytes(self.server.base)
 
     @property
@@ -350,6 +362,19 @@ class Simulation:
             self.checkpoints.close()
         if self.folder is not None and jax.process_index() == 0:
             self.board.close()
+
+    def compute(self) -> flops.Round:
+        """FLOPs of a client and of the server in a round, means over all clients and rounds."""
+        e = self.experiment
+        counts, clients = np.unique(e.data.train.count, return_counts=True)
+        pairs = np.meshgrid(counts, np.arange(e.rounds))  # [rounds, counts] each
+        found = flops.of_round(
+            self.algorithm, ledger.shapes(self.server), self._cohort(), *(x.ravel() for x in pairs)
+        )
+        share = np.tile(clients, e.rounds)
+        return flops.Round(
+            *(part._replace(flops=float(np.average(part.flops, weights=share))) for part in found)
+        )
 
     def memory(self, chunk: int) -> int:
         """Bytes that a device needs for one round beside its arguments, as compiled."""

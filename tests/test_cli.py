@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import launched
 import pytest
 
-from jaxfed import cli
+from jaxfed import cli, describe, flops
 
 SMALL = launched.SMALL
 QUICK = ("--chunk", "5", "--fuse", "1", "--devices", "1")
@@ -50,7 +51,20 @@ def test_describe_tells_size_traffic_and_memory_without_training(capsys, tmp_pat
     assert f"trained  {trained:,}" in printed
     assert "20 rounds of 5 clients" in printed
     assert "for a round of 5 clients at once" in printed
+    told = re.findall(r"([\d.]+) ([kMG])FLOP", printed)
+    client, one, all_rounds = (float(n) * {"k": 1e3, "M": 1e6, "G": 1e9}[unit] for n, unit in told)
+    assert all_rounds == pytest.approx(20 * one, rel=0.02)  # all are printed in three digits
+    assert 5 * client < 1.02 * one < 6 * client  # and the server's part
     assert not list(tmp_path.iterdir())
+
+
+def test_flops_are_told_with_loops_of_unknown_length():
+    cost = flops.Round(flops.Count(2e9), flops.Count(1e9, unbounded=1))
+    assert describe.compute(cost, rounds=1000, cohort=4) == (
+        "compute  2 GFLOP for a client in a round (mean over clients and rounds), 9 GFLOP in a "
+        "round of 4, 9 TFLOP in 1,000 rounds; loops counted once, as their length is not known "
+        "before: 1"
+    )
 
 
 @pytest.mark.slow
