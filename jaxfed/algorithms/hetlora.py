@@ -7,21 +7,16 @@ fills up with zeros and averages, each client by the norm of its product.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxfed import aggregate, local, lowrank
-from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.algorithm import Algorithm, Reply
+from jaxfed.algorithms.personal import Server
 from jaxfed.lowrank import Theta
 from jaxfed.task import Task
-
-
-class Server(NamedTuple):
-    base: PyTree  # frozen
-    theta: Theta  # of rank r_max, the task's
 
 
 def hetlora(
