@@ -59,6 +59,7 @@ BUILT_ON = {
     "algorithms.feddpa": {"algorithms.personal"},
     "algorithms.fedloru": {"algorithms.fedavg"},
     "algorithms.fedper": {"algorithms.personal"},
+    "algorithms.hetlora": {"algorithms.personal"},
     "algorithms.fedprox": {"algorithms.fedavg"},
     "algorithms.fedsa": {"algorithms.fedper"},
     "algorithms.mfedloru": {"algorithms.personal"},
