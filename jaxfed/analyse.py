@@ -128,9 +128,7 @@ def of_run(
     if why := folder.why_not_begun(directory):
         raise FileNotFoundError(why)
     check_same(e, folder.read_json(directory / "settings.json"))
-    # One device: batched SVDs of several CPU devices use the threads that a collective holds, and
-    # wait for each other for ever where there are no more threads than devices.
-    machine, ids = engine.machine(1), _ids(probe.clients, e.data.clients, e.cohort)
+    machine, ids = engine.machine(), _ids(probe.clients, e.data.clients, e.cohort)
     model = _restored(e, directory, probe.round, machine)
     before, after = (_deployed(e.algorithm, server) for server in (model.first, model.server))
     base, theta = PARTS[probe.part](*after)

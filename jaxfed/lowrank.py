@@ -407,6 +407,12 @@ def truncate(f: Factors, rank: jax.Array | int) -> Factors:
     return dataclasses.replace(f, a=f.a * kept, b=f.b * kept.reshape(-1, *[1] * (f.b.ndim - 1)))
 
 
+@jax.custom_batching.sequential_vmap
+def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One after the other under vmap: on a CPU, batched ones may wait for threads for ever."""
+    return jnp.linalg.svd(matrix, full_matrices=False)
+
+
 def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Factors:
     """The best factors of `weight` [in..., out...] of that rank (truncated SVD, Eckart-Young).
 
@@ -414,7 +420,7 @@ def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Fac
     beyond the weight's smaller side are zero.
     """
     rows = math.prod(weight.shape[:inputs])
-    u, sigma, vt = jnp.linalg.svd(weight.reshape(rows, -1), full_matrices=False)
+    u, sigma, vt = _svd(weight.reshape(rows, -1))
     root = jnp.sqrt(sigma[:rank] / scale)
     spare = (0, max(rank - len(sigma), 0))
     a = jnp.pad(u[:, :rank] * root, ((0, 0), spare)).reshape(*weight.shape[:inputs], rank)

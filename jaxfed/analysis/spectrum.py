@@ -80,10 +80,17 @@ def lanczos(apply: Operator, like: PyTree, key: jax.Array, *, depth: int) -> Kry
         jnp.where(jnp.isfinite(x), x, 0) for x in (basis, *bands, rest)
     )
     small = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)  # [k, k]
-    values, s = jnp.linalg.eigh(small)
+    values, s = _eigh(small)
     order = jnp.argsort(-jnp.abs(values))
     values, s = values[order], s[:, order]
     return Krylov(values, jnp.linalg.norm(rest) * jnp.abs(s[-1]), s[0] ** 2, s.T @ basis)
+
+
+@jax.custom_batching.sequential_vmap
+def _eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One after the other under vmap, as lowrank's SVDs are."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors
 
 
 def measure(
