@@ -410,7 +410,8 @@ def truncate(f: Factors, rank: jax.Array | int) -> Factors:
 @jax.custom_batching.sequential_vmap
 def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One after the other under vmap: on a CPU, batched ones may wait for threads for ever."""
-    return jnp.linalg.svd(matrix, full_matrices=False)
+    u, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return u, sigma, vt
 
 
 def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Factors:
