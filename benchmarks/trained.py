@@ -177,6 +177,7 @@ def each(function: Callable, jobs: Sequence[tuple], workers: int) -> Iterator[tu
         yield from ((job, function(*job)) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more of its threads spin on a worker's one core
     cores = context.Queue()
     for i in range(workers):
         cores.put(i)
