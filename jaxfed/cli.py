@@ -16,7 +16,7 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from jaxfed import analyse, describe, folder, launching, ledger, options, report
+from jaxfed import analyse, describe, findings, folder, launching, ledger, options, report
 from jaxfed.experiment import Experiment
 from jaxfed.launching import Launch
 from jaxfed.run import Simulation
@@ -205,8 +205,8 @@ def _analyse(arguments: list[str]) -> None:
     launching.prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]))
     experiment, _, _ = _call(path / "config.py", saved["arguments"], "run")
     found = analyse.of_run(experiment, path, probe)
-    print(analyse.tables(found))
-    for picture in analyse.draw(found, path / "plots"):
+    print(findings.tables(found))
+    for picture in findings.draw(found, path / "plots"):
         print(picture)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ranked
 
-from jaxfed import Host, analyse, cli, run
+from jaxfed import Host, analyse, cli, findings, run
 
 CONFIG = Path(__file__).with_name("ranked.py")
 EVERYBODY = tuple(range(ranked.CLIENTS))
@@ -77,7 +77,7 @@ def test_a_run_from_python_and_its_spectra_by_hand(tmp_path, capsys):
         assert set(kinds) == {"whole", "rank 1", "rank 3"}
         np.testing.assert_allclose(kinds["rank 3"], kinds["whole"], atol=1e-5)
     alone = found._replace(gradients={}, updates={})
-    assert "one client alone" in analyse.tables(alone)
+    assert "one client alone" in findings.tables(alone)
 
 
 @pytest.mark.slow
