@@ -20,7 +20,7 @@ import numpy as np
 import sweep
 from matplotlib.figure import Figure
 
-from jaxfed import report
+from jaxfed.analysis import look
 
 METHODS = ("fedavg", "fedlora", "fedloru")
 QUICK = {
@@ -118,12 +118,12 @@ class Found:
             for name in cells(self.settings)
         }
 
-    def of(self, c: str, clients: int, method: str) -> list[dict]:
+    def runs_of(self, c: str, clients: int, method: str) -> list[dict]:
         return self.runs[f"{c}/{clients}/{method}"]
 
     def last(self, c: str, clients: int, method: str) -> list[float]:
         """[seeds] accuracy after the last round."""
-        return [run["accuracy"][-1] for run in self.of(c, clients, method)]
+        return [run["accuracy"][-1] for run in self.runs_of(c, clients, method)]
 
     def gaps(self, c: str, clients: int, method: str) -> list[float]:
         """[seeds] accuracy after the last round above FedAvg's with the same seed."""
@@ -137,11 +137,11 @@ class Found:
 
     def common(self, c: str, clients: int) -> float:
         """The highest accuracy that every method reaches with every seed."""
-        return min(max(run["accuracy"]) for m in METHODS for run in self.of(c, clients, m))
+        return min(max(run["accuracy"]) for m in METHODS for run in self.runs_of(c, clients, m))
 
     def budget(self, c: str, clients: int) -> float:
         """The bytes that every method has sent after its last round, or more."""
-        return min(self.of(c, clients, m)[0]["sent"][-1] for m in METHODS)
+        return min(self.runs_of(c, clients, m)[0]["sent"][-1] for m in METHODS)
 
 
 def reached(run: Mapping[str, Any], accuracy: float) -> float:
@@ -165,7 +165,7 @@ def table(found: Found) -> str:
     head += ["above FedAvg [95 %]", "round of the common accuracy", "MB in all", "at equal MB"]
     s, rows = found.settings, []
     for c, clients, method in itertools.product(found.participation, found.clients, METHODS):
-        runs = found.of(c, clients, method)
+        runs = found.runs_of(c, clients, method)
         own = s["train"] // clients
         common, budget = found.common(c, clients), found.budget(c, clients)
         gap = sweep.interval(found.gaps(c, clients, method))
@@ -220,7 +220,7 @@ def bytes_sentence(found: Found) -> str:
     for c, clients in itertools.product(found.participation, found.clients):
         budget = found.budget(c, clients)
         means = {
-            m: statistics.fmean(at_bytes(run, budget) for run in found.of(c, clients, m))
+            m: statistics.fmean(at_bytes(run, budget) for run in found.runs_of(c, clients, m))
             for m in METHODS
         }
         won[max(means, key=lambda m: means[m])] += 1
@@ -299,9 +299,9 @@ def draw(found: Found) -> Figure:
     most = found.clients[-1]
     for (gap, by_round, by_bytes), c in zip(axes, found.participation, strict=True):
         for i, method in enumerate(METHODS):
-            colour, name = report.COLOURS[i], sweep.NAMES[method]
+            colour, name = look.COLOURS[i], sweep.NAMES[method]
             for clients, dash in ((found.clients[0], ":"), (most, "-")):
-                runs = found.of(c, clients, method)
+                runs = found.runs_of(c, clients, method)
                 accuracy = 100 * np.array([run["accuracy"] for run in runs])
                 mine = {"color": colour, "label": f"{name}, K = {clients}"}
                 by_round.plot(runs[0]["round"], accuracy.mean(0), dash, **mine)

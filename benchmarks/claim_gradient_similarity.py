@@ -42,11 +42,12 @@ import optax
 import trained
 from matplotlib.figure import Figure
 
-from jaxfed import engine, local, lowrank, report
+from jaxfed import local, lowrank
 from jaxfed.algorithm import Cohort
-from jaxfed.analysis import gradients, operators
+from jaxfed.analysis import gradients, look, operators
 from jaxfed.data import partition
 from jaxfed.lowrank import Theta
+from jaxfed.simulation import engine
 
 NULLS = ("white", "rotated", "projected", "unrelated")
 # {null model: what it means if the measured gain is (larger, smaller) than its own}
@@ -543,7 +544,7 @@ def draw(kept: Mapping[str, Any]) -> Figure:
             for number, model in enumerate(("measured", *NULLS)):
                 gain = found.gain(model)[:, :, :, i, j].mean((1, 2))  # [seeds, R]
                 low, high = np.array([trained.student(g)[1:] for g in gain.T]).T
-                colour, dash = report.COLOURS[number], "-" if number == 0 else "--"
+                colour, dash = look.COLOURS[number], "-" if number == 0 else "--"
                 axes.fill_between(found.ranks, low, high, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(found.ranks, gain.mean(0), dash, color=colour, label=model)
             axes.axhline(0, color="#666666", linewidth=0.8)

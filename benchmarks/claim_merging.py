@@ -21,8 +21,8 @@ import numpy as np
 import sweep
 from matplotlib.figure import Figure
 
-from jaxfed import combine, report
-from jaxfed.analysis import updates
+from jaxfed.analysis import look, updates
+from jaxfed.lowrank import restarts
 
 RESTARTS = ("keep", "reinit", "residual")
 QUICK = {
@@ -99,7 +99,7 @@ def one(
     every = cell.rounds // settings["marks"] if reported else cell.rounds
     examples = problem.test if reported else problem.held_out
     fixed = {n: x[: 2 * sweep.SCORED] for n, x in problem.train.items()}
-    restart = jax.jit(getattr(combine, cell.restart))
+    restart = jax.jit(getattr(restarts, cell.restart))
     found: dict[str, Any] = {"rate": rate, "round": [], "accuracy": [], "ranks": [], "jumps": []}
     for t, server, _ in sweep.rounds(program, problem, seed=seed, rate=rate):
         here = server.base, server.theta
@@ -326,22 +326,22 @@ def draw(found: Found) -> Figure:
             [100 * statistics.fmean(r) for r in runs],
             [100 * statistics.pstdev(r) for r in runs],
             fmt="o-",
-            color=report.COLOURS[i],
+            color=look.COLOURS[i],
             label=restart,
         )
         middle = f"{restart}/{taus[len(taus) // 2]}"
-        curve(rank, found, middle, report.COLOURS[i], "-")
-        curve(rank, found, f"{restart}/{taus[0]}", report.COLOURS[i], ":")
+        curve(rank, found, middle, look.COLOURS[i], "-")
+        curve(rank, found, f"{restart}/{taus[0]}", look.COLOURS[i], ":")
         rises = np.array([np.diff(np.array(r["jumps"])[:, 1:])[:, 0] for r in found.runs[middle]])
         rounds = [t for t, _, _ in found.runs[middle][0]["jumps"]]
-        jump.plot(rounds, rises.mean(0), "o-", color=report.COLOURS[i], label=restart)
+        jump.plot(rounds, rises.mean(0), "o-", color=look.COLOURS[i], label=restart)
     accuracy.axhline(
         100 * statistics.fmean(found.last("never")),
-        color=report.COLOURS[-1],
+        color=look.COLOURS[-1],
         linewidth=1,
         label="never",
     )
-    curve(rank, found, "never", report.COLOURS[-1], "-")
+    curve(rank, found, "never", look.COLOURS[-1], "-")
     accuracy.set_xticks(range(len(taus)), taus)
     accuracy.set(title="Accuracy after the last round", xlabel="tau", ylabel="percent")
     accuracy.legend()

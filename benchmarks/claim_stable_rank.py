@@ -27,9 +27,9 @@ import numpy as np
 import trained
 from matplotlib.figure import Figure
 
-from jaxfed import engine, report
 from jaxfed.algorithm import Cohort
-from jaxfed.analysis import operators, spectrum
+from jaxfed.analysis import look, operators, spectrum
+from jaxfed.simulation import engine
 
 LATE = (1, 5, 10, 15, 20, 25, 30, 35, 40, 45)
 # {network: (epochs at which to measure, sizes of the sets)}
@@ -359,7 +359,7 @@ def draw(kept: Mapping[str, Any]) -> Figure:
     grid = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False)
     for axes, cell in zip(grid.flat, shown, strict=False):
         runs = _runs(kept, cell)
-        for size, colour in zip(sizes_of(kept, cell), report.COLOURS, strict=False):
+        for size, colour in zip(sizes_of(kept, cell), look.COLOURS, strict=False):
             ranks = np.array([r[str(size)]["rank"] for r in runs])  # [seeds, epochs, K]
             low, middle, high = np.nanpercentile(ranks, [25, 50, 75], axis=(0, 2))
             epochs = kept["settings"]["cells"][cell]["epochs"]

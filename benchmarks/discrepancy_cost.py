@@ -18,9 +18,10 @@ import ours
 import timing
 import workloads
 
-from jaxfed import engine
+from jaxfed import lowrank
 from jaxfed.algorithm import Algorithm
-from jaxfed.analysis import discrepancy
+from jaxfed.combine import measure
+from jaxfed.simulation import engine
 
 W3 = workloads.WORKLOADS["W3"]
 WITH, WITHOUT, ALONE = "with the metric", "without", "the metric alone"
@@ -45,12 +46,12 @@ def alone(arrays: workloads.Arrays, clients: int) -> Callable[[], Any]:
     """A function that computes the metric of some factors of all clients."""
     key, weight = jax.random.key(0), jnp.full(clients, 1 / clients)
     factors = {
-        path: discrepancy.Factors(
+        path: lowrank.Factors(
             *(x + 0.1 * jax.random.normal(key, (clients, *x.shape)) for x in pair), W3.scale
         )
         for path, pair in arrays.factors.items()
     }
-    measured = jax.jit(discrepancy.discrepancy)
+    measured = jax.jit(measure.discrepancy)
     return lambda: jax.block_until_ready(measured(factors, weight))
 
 
@@ -65,7 +66,7 @@ def main() -> None:
     fed = ours.algorithm("W3", arrays)
     functions = {
         WITHOUT: a_round(fed, arrays, asked.clients),
-        WITH: a_round(discrepancy.with_discrepancy(fed), arrays, asked.clients),
+        WITH: a_round(measure.with_discrepancy(fed), arrays, asked.clients),
         ALONE: alone(arrays, asked.clients),
     }
     found = timing.alternate(functions, asked.repeats)

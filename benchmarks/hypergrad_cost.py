@@ -24,9 +24,11 @@ import ours
 import timing
 import workloads
 
-from jaxfed import aggregate, engine, fedavg, hypergrad, local, lowrank, pf2lora, task
+from jaxfed import aggregate, hypergrad, local, lowrank, tasks
 from jaxfed.algorithm import Algorithm
-from jaxfed.task import Task
+from jaxfed.algorithms import fedavg, pf2lora
+from jaxfed.simulation import engine
+from jaxfed.tasks import Task
 
 W4 = workloads.WORKLOADS["W4"]
 AGAINST, TARGET = "HOMLoRA r=8", "PF2LoRA r=8, r~=2"
@@ -53,7 +55,7 @@ def classifier(method: Method, examples: dict) -> Task:
     select = lowrank.Select(
         factors="(query|value)/kernel", full="^head", rank=method.rank, alpha=W4.scale * method.rank
     )
-    return task.classification(ours.MODELS["W4"](), examples, select=select, inputs=("tokens",))
+    return tasks.classification(ours.MODELS["W4"](), examples, select=select, inputs=("tokens",))
 
 
 def local_step(method: Method, made: Task, examples: dict) -> tuple[Any, tuple]:
@@ -84,9 +86,10 @@ def algorithm(method: Method, made: Task) -> Algorithm:
     if method.gradient is None:
         return fedavg(made, work, client_optimizer=optimizer, mean=aggregate.uniform_mean)
     return pf2lora(
-        *(made, work),
+        made,
+        work,
         rank=2,
-        alpha=ALPHA,
+        inner_rate=ALPHA,
         scale=W4.scale,
         upper_optimizer=optimizer,
         keep_moments=False,

@@ -12,16 +12,24 @@ import numpy as np
 import optax
 import workloads
 
-from jaxfed import engine, fedavg, local, lowrank, models, task
+from jaxfed import local, lowrank, models, tasks
 from jaxfed.algorithm import Algorithm
+from jaxfed.algorithms import fedavg
 from jaxfed.data.federated import taken
+from jaxfed.simulation import engine, tuning
 
 MODELS = {
     "W1": lambda: models.MLP((200, 200), 10),
     "W2": lambda: models.FemnistCNN(62),
     "W3": lambda: models.MLP((1024, 1024), 10),
     "W4": lambda: models.Encoder(
-        *(workloads.VOCABULARY, 256, 4, 4, 1024, 64, 2),
+        workloads.VOCABULARY,
+        256,
+        4,
+        4,
+        1024,
+        64,
+        2,
         types=0,
         pad=None,
         head="linear",
@@ -48,7 +56,7 @@ def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
     }
     base = {p: w.astype(kept[p]) for p, w in arrays.params.items() if p not in full}
     begun = jax.tree.map(jnp.asarray, (base, lowrank.Theta(full, factors)))
-    classifier = task.classification(model, arrays.examples, inputs=inputs)
+    classifier = tasks.classification(model, arrays.examples, inputs=inputs)
     work = local.Work(workload.batch, epochs=1, shuffle=False)
     return fedavg(
         classifier._replace(init=lambda key: begun),
@@ -104,8 +112,8 @@ def make(
     now = plan(clients, workload.examples)
     if chunk == "auto":
         here = clients // len(machine.devices)
-        best, _ = engine.measured_chunk(
-            compiled, machine, (server, (), examples, now), engine.chunk_candidates(here), 10**6
+        best, _ = tuning.measured_chunk(
+            compiled, machine, (server, (), examples, now), tuning.chunk_candidates(here), 10**6
         )
         machine = engine.Machine(machine.devices, best)
     step, state = compiled(machine), {"server": server}

@@ -28,10 +28,11 @@ import optax
 import timing
 
 import jaxfed
-from jaxfed import Algorithm, Reply, engine, local, lowrank, models, plans, population, task
+from jaxfed import Algorithm, Reply, local, lowrank, models, tasks
 from jaxfed.data import Federated
 from jaxfed.data.federated import Split
-from jaxfed.run import Simulation
+from jaxfed.simulation import engine, participation, population
+from jaxfed.simulation.run import Simulation
 
 WIDTH, LAYERS, RANK, COHORT, EXAMPLES, STEPS = 384, 12, 2, 64, 4, 8
 DEVICE_CLIENTS = 1000
@@ -53,7 +54,7 @@ def data(clients: int) -> Federated:
     return Federated(train, none, {n: x[:100] for n, x in examples.items()})
 
 
-def personal(learned: task.Task) -> Algorithm:
+def personal(learned: tasks.Task) -> Algorithm:
     """FedAvg of factors that each client goes on training from where it left its own."""
 
     def init_client(server, key):
@@ -77,14 +78,14 @@ def personal(learned: task.Task) -> Algorithm:
 
 def experiment(clients: int, rounds: int) -> jaxfed.Experiment:
     found = data(clients)
-    learned = task.classification(
+    learned = tasks.classification(
         models.MLP((WIDTH,) * LAYERS, classes=2),
         found.test,
         select=lowrank.Select(factors="dense.*kernel", rank=RANK),
         preprocess=lambda x, _: x / 255.0,
     )
     return jaxfed.Experiment(
-        *(learned, found, personal(learned)), rounds=rounds, cohort=COHORT, evaluate_every=0
+        learned, found, personal(learned), rounds=rounds, cohort=COHORT, evaluate_every=0
     )
 
 
@@ -98,7 +99,7 @@ def timed(clients: int, rounds: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"device": DEVICE_CLIENTS, "host": clients, "mapped": clients}
         runs = {n: simulation(n, size, rounds + 2, folder) for n, size in sizes.items()}
-        drawn = [plans.draw(0, t, clients, COHORT) for t in range(rounds + 2)]
+        drawn = [participation.draw(0, t, clients, COHORT) for t in range(rounds + 2)]
         draw_before(runs["host"].population, np.unique(drawn))
         draw_before(runs["mapped"].population, np.arange(clients))
         records = {n: s.records() for n, s in runs.items()}
@@ -134,7 +135,9 @@ def walk(placement: str, clients: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = e.algorithm.init(jax.random.key(0))
         kept = population.open_population(
-            *(e.algorithm.init_client, lambda: server, placement),
+            e.algorithm.init_client,
+            lambda: server,
+            placement,
             clients=clients,
             width=COHORT,
             seed=0,

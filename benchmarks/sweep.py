@@ -31,21 +31,13 @@ import optax
 import timing
 from scipy import stats
 
-from jaxfed import (
-    Experiment,
-    combine,
-    engine,
-    fedavg,
-    ledger,
-    local,
-    lowrank,
-    models,
-    plans,
-    report,
-    task,
-)
+from jaxfed import Experiment, combine, local, lowrank, models, tasks
+from jaxfed.algorithms import fedavg
+from jaxfed.analysis import look
 from jaxfed.data import federate, images, partition, sources
 from jaxfed.data.sources import Examples
+from jaxfed.lowrank import restarts
+from jaxfed.simulation import engine, ledger, participation
 
 NAMES = {"fedavg": "FedAvg", "fedlora": "FedLoRA", "fedloru": "FedLoRU"}
 SCORED = 250  # examples in a batch of an evaluation
@@ -58,12 +50,12 @@ class Problem:
     train: Examples
     held_out: Examples  # of the training set, to choose learning rates
     test: Examples
-    whole: task.Task
-    factored: task.Task
+    whole: tasks.Task
+    factored: tasks.Task
     work: local.Work
     optimizer: Callable[[Any, int], optax.GradientTransformation]  # of (rate, rounds)
 
-    def task(self, method: str) -> task.Task:
+    def task(self, method: str) -> tasks.Task:
         return self.whole if method == "fedavg" else self.factored
 
 
@@ -91,7 +83,7 @@ class Program(NamedTuple):
 def fashion_mnist(data_dir: str, settings: Mapping[str, Any]) -> Problem:
     """Fashion-MNIST shrunk to `size` pixels, and the FEMNIST CNN.
 
-    As in configs/fedloru_fashion_mnist.py the second convolution and the dense layer are factored.
+    As in configs/fedloru/fashion_mnist.py the second convolution and the dense layer are factored.
     """
     source = _source("fashion_mnist", data_dir)
     shrink = images.chain(images.resize(settings["size"]), images.normalise([0.286], [0.353]))
@@ -116,7 +108,7 @@ def fashion_mnist(data_dir: str, settings: Mapping[str, Any]) -> Problem:
 
 
 def cifar100(data_dir: str, settings: Mapping[str, Any]) -> Problem:
-    """CIFAR-100 and ResNet-18 as configs/fedloru_cifar100.py has them by default.
+    """CIFAR-100 and ResNet-18 as configs/fedloru/cifar100.py has them by default.
 
     Test examples share their batch's statistics by SCORED, where the authors take 32.
     """
@@ -156,9 +148,9 @@ def _source(name: str, data_dir: str) -> sources.Source:
     return sources.npz(data_dir) if data_dir.endswith(".npz") else sources.tfds(name, data_dir)
 
 
-def _task(model, factored, preprocess, examples, *, whole: bool, **options) -> task.Task:
+def _task(model, factored, preprocess, examples, *, whole: bool, **options) -> tasks.Task:
     select = lowrank.everything if whole else factored
-    return task.classification(model, examples, select=select, preprocess=preprocess, **options)
+    return tasks.classification(model, examples, select=select, preprocess=preprocess, **options)
 
 
 def _problem(source, settings, made, optimizer) -> Problem:
@@ -193,7 +185,7 @@ def algorithm(problem: Problem, cell: Cell, rate: Any):
         client_optimizer=problem.optimizer(rate, cell.rounds),
     )
     if cell.every:
-        restart = getattr(combine, cell.restart)
+        restart = getattr(restarts, cell.restart)
         fed = combine.accumulate(fed, every=cell.every, restart=restart)
     return combine.skip_nonfinite(fed)
 
@@ -224,7 +216,7 @@ def program(problem: Problem, cell: Cell, chunk: int) -> Program:
         server, _, told = engine.rounds(fed, verb, seed, train.most)(server, (), examples, plan)
         return server, told.get("broadcast", jnp.zeros(1, jnp.int32))[0]
 
-    plan = jax.tree.map(lambda x: x[0], plans.make(first, 1, range(1)))
+    plan = jax.tree.map(lambda x: x[0], participation.make(first, 1, range(1)))
     drawn = partial(engine.cohort, seed=0, most=train.most)
     cohort = jax.eval_shape(drawn, (), train.examples, plan)
     wire = ledger.wire(first.algorithm, jax.eval_shape(init, 0), cohort)
@@ -245,14 +237,14 @@ def rounds(
     server = program.init(seed)
     yield 0, server, sent
     for t in range(cell.rounds):
-        plan = plans.make(made, 1, range(t, t + 1))
+        plan = participation.make(made, 1, range(t, t + 1))
         server, broadcast = program.step(server, examples, plan, seed, rate)
         sent += cell.cohort * sum(program.wire)
         sent += int(broadcast) * (cell.clients - cell.cohort)
         yield t + 1, server, sent
 
 
-def scorer(of: task.Task) -> Callable[[Any, Any, Examples], dict[str, float]]:
+def scorer(of: tasks.Task) -> Callable[[Any, Any, Examples], dict[str, float]]:
     """(base, theta, examples) -> the task's means over the examples, a multiple of SCORED."""
 
     @jax.jit
@@ -381,7 +373,7 @@ def main(script: str, quick: Mapping, full: Mapping, cells: Callable, one, page,
     problem = PROBLEMS[settings["data"]](asked.data_dir, settings)
     tuned(kept, problem, cells(settings), asked.chunk, one)
     picture = kept.path.with_suffix(".png")
-    with mpl.rc_context(report.LOOK):
+    with mpl.rc_context(look.LOOK):
         draw(kept.content).savefig(picture, dpi=80)
     text = page(kept.content, picture.name)
     kept.path.with_suffix(".md").write_text(text)

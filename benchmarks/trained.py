@@ -29,9 +29,9 @@ import timing
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from jaxfed import local, lowrank, models, report, task
+from jaxfed import local, lowrank, models, tasks
 from jaxfed.algorithm import Cohort, Data
-from jaxfed.analysis import operators
+from jaxfed.analysis import look, operators
 from jaxfed.data import images, sources
 from jaxfed.lowrank import Theta
 
@@ -86,7 +86,7 @@ class Training(NamedTuple):
 class Prepared(NamedTuple):
     """A network on a data set, compiled once for all seeds."""
 
-    task: task.Task
+    task: tasks.Task
     network: Network
     examples: dict  # [n, ...] all training examples, on the device
     test: dict
@@ -108,12 +108,12 @@ def read(name: str, data_dir: str) -> sources.Source:
 
 def classifier(
     name: str, network: str, data_dir: str, select: lowrank.Select = lowrank.everything
-) -> task.Task:
+) -> tasks.Task:
     """The task, with images shrunk and normalised by the training set's own statistics."""
     chosen, source = NETWORKS[network], read(name, data_dir)
     shrink = [images.resize(chosen.sizes[name])] if name in chosen.sizes else []
     normal = images.normalise(*images.channel_statistics(source.train["image"]))
-    return task.classification(
+    return tasks.classification(
         chosen.model(int(source.train["label"].max()) + 1),
         source.test,
         select=select,
@@ -234,7 +234,7 @@ def run(
     found["runs"] = dict(sorted(found["runs"].items(), key=lambda item: _order(item[0])))
     save(path, found)
     picture = path.with_suffix(".png")
-    with rc_context(report.LOOK):
+    with rc_context(look.LOOK):
         draw(found).savefig(picture, dpi=80)
     text = page(found, picture.name)
     path.with_suffix(".md").write_text(text)

@@ -15,13 +15,15 @@ import compare
 import jax
 import numpy as np
 
+from jaxfed.simulation import tuning
+
 
 def make(sizes: np.ndarray) -> Callable[[], object]:
     """A function that runs one W3 round with clients of these sizes, one epoch each."""
     import ours
     import workloads
 
-    from jaxfed import engine
+    from jaxfed.simulation import engine
 
     machine = engine.machine()
     arrays = workloads.arrays("W3")
@@ -40,8 +42,8 @@ def make(sizes: np.ndarray) -> Callable[[], object]:
 
     server = engine.place(jax.jit(fed.init)(jax.random.key(0)), machine)
     examples = engine.place(arrays.examples, machine)
-    candidates = engine.chunk_candidates(len(sizes) // len(machine.devices))
-    chunk, _ = engine.measured_chunk(
+    candidates = tuning.chunk_candidates(len(sizes) // len(machine.devices))
+    chunk, _ = tuning.measured_chunk(
         compiled, machine, (server, (), examples, plan), candidates, 10**6
     )
     step, state = compiled(dataclasses.replace(machine, chunk=chunk)), {"server": server}

@@ -10,15 +10,17 @@ from typing import Literal
 
 import optax
 
-from jaxfed import Experiment, combine, fedavg, fedloru, local, lowrank, models, task
+from jaxfed import Experiment, local, lowrank, models, tasks
+from jaxfed.algorithms import fedavg, fedloru
 from jaxfed.data import federate, images, partition, sources
+from jaxfed.lowrank import restarts
 
 
 def experiment(
     method: Literal["fedloru", "fedlora", "fedavg"] = "fedloru",
     clients: int = 100,
     cohort: int = 20,
-    alpha: float = 0.5,
+    concentration: float = 0.5,
     rounds: int = 200,
     rank: int = 16,
     every: int = 50,
@@ -35,7 +37,7 @@ def experiment(
         method: what clients train and what the server does with it.
         clients: how many clients share the training images.
         cohort: how many of them take part in a round.
-        alpha: concentration of the Dirichlet split over labels; small is uneven.
+        concentration: of the Dirichlet split over labels; small is uneven.
         rounds: how many rounds to run.
         rank: of the factors beside each hidden layer.
         every: FedLoRU merges after this many rounds.
@@ -47,7 +49,9 @@ def experiment(
         seed: decides the split, the initial weights, who is drawn and in which order.
     """
     source = sources.digits()
-    parts = partition.dirichlet(source.train["label"], clients, alpha=alpha, seed=seed)
+    parts = partition.dirichlet(
+        source.train["label"], clients, concentration=concentration, seed=seed
+    )
     data = federate(source, parts, personal_fraction=0.2, seed=seed)
     select = {
         "fedavg": lowrank.everything,
@@ -60,7 +64,7 @@ def experiment(
             up="random",
         ),
     }
-    digits = task.classification(
+    digits = tasks.classification(
         models.MLP((128, 128), classes=10),
         source.test,
         select=select["fedavg" if method == "fedavg" else "fedlora"],
@@ -73,7 +77,7 @@ def experiment(
             digits,
             work,
             every=every,
-            restart=getattr(combine, restart),
+            restart=getattr(restarts, restart),
             client_optimizer=optimizer,
         )
     else:

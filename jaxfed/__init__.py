@@ -1,8 +1,9 @@
 """jaxfed: federated learning with low-rank updates, clients as an array axis."""
 
+from importlib import metadata
+
 from jaxfed import aggregate as aggregate
 from jaxfed import algorithms as algorithms
-from jaxfed import analysis as analysis
 from jaxfed import combine as combine
 from jaxfed import data as data
 from jaxfed import hypergrad as hypergrad
@@ -10,27 +11,12 @@ from jaxfed import local as local
 from jaxfed import lowrank as lowrank
 from jaxfed import models as models
 from jaxfed import pretrained as pretrained
-from jaxfed import task as task
+from jaxfed import tasks as tasks
 from jaxfed.algorithm import Algorithm as Algorithm
 from jaxfed.algorithm import Cohort as Cohort
 from jaxfed.algorithm import Reply as Reply
-from jaxfed.algorithms.centralised import centralised as centralised
-from jaxfed.algorithms.ditto import ditto as ditto
-from jaxfed.algorithms.fdlora import fdlora as fdlora
-from jaxfed.algorithms.fedavg import fedavg as fedavg
-from jaxfed.algorithms.feddpa import feddpa_f as feddpa_f
-from jaxfed.algorithms.feddpa import feddpa_t as feddpa_t
-from jaxfed.algorithms.fedloru import fedloru as fedloru
-from jaxfed.algorithms.fedper import fedper as fedper
-from jaxfed.algorithms.fedprox import fedprox as fedprox
-from jaxfed.algorithms.fedsa import fedsa as fedsa
-from jaxfed.algorithms.hetlora import hetlora as hetlora
-from jaxfed.algorithms.mfedloru import mfedloru as mfedloru
-from jaxfed.algorithms.perfedavg import perfedavg as perfedavg
-from jaxfed.algorithms.pf2lora import pf2lora as pf2lora
-from jaxfed.algorithms.pfedlora import pfedlora as pfedlora
-from jaxfed.algorithms.pfedloru import pfedloru as pfedloru
-from jaxfed.algorithms.scaffold import scaffold as scaffold
-from jaxfed.experiment import Experiment as Experiment
-from jaxfed.experiment import Host as Host
-from jaxfed.run import run as run
+from jaxfed.simulation.experiment import Experiment as Experiment
+from jaxfed.simulation.experiment import Host as Host
+from jaxfed.simulation.run import run as run
+
+__version__ = metadata.version("jaxfed")

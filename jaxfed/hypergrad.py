@@ -5,9 +5,9 @@ A second objective `upper` may stand in place of f wherever y+ or y*, and not y,
 fresh minibatch. Without one they are the same.
 
     one_step, unrolled, alternating, simultaneous:
-        (f, x, y, alpha, *, upper) -> (value, h, y+)      exchangeable: y+ comes from y by SGD on f
+        (f, x, y, inner_rate, *, upper) -> (value, h, y+)   exchangeable: y+ is y after SGD on f
     implicit:
-        (f, x, y, *, solve, upper) -> (value, h)          y is where f(x, .) is least
+        (f, x, y, *, solve, upper) -> (value, h)            y minimises f(x, .)
 
 The second derivatives are products with vectors, by jvp of grad: none is ever formed.
 """
@@ -34,40 +34,40 @@ def mixed(f: Objective, x: PyTree, y: PyTree, v: PyTree) -> PyTree:
 
 
 def one_step(
-    f: Objective, x: PyTree, y: PyTree, alpha: float, *, upper: Objective | None = None
+    f: Objective, x: PyTree, y: PyTree, inner_rate: float, *, upper: Objective | None = None
 ) -> tuple[jax.Array, PyTree, PyTree]:
     """(upper(x, y+), h, y+) after one step of SGD on y: PF2LoRA's (arXiv 2503.03920).
 
-    y+ = y - alpha grad_y f(x, y)
-    h  = grad_x upper(x, y+) - alpha grad_xy f(x, y) grad_y upper(x, y+)
+    y+ = y - inner_rate grad_y f(x, y)
+    h  = grad_x upper(x, y+) - inner_rate grad_xy f(x, y) grad_y upper(x, y+)
 
-    h is the derivative of upper(x, y - alpha grad_y f(x, y)) by x. Where f is linearised for the
-    first gradient is where the second derivative is due, so one linearisation serves both.
+    h is the derivative of upper(x, y - inner_rate grad_y f(x, y)) by x. The first gradient and the
+    second derivative are taken at the same point, so one linearisation serves both.
     """
     (_, gradient), tangent = jax.linearize(lambda y: jax.grad(f, (0, 1))(x, y), y)
-    stepped = optax.tree.add_scale(y, -alpha, gradient)
+    stepped = optax.tree.add_scale(y, -inner_rate, gradient)
     value, (direct, v) = jax.value_and_grad(upper or f, (0, 1))(x, stepped)
-    return value, optax.tree.add_scale(direct, -alpha, tangent(v)[0]), stepped
+    return value, optax.tree.add_scale(direct, -inner_rate, tangent(v)[0]), stepped
 
 
 def unrolled(
     f: Objective,
     x: PyTree,
     y: PyTree,
-    alpha: float,
+    inner_rate: float,
     *,
     steps: int,
     upper: Objective | None = None,
 ) -> tuple[jax.Array, PyTree, PyTree]:
     """(upper(x, y_T), h, y_T) after T = `steps` of SGD on y, differentiated through all of them.
 
-    y_{t+1} = y_t - alpha grad_y f(x, y_t),  h = d/dx upper(x, y_T(x)) with y_0 held constant.
+    y_{t+1} = y_t - inner_rate grad_y f(x, y_t),  h = d/dx upper(x, y_T(x)) with y_0 held constant.
     Memory grows with T: reverse mode keeps what each step needs.
     """
 
     def solved(x):
         def step(y, _):
-            return optax.tree.add_scale(y, -alpha, jax.grad(f, 1)(x, y)), None
+            return optax.tree.add_scale(y, -inner_rate, jax.grad(f, 1)(x, y)), None
 
         last, _ = jax.lax.scan(step, y, length=steps)
         return (upper or f)(x, last), last
@@ -77,19 +77,19 @@ def unrolled(
 
 
 def alternating(
-    f: Objective, x: PyTree, y: PyTree, alpha: float, *, upper: Objective | None = None
+    f: Objective, x: PyTree, y: PyTree, inner_rate: float, *, upper: Objective | None = None
 ) -> tuple[jax.Array, PyTree, PyTree]:
     """(upper(x, y+), grad_x upper(x, y+), y+): `one_step` without its cross term.
 
     First y moves, then x, each as if the other were constant.
     """
-    stepped = optax.tree.add_scale(y, -alpha, jax.grad(f, 1)(x, y))
+    stepped = optax.tree.add_scale(y, -inner_rate, jax.grad(f, 1)(x, y))
     value, h = jax.value_and_grad(upper or f)(x, stepped)
     return value, h, stepped
 
 
 def simultaneous(
-    f: Objective, x: PyTree, y: PyTree, alpha: float, *, upper: Objective | None = None
+    f: Objective, x: PyTree, y: PyTree, inner_rate: float, *, upper: Objective | None = None
 ) -> tuple[jax.Array, PyTree, PyTree]:
     """(upper(x, y), grad_x upper(x, y), y+): both levels at once, from where they stand."""
     if upper is None or upper is f:
@@ -97,7 +97,7 @@ def simultaneous(
         value, (h, gradient) = jax.value_and_grad(f, (0, 1))(x, y)
     else:
         (value, h), gradient = jax.value_and_grad(upper)(x, y), jax.grad(f, 1)(x, y)
-    return value, h, optax.tree.add_scale(y, -alpha, gradient)
+    return value, h, optax.tree.add_scale(y, -inner_rate, gradient)
 
 
 def implicit(
@@ -128,16 +128,17 @@ def conjugate_gradients(
     return jax.scipy.sparse.linalg.cg(apply, b, maxiter=iterations, tol=tolerance)[0]
 
 
-def neumann(apply: Operator, b: PyTree, *, alpha: float, terms: int) -> PyTree:
-    """alpha sum_{i < terms} (I - alpha H)^i b, which tends to H^{-1} b if 0 < alpha H < 2.
+def neumann(apply: Operator, b: PyTree, *, inner_rate: float, terms: int) -> PyTree:
+    """eta sum_{i < terms} (I - eta H)^i b with eta = inner_rate: H^{-1} b in the limit.
 
-    At the minimum it is what `unrolled` computes in as many steps at that alpha.
+    It converges if 0 < eta H < 2. At the minimum it equals what `unrolled` computes in as many
+    steps of that rate.
     """
 
     def step(_, carry):
         power, total = carry
-        power = optax.tree.add_scale(power, -alpha, apply(power))
+        power = optax.tree.add_scale(power, -inner_rate, apply(power))
         return power, optax.tree.add(total, power)
 
     _, total = jax.lax.fori_loop(1, terms, step, (b, b))
-    return optax.tree.scale(alpha, total)
+    return optax.tree.scale(inner_rate, total)

@@ -113,6 +113,16 @@ def sgd(
     return trained, {"loss": total / jnp.maximum(work.local_steps(k.count), 1)}
 
 
+def again(k, purpose: int):
+    """Client k with another key, for its second, third, ... training in a round."""
+    return k._replace(key=jax.random.fold_in(k.key, purpose))
+
+
+def only_if(k, active: jax.Array):
+    """Client k; or, if not `active`, one without examples, which takes no step."""
+    return k._replace(count=jnp.where(active, k.count, 0))
+
+
 def scale_by_round(schedule: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
     """Multiplies updates by schedule(round): a learning rate that changes from round to round.
 

@@ -1,161 +1,260 @@
-"""Who may know whom: the table of the house, held against the imports as they are."""
+"""The rules of the house, held against the code as it is. docs/house.md shows the table."""
 
 import ast
+import importlib
 import re
+import types
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxfed"
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
 }
 
-# {module or package: the modules of ours that it may import}. A package stands for all in it.
+# {room: the rooms that it may import}. A room is a module or package of the top floor; of those
+# packages that have doors inside, a part.
 MAY_IMPORT = {
-    "__init__": {"algorithm", "aggregate", "algorithms", "analysis", "combine", "data", "hypergrad",
-                 "local", "lowrank", "models", "pretrained", "run", "task", "experiment"},
-    "aggregate": {"algorithm"},
+    "__init__": {"aggregate", "algorithm", "algorithms", "combine", "data", "hypergrad", "local",
+                 "lowrank", "models", "pretrained", "simulation.experiment", "simulation.run",
+                 "tasks"},
     "algorithm": set(),
-    "analyse": {"algorithm", "analysis", "checkpoint", "engine", "experiment", "findings",
-                "folder", "lowrank", "population"},
-    "analysis": {"algorithm", "analysis", "hypergrad", "local", "lowrank", "report"},
-    "algorithms": {"algorithm", "aggregate", "combine", "hypergrad", "local", "lowrank", "task"},
-    "checkpoint": {"algorithm"},
-    "cli": {"analyse", "describe", "experiment", "findings", "folder", "launching", "ledger",
-            "options", "report", "run"},
-    "combine": {"algorithm", "aggregate", "lowrank"},
-    "data": {"data"},
-    "describe": {"data", "flops", "ledger", "lowrank"},
-    "engine": {"algorithm"},
-    "evaluate": {"algorithm", "data", "local", "task"},
-    "experiment": {"algorithm", "data", "ledger", "task"},
-    "findings": {"analysis", "report"},
-    "flops": {"algorithm"},
-    "folder": set(),
+    "aggregate": {"algorithm"},
     "hypergrad": {"algorithm"},
-    "launching": {"experiment", "options"},
-    "ledger": {"algorithm"},
     "local": {"algorithm"},
-    "lowrank": {"algorithm"},
-    "models": {"models"},
-    "options": set(),
-    "plans": {"algorithm", "data", "engine", "experiment"},
-    "population": {"algorithm", "engine", "folder"},
-    "pretrained": {"algorithm", "lowrank", "models"},
-    "records": {"engine", "ledger"},
-    "report": set(),
-    "run": {"algorithm", "checkpoint", "combine", "data", "engine", "experiment", "flops", "folder",
-            "ledger", "plans", "population", "records", "scores"},
-    "scores": {"algorithm", "data", "engine", "evaluate", "experiment"},
-    "task": {"algorithm", "lowrank"},
+    "trees": {"algorithm"},
+    "lowrank": {"algorithm", "trees"},
+    "models": set(),
+    "tasks": {"algorithm", "lowrank", "trees"},
+    "templates": {"algorithm", "lowrank", "tasks"},
+    "combine": {"aggregate", "algorithm", "lowrank", "trees"},
+    "algorithms": {"algorithms.general", "algorithms.personal", "algorithms.shared", "combine",
+                   "hypergrad", "local", "lowrank", "tasks"},
+    "algorithms.general": {"aggregate", "algorithm", "hypergrad", "local", "tasks", "templates"},
+    "algorithms.shared": {"aggregate", "algorithm", "algorithms.general", "combine", "local",
+                          "lowrank", "tasks", "templates", "trees"},
+    "algorithms.personal": {"aggregate", "algorithm", "algorithms.general", "combine", "hypergrad",
+                            "local", "lowrank", "tasks", "templates", "trees"},
+    "data": set(),
+    "pretrained": {"algorithm", "lowrank", "models", "trees"},
+    "simulation": set(),
+    "simulation.run_folder": set(),
+    "simulation.checkpoint": {"algorithm"},
+    "simulation.engine": {"algorithm"},
+    "simulation.flops": {"algorithm"},
+    "simulation.ledger": {"algorithm", "trees"},
+    "simulation.tuning": {"simulation.engine"},
+    "simulation.experiment": {"algorithm", "data", "simulation.ledger", "tasks"},
+    "simulation.participation": {"algorithm", "data", "simulation.engine",
+                                 "simulation.experiment"},
+    "simulation.population": {"algorithm", "simulation.engine", "simulation.run_folder", "trees"},
+    "simulation.records": {"simulation.engine", "simulation.ledger"},
+    "simulation.evaluate": {"algorithm", "data", "local", "simulation.engine",
+                            "simulation.experiment", "tasks"},
+    "simulation.run": {"algorithm", "combine", "data", "simulation.checkpoint",
+                       "simulation.engine", "simulation.evaluate", "simulation.experiment",
+                       "simulation.flops", "simulation.ledger", "simulation.participation",
+                       "simulation.population", "simulation.records", "simulation.run_folder",
+                       "simulation.tuning", "trees"},
+    "analysis": {"algorithm", "combine", "hypergrad", "local", "lowrank",
+                 "simulation.checkpoint", "simulation.engine", "simulation.experiment",
+                 "simulation.population", "simulation.run_folder"},
+    "cli": set(),
+    "cli.options": set(),
+    "cli.launching": {"cli.options", "simulation.experiment"},
+    "cli.describe": {"data", "lowrank", "simulation.flops", "simulation.ledger", "trees"},
+    "cli.report": {"analysis"},
+    "cli.main": {"analysis", "cli.describe", "cli.launching", "cli.options", "cli.report",
+                 "simulation.experiment", "simulation.run", "simulation.run_folder", "trees"},
 }  # fmt: skip
 
-# FedLoRU is FedAvg with a combinator around it; FedProx is FedAvg with another client optimizer;
-# FedSGD is FedAvg with one step. What clients keep is averaged around in `personal`.
-BUILT_ON = {
-    "algorithms.centralised": {"algorithms.fedavg"},
-    "algorithms.ditto": {"algorithms.personal"},
-    "algorithms.fdlora": {"algorithms.personal"},
-    "algorithms.feddpa": {"algorithms.personal"},
-    "algorithms.fedloru": {"algorithms.fedavg"},
-    "algorithms.fedper": {"algorithms.personal"},
-    "algorithms.fedprox": {"algorithms.fedavg"},
-    "algorithms.fedsa": {"algorithms.fedper"},
-    "algorithms.hetlora": {"algorithms.personal"},
-    "algorithms.mfedloru": {"algorithms.personal"},
-    "algorithms.perfedavg": {"algorithms.personal"},
-    "algorithms.pfedlora": {"algorithms.personal"},
-    "algorithms.pfedloru": {"algorithms.personal"},
-}
-
-# {what: the modules or packages that may import it}, for packages that are not ours.
+# {what: the rooms that may import it}, for packages that are not ours.
 ONLY_IN = {
     "flax": {"models", "lowrank"},
-    "optax": {"aggregate", "algorithms", "combine", "hypergrad", "local", "task"},
-    "orbax": {"checkpoint"},
+    "optax": {"aggregate", "algorithms.general", "algorithms.personal", "algorithms.shared",
+              "combine", "hypergrad", "local", "tasks", "templates"},
+    "orbax": {"simulation.checkpoint"},
     "tensorflow_datasets": {"data"},
     "tokenizers": {"data", "pretrained"},
     "sklearn": {"data"},
     "matfree": {"analysis"},
-    "matplotlib": {"analysis", "report"},
-    "tensorboardX": {"folder"},
+    "matplotlib": {"analysis", "cli.report"},
+    "tensorboardX": {"simulation.run_folder"},
     "safetensors": {"pretrained"},
-    "tqdm": {"cli"},
-    "tyro": {"cli", "options"},
-}
+    "tqdm": {"cli.main"},
+    "tyro": {"cli.main", "cli.options"},
+}  # fmt: skip
 
 DEVICES = re.compile(r"\b(pmap|shard_map|psum|devices)\(")
+ALGORITHM_FILES = [m for m in MODULES if re.fullmatch(r"algorithms\.\w+\.\w+", m)]
 
 
-def package(module):
-    return module.split(".", maxsplit=1)[0]
+def room(module):
+    """The longest room of the table that the module is in."""
+    parts = module.split(".")
+    names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((n for n in names if n in MAY_IMPORT), parts[0])
 
 
 def imports(path):
     """(modules of ours, other packages) that a file imports, wherever in it."""
     ours, others = set(), set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            found = [(alias.name, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relative to itself"
-            below = [f"{node.module}.{alias.name}" for alias in node.names]
-            found = below if node.module == "jaxfed" else [node.module]
+            found = [(node.module, f"{node.module}.{alias.name}") for alias in node.names]
         else:
             continue
-        ours |= {name.removeprefix("jaxfed.") for name in found if package(name) == "jaxfed"}
-        others |= {package(name) for name in found if package(name) != "jaxfed"}
+        for module, name in found:
+            if name.split(".", maxsplit=1)[0] != "jaxfed":
+                others.add(module.split(".", maxsplit=1)[0])
+                continue
+            deep, short = name.removeprefix("jaxfed."), module.removeprefix("jaxfed.")
+            ours.add(deep if deep in MODULES else short)
     return ours, others
 
 
 def code(path):
     """The file without its docstrings and comments."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value = ast.Constant(None)
     return ast.unparse(tree)
 
 
+def lines(node):
+    return node.end_lineno - node.lineno + 1
+
+
+def nodes(module, *kinds):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+# ---------------------------------------------------------------------- who may know whom
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_whom_it_may_know(module):
-    ours, _ = imports(MODULES[module])
-    allowed = MAY_IMPORT[package(module)]
-    if module.endswith(".__init__"):
-        allowed = allowed | {package(module)}
-    strangers = {name for name in ours if package(name) not in allowed}
-    assert strangers <= BUILT_ON.get(module, set())
+    here = room(module)
+    strangers = {room(name) for name in imports(MODULES[module])[0]} - {here}
+    allowed = MAY_IMPORT[here]
+    assert not {r for r in strangers if r not in allowed and r.split(".")[0] not in allowed}
 
 
 def test_the_table_lists_the_house_as_it_is():
-    assert set(MAY_IMPORT) == {package(module) for module in MODULES}
+    assert set(MAY_IMPORT) == {room(module) for module in MODULES}
+
+
+def test_no_room_knows_itself_by_a_detour():
+    done = set()
+
+    def visit(name, path):
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for below in sorted(MAY_IMPORT[name]):
+                visit(below, [*path, name])
+            done.add(name)
+
+    for name in MAY_IMPORT:
+        visit(name, [])
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_package_is_imported_only_where_it_belongs(module):
     _, others = imports(MODULES[module])
-    assert not [p for p in others & set(ONLY_IN) if package(module) not in ONLY_IN[p]]
+    assert not [p for p in others & set(ONLY_IN) if room(module) not in ONLY_IN[p]]
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - {"engine", "population"}))
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if room(m) not in ("simulation.engine", "simulation.population")]
+)
 def test_only_the_engine_speaks_of_devices(module):
     assert DEVICES.findall(code(MODULES[module])) == []
 
 
 def test_the_engine_does_speak_of_devices():
     """So that the search above finds what it looks for."""
-    assert set(DEVICES.findall(code(MODULES["engine"]))) >= {"pmap", "shard_map", "devices"}
+    found = DEVICES.findall(code(MODULES["simulation.engine"]))
+    assert set(found) >= {"pmap", "shard_map", "devices"}
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if package(m) == "algorithms"])
-def test_an_algorithm_is_one_short_file(module):
+# ---------------------------------------------------------------------- doors and sizes
+
+
+def test_the_top_floor_is_small():
+    entries = {p.name for p in ROOT.iterdir() if p.name != "__pycache__"}
+    assert len(entries) <= 18, sorted(entries)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_classes_are_short(module):
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 350
+    assert not [c.name for c in nodes(module, ast.ClassDef) if lines(c) > 150]
+
+
+@pytest.mark.parametrize("module", [m for m, p in MODULES.items() if p.name == "__init__.py"])
+def test_no_module_shares_a_name_with_what_its_package_exports(module):
+    package = importlib.import_module(f"jaxfed.{module}" if module != "__init__" else "jaxfed")
+    prefix = "" if module == "__init__" else f"{module}."
+    inside = {
+        m.removeprefix(prefix) for m in MODULES if m.startswith(prefix) and m not in (module, "")
+    }
+    hidden = [
+        name
+        for name in inside
+        if "." not in name
+        and hasattr(package, name)
+        and not isinstance(getattr(package, name), types.ModuleType)
+    ]
+    assert hidden == []
+
+
+@pytest.mark.parametrize("module", [m for m, p in MODULES.items() if p.name == "__init__.py"])
+def test_public_names_are_listed_without_code(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    assert all(isinstance(node, ast.ImportFrom | ast.Expr | ast.Assign) for node in tree.body)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_is_called_of(module):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    assert not [f for f in nodes(module, *kinds) if f.name == "of"]
+
+
+FOLDERS = ("jaxfed", "configs", "benchmarks", "tests")
+FILES = [path for folder in FOLDERS for path in sorted((ROOT.parent / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT.parent)))
+def test_no_splat_of_literals(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    splats = [a for c in calls for a in c.args if isinstance(a, ast.Starred)]
+    assert not [ast.unparse(s) for s in splats if isinstance(s.value, ast.Tuple | ast.List)]
+
+
+# ---------------------------------------------------------------------- algorithms
+
+
+@pytest.mark.parametrize("module", ALGORITHM_FILES)
+def test_an_algorithm_is_one_short_file_that_defines_it(module):
     """Under 80 lines of code."""
-    lines = MODULES[module].read_text().splitlines()
-    assert sum(1 for line in lines if line.strip()) < 110
     assert len(code(MODULES[module]).splitlines()) < 80
+    name = module.rpartition(".")[2]
+    made = importlib.import_module(f"jaxfed.{module}")
+    assert (
+        made.__dict__[name].__annotations__["return"]
+        is importlib.import_module("jaxfed.algorithm").Algorithm
+    )
 
 
-def test_public_names_are_listed_without_code():
-    tree = ast.parse(MODULES["__init__"].read_text())
-    assert all(isinstance(node, ast.ImportFrom | ast.Expr) for node in tree.body)
+@pytest.mark.parametrize("module", [m for m in ALGORITHM_FILES if ".general." in m])
+def test_a_general_algorithm_knows_no_factors(module):
+    text = code(MODULES[module])
+    assert not re.search(r"\blowrank\b|\bfactors\b|\bTheta\b", text)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from test_engine import shapes
+from jaxprs import shapes
 
-from jaxfed import hypergrad, lowrank, models, task
+from jaxfed import hypergrad, lowrank, models, tasks
 
 ALPHA = 0.15
 pytestmark = pytest.mark.usefixtures("x64")
@@ -92,7 +92,7 @@ def test_unrolled_is_the_closed_form_of_gradient_descent(upper):
 
 SOLVERS = {
     "cg": partial(hypergrad.conjugate_gradients, iterations=4),  # exact: R is 4 x 4
-    "neumann": partial(hypergrad.neumann, alpha=ALPHA, terms=400),
+    "neumann": partial(hypergrad.neumann, inner_rate=ALPHA, terms=400),
 }
 
 
@@ -115,7 +115,7 @@ def test_where_both_levels_agree_the_lower_one_has_no_say(solve):
 def test_a_neumann_series_is_its_partial_sum():
     power = np.eye(4) - ALPHA * f.R
     expected = ALPHA * sum(np.linalg.matrix_power(power, i) @ w for i in range(3))
-    close(hypergrad.neumann(lambda v: f.R @ v, w, alpha=ALPHA, terms=3), expected)
+    close(hypergrad.neumann(lambda v: f.R @ v, w, inner_rate=ALPHA, terms=3), expected)
 
 
 def test_unrolled_tends_to_implicit_as_its_steps_grow():
@@ -153,7 +153,7 @@ def network():
         "label": rng.integers(CLASSES, size=ROWS).astype(np.int32),
     }
     batch = {**examples, "mask": np.ones(ROWS)}
-    made = task.classification(MODEL, examples, select=SELECT)
+    made = tasks.classification(MODEL, examples, select=SELECT)
     begun = jax.jit(made.init)(jax.random.key(0))
     base, x = jax.tree.map(lambda w: w.astype(float), begun)
     y = lowrank.beside(x.factors, 1, jax.random.key(1))
@@ -202,10 +202,10 @@ def test_mixed_is_the_derivative_of_the_gradient():
 
 CLIENTS = 6
 GRADIENTS = {
-    "one_step": partial(hypergrad.one_step, alpha=ALPHA),
-    "unrolled": partial(hypergrad.unrolled, alpha=ALPHA, steps=2),
-    "alternating": partial(hypergrad.alternating, alpha=ALPHA),
-    "simultaneous": partial(hypergrad.simultaneous, alpha=ALPHA),
+    "one_step": partial(hypergrad.one_step, inner_rate=ALPHA),
+    "unrolled": partial(hypergrad.unrolled, inner_rate=ALPHA, steps=2),
+    "alternating": partial(hypergrad.alternating, inner_rate=ALPHA),
+    "simultaneous": partial(hypergrad.simultaneous, inner_rate=ALPHA),
     "implicit": partial(hypergrad.implicit, solve=SOLVERS["neumann"]),
     "implicit cg": partial(hypergrad.implicit, solve=SOLVERS["cg"]),
 }

@@ -15,22 +15,13 @@ import optax
 import pytest
 
 import jaxfed
-from jaxfed import (
-    algorithm,
-    cli,
-    combine,
-    fedavg,
-    fedprox,
-    hetlora,
-    local,
-    lowrank,
-    models,
-    report,
-    task,
-)
+from jaxfed import algorithm, combine, local, lowrank, models, tasks
+from jaxfed.algorithms import fedavg, fedprox, hetlora
+from jaxfed.cli import main, report
 from jaxfed.data import federate, images, partition, sources
+from jaxfed.lowrank import restarts
 
-SMALL = Path(__file__).with_name("small.py")
+SMALL = Path(__file__).with_name("support") / "small.py"
 WORK = local.Work(10, epochs=1)
 SGD = optax.sgd(0.1)
 
@@ -48,7 +39,7 @@ def data(labels=10, clients=4, **options):
 
 def classification(classes=10, **select):
     chosen = lowrank.Select(**select) if select else lowrank.everything
-    return task.classification(models.MLP((4,), classes), source().test, select=chosen)
+    return tasks.classification(models.MLP((4,), classes), source().test, select=chosen)
 
 
 def factors(**select):
@@ -68,7 +59,8 @@ def run(made=None, host=None, directory=None, resume=False, **changes):
 def mixed(clients):
     """HETLoRA, which is told the rank of each client."""
     return hetlora(
-        *(factors(rank=2), WORK),
+        factors(rank=2),
+        WORK,
         least=1,
         most=2,
         gamma=0.9,
@@ -116,7 +108,7 @@ def begun(folder="begun", **settings):
 
 
 def command(*arguments):
-    cli.main(list(map(str, arguments)))
+    main.main(list(map(str, arguments)))
 
 
 def config(body, *arguments):
@@ -207,13 +199,13 @@ CASES = [
     ),
     (
         "every 0",
-        lambda: combine.accumulate(experiment().algorithm, every=0, restart=combine.keep),
+        lambda: combine.accumulate(experiment().algorithm, every=0, restart=restarts.keep),
         ValueError,
         "every=0 is no cycle",
     ),
     (
         "nothing to merge",
-        lambda: run(combine.accumulate(experiment().algorithm, every=2, restart=combine.keep)),
+        lambda: run(combine.accumulate(experiment().algorithm, every=2, restart=restarts.keep)),
         ValueError,
         "nothing to merge",
     ),
@@ -234,7 +226,12 @@ CASES = [
         "row 19 to clients [0, 1]",
     ),
     ("no test", lambda: data(personal_fraction=1.0), ValueError, "personal_fraction=1.0 is not"),
-    ("alpha", lambda: partition.dirichlet([0, 1], 1, alpha=0, seed=0), ValueError, "alpha=0 is no"),
+    (
+        "concentration",
+        lambda: partition.dirichlet([0, 1], 1, concentration=0, seed=0),
+        ValueError,
+        "concentration=0 is no",
+    ),
     ("clients", lambda: partition.iid(3, 4, seed=0), ValueError, "4 clients cannot have 1 of 3"),
     ("npz", lambda: npz(train_image=[1]), ValueError, "has no arrays ['test_image', 'test_label'"),
     ("no npz", lambda: sources.npz("no.npz"), FileNotFoundError, "no.npz"),

@@ -1,6 +1,5 @@
-"""Probes of rank: Hessian spectra, likeness of gradients, ranks of updates, the gap of averages."""
+"""Probes of rank: Hessian spectra, likeness of gradients, ranks of updates."""
 
-from jaxfed.analysis import discrepancy as discrepancy
 from jaxfed.analysis import gradients as gradients
 from jaxfed.analysis import operators as operators
 from jaxfed.analysis import spectrum as spectrum

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxfed import lowrank
 from jaxfed.algorithm import PyTree
-from jaxfed.lowrank import Factors, Theta
+from jaxfed.lowrank.factors import Factors, Theta
 
 
 def inner(stacked: PyTree) -> jax.Array:

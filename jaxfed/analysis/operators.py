@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxfed import hypergrad, local, lowrank
 from jaxfed.algorithm import Data, Leaf, PyTree, Reply
-from jaxfed.lowrank import Theta
+from jaxfed.lowrank.factors import Theta
 
 Loss = Callable[[PyTree, dict, jax.Array], jax.Array]
 """(theta, batch, key) -> the mean loss over the batch's real examples."""
@@ -40,18 +40,18 @@ def union(examples: dict, key: jax.Array) -> Examples:
 
 
 def mean(
-    of: Callable[[dict, jax.Array], PyTree], like: PyTree, k: Examples, batch_size: int
+    measure: Callable[[dict, jax.Array], PyTree], like: PyTree, k: Examples, batch_size: int
 ) -> PyTree:
-    """The mean over k's examples of what `of(batch, key)` says of a batch; it looks like `like`.
+    """The mean of `measure(batch, key)` over k's examples; a tree like `like`.
 
-    sum_b n_b / n of(b), where n_b of the n examples stand in batch b. `of` must itself be a mean
-    over the batch's real examples; where it is none (batch normalisation), batches are part of what
-    is measured. The key of a batch is always the same. Zero for a client without examples.
+    sum_b n_b / n measure(b), where n_b of the n examples are in batch b. `measure` must itself be a
+    mean over the batch's real examples; where it is not (batch normalisation), the result depends
+    on the batches. A batch always has the same key. Zero for a client without examples.
     """
 
     def add(total, batch, key):
         share = jnp.sum(batch["mask"]).astype(float) / k.count
-        return jax.tree.map(lambda t, x: t + share.astype(t.dtype) * x, total, of(batch, key))
+        return jax.tree.map(lambda t, x: t + share.astype(t.dtype) * x, total, measure(batch, key))
 
     zero = jax.tree.map(jnp.zeros_like, like)
     return local.each_step(add, zero, k, local.Work(batch_size, epochs=1, shuffle=False))
@@ -66,22 +66,22 @@ def hessian(loss: Loss, theta: PyTree, k: Examples, batch_size: int) -> Operator
     """v -> H v, for v like theta, with H the Hessian of k's loss at theta."""
 
     def apply(v):
-        def of(batch, key):
+        def product(batch, key):
             return hypergrad.hvp(lambda x: loss(x, batch, key), theta, v)
 
-        return mean(of, theta, k, batch_size)
+        return mean(product, theta, k, batch_size)
 
     return apply
 
 
-def of_clients(of: Callable[[PyTree, PyTree, Examples], PyTree], verb: Callable) -> Callable:
-    """(base, theta, cohort) -> of(base, theta, k) of every client k at once, stacked [K, ...].
+def of_clients(measure: Callable[[PyTree, PyTree, Examples], PyTree], verb: Callable) -> Callable:
+    """(base, theta, cohort) -> measure(base, theta, k) of every client k at once, stacked [K, ...].
 
     `verb` is the engine's, or any of the kind; base and theta are shared, and so are the examples.
     """
 
     def client(base, theta, k):
-        return Reply(of(base, theta, k), (), {})
+        return Reply(measure(base, theta, k), (), {})
 
     return lambda base, theta, cohort: verb(client, base, theta, cohort).upload
 

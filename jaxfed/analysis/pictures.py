@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxfed import report
-from jaxfed.analysis import gradients, spectrum
+from jaxfed.analysis import gradients, look, spectrum
 
 
 def density(nodes: spectrum.Nodes, found: spectrum.Spectrum, points: int = 600) -> Figure:
@@ -26,7 +25,7 @@ def density(nodes: spectrum.Nodes, found: spectrum.Spectrum, points: int = 600) 
         ylabel="density (log scale)",
         yscale="log",
     )
-    axes.plot(grid, smooth, color=report.COLOURS[0], linewidth=1.8)
+    axes.plot(grid, smooth, color=look.COLOURS[0], linewidth=1.8)
     axes.set_ylim(bottom=1e-6 * smooth.max())
     axes.yaxis.set_major_formatter("{x:g}")
     return figure
@@ -49,11 +48,11 @@ def stable_ranks(ids: np.ndarray, server: spectrum.Spectrum, clients: spectrum.S
         fmt="o",
         ms=4,
         linewidth=1,
-        color=report.COLOURS[0],
+        color=look.COLOURS[0],
         label="each client's loss",
     )
     level, error = float(server.stable_rank), float(server.stable_rank_error)
-    colour = report.COLOURS[1]
+    colour = look.COLOURS[1]
     axes.axhspan(level - error, level + error, color=colour, alpha=0.15, linewidth=0)
     axes.axhline(level, color=colour, linewidth=1.8, label="all clients' examples together")
     axes.set_ylim(bottom=0)
@@ -74,7 +73,7 @@ def cosines(found: Mapping[str, Mapping[str, jax.Array]]) -> Figure:
         title="Likeness of clients", xlabel="cosine of two clients: median, 10th to 90th percentile"
     )
     for place, (_, (low, middle, high), number) in enumerate(rows):
-        colour = report.COLOURS[number]
+        colour = look.COLOURS[number]
         axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.35)
         axes.plot(middle, place, "o", color=colour)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
@@ -93,8 +92,8 @@ def singular_values(layers: Mapping[str, jax.Array], most: int = 14) -> Figure:
         yscale="log",
     )
     for number, (path, sigma) in enumerate(list(layers.items())[:most]):
-        colour = report.COLOURS[number % len(report.COLOURS)]
-        dash = report.DASHES[number // len(report.COLOURS)]
+        colour = look.COLOURS[number % len(look.COLOURS)]
+        dash = look.DASHES[number // len(look.COLOURS)]
         axes.plot(np.arange(1, len(sigma) + 1), sigma / sigma[0], dash, color=colour, label=path)
     axes.set_ylim(1e-4, 1.5)
     axes.yaxis.set_major_formatter("{x:g}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxfed import lowrank
 from jaxfed.algorithm import PyTree
 from jaxfed.analysis import operators
-from jaxfed.lowrank import Theta
+from jaxfed.lowrank.factors import Theta
 
 
 def change(before: tuple[PyTree, Theta], after: tuple[PyTree, Theta]) -> dict[str, jax.Array]:

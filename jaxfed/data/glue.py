@@ -32,7 +32,10 @@ class Layout(NamedTuple):
 BINARY = ("0", "1")
 TASKS = {
     "cola": Layout(
-        *("CoLA", ("sentence", "label"), ("sentence",), BINARY),
+        "CoLA",
+        ("sentence", "label"),
+        ("sentence",),
+        BINARY,
         header=("source", "label", "mark", "sentence"),
     ),
     "sst2": Layout("SST-2", ("sentence", "label"), ("sentence",), BINARY),
@@ -45,10 +48,12 @@ TASKS = {
         validation="validation_matched",
     ),
     "qqp": Layout(
-        *("QQP", ("question1", "question2", "is_duplicate"), ("question1", "question2"), BINARY)
+        "QQP", ("question1", "question2", "is_duplicate"), ("question1", "question2"), BINARY
     ),
     "qnli": Layout(
-        *("QNLI", ("question", "sentence", "label"), ("question", "sentence")),
+        "QNLI",
+        ("question", "sentence", "label"),
+        ("question", "sentence"),
         ("entailment", "not_entailment"),
     ),
 }

@@ -37,20 +37,24 @@ def lognormal(n: int, clients: int, *, sigma: float, seed: int, least: int = 1) 
     return _group(_repair(owner, clients, least, rng), clients)
 
 
-def dirichlet(labels: ArrayLike, clients: int, *, alpha: float, seed: int, least: int = 1) -> Parts:
-    """Each label is shared out by proportions p ~ Dir(alpha, ..., alpha) over the clients.
+def dirichlet(
+    labels: ArrayLike, clients: int, *, concentration: float, seed: int, least: int = 1
+) -> Parts:
+    """Each label is shared out by proportions p ~ Dir(c, ..., c) over the clients.
 
-    Small alpha gives clients few labels, large alpha makes them alike. Rows then move, one by one,
-    from the largest client to those with fewer than `least`. Yurochkin et al., ICML 2019; the
-    skew by Dir(alpha) is also Hsu et al., 2019, who draw each client's proportions over labels.
+    A small `concentration` c gives clients few labels, a large one makes them alike. Rows then
+    move, one by one, from the largest client to those with fewer than `least`. Yurochkin et al.,
+    ICML 2019; the skew by Dir(c) is also Hsu et al., 2019, who draw each client's proportions over
+    labels.
     """
     label, count = _check_labels(labels, clients, least)
-    if not 0 < alpha < np.inf:
+    if not 0 < concentration < np.inf:
         raise ValueError(
-            f"alpha={alpha} is no concentration; use a positive number, 0.1 to 100 say"
+            f"concentration={concentration} is no Dirichlet parameter; use a positive number, such "
+            "as 0.1 to 100"
         )
     rng = np.random.default_rng(seed)
-    share = rng.dirichlet(np.full(clients, alpha), size=len(count))  # [C, N]
+    share = rng.dirichlet(np.full(clients, concentration), size=len(count))  # [C, N]
     owner = np.empty(len(label), np.int64)
     for c in range(len(count)):
         owner[label == c] = _deal(count[c], share[c], rng)

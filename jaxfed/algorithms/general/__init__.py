@@ -1,0 +1,1 @@
+"""Algorithms over any theta; none knows of factors."""

@@ -1,0 +1,58 @@
+"""FedAvg: McMahan et al., AISTATS 2017, Algorithm 1, with the server step of FedOpt.
+
+With every weight trained this is FedAvg. With factors as theta it is FedLoRA: each client trains
+its A and B, and the server averages A and B separately (arXiv 2409.12371, the baseline FedLoRA).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import optax
+
+from jaxfed import aggregate, local
+from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.tasks.task import Task
+
+
+class Server(NamedTuple):
+    base: PyTree  # frozen
+    theta: PyTree  # trained, w_t
+    opt: PyTree  # the server optimizer's state
+
+
+def fedavg(
+    task: Task,
+    work: local.Work,
+    *,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (immutable)
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
+) -> Algorithm:
+    """FedAvg over theta, whatever theta is. Clients keep nothing.
+
+    w_{t+1} = w_t + sum_k p_k (w^k - w_t) with the default server optimizer; any other optax
+    optimizer sees the negative mean change as its gradient (Reddi et al., ICLR 2021, Algorithm 1).
+    """
+
+    def init(key):
+        base, theta = task.init(key)
+        return Server(base, theta, server_optimizer.init(theta))
+
+    def client(base, theta, k):  # ClientUpdate(k, w)
+        trained, metrics = local.sgd(partial(task.loss, base), client_optimizer, theta, k, work)
+        return Reply(optax.tree.sub(trained, theta), (), metrics)
+
+    def run_round(server, cohort, for_each_client):
+        reply = for_each_client(client, server.base, server.theta, cohort)
+        delta = mean(reply.upload, cohort.weight)
+        gradient = optax.tree.scale(-1, delta)
+        updates, opt = server_optimizer.update(gradient, server.opt, server.theta)
+        theta = optax.apply_updates(server.theta, updates)
+        return server._replace(theta=theta, opt=opt), reply.state, reply.metrics
+
+    def deploy(server, state):
+        return server.base, server.theta
+
+    return Algorithm(init, lambda server, key: (), run_round, deploy)

@@ -1,0 +1,44 @@
+"""FedProx: Li et al., MLSys 2020, Algorithm 2."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from jaxfed import aggregate, local
+from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithms.general.fedavg import fedavg
+from jaxfed.tasks.task import Task
+
+
+def fedprox(
+    task: Task,
+    work: local.Work,
+    *,
+    mu: float,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (immutable)
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
+) -> Algorithm:
+    """FedAvg whose clients minimise h_k(w; w_t) = F_k(w) + mu/2 ||w - w_t||^2.
+
+    The record's loss is F_k, without the proximal term.
+    """
+    if mu < 0:
+        raise ValueError(f"mu={mu} would push clients away from the server; use mu >= 0")
+    return fedavg(
+        task,
+        work,
+        client_optimizer=optax.chain(pull(mu), client_optimizer),
+        server_optimizer=server_optimizer,
+        mean=mean,
+    )
+
+
+def pull(mu: float) -> optax.GradientTransformation:
+    """Adds mu (w - w_t), the gradient of the proximal term; w_t is where the optimizer started."""
+
+    def update(grads, w_t, w=None):
+        return jax.tree.map(lambda g, new, old: g + mu * (new - old), grads, w, w_t), w_t
+
+    return optax.GradientTransformation(lambda w_t: w_t, update)

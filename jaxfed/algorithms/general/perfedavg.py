@@ -1,0 +1,119 @@
+"""Per-FedAvg: Fallah et al., NeurIPS 2020, Algorithm 1: a start that is good after one step.
+
+    min_w (1/n) sum_i F_i(w),  F_i(w) = f_i(w - alpha grad f_i(w))
+
+    client i, for each local step, with minibatches D, D', D'':
+        w~ <- w - alpha grad f_i(w; D)
+        w  <- w - beta (I - alpha grad^2 f_i(w; D'')) grad f_i(w~; D')
+    server: w <- mean of the clients' w
+
+The second derivative is a product with one vector; the paper's Section 5 has two ways to save it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed import aggregate, hypergrad, local
+from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.tasks.task import Task
+from jaxfed.templates import averaging
+
+Loss = Callable[[PyTree, dict], jax.Array]  # of theta and a batch
+Slope = tuple[jax.Array, PyTree]  # F(w), or near it, and its gradient
+
+
+def first_order(
+    loss: Loss, w: PyTree, inner_rate: float, inner: dict, outer: dict, _: dict
+) -> Slope:
+    """Per-FedAvg (FO): grad f(w~; D'), without the second derivative."""
+    adapted = optax.tree.add_scale(w, -inner_rate, jax.grad(loss)(w, inner))
+    return jax.value_and_grad(loss)(adapted, outer)
+
+
+def exact(
+    loss: Loss, w: PyTree, inner_rate: float, inner: dict, outer: dict, curved: dict
+) -> Slope:
+    """(I - alpha grad^2 f(w; D'')) grad f(w~; D')."""
+    value, g = first_order(loss, w, inner_rate, inner, outer, curved)
+    product = hypergrad.hvp(lambda w: loss(w, curved), w, g)
+    return value, optax.tree.add_scale(g, -inner_rate, product)
+
+
+def hessian_free(delta: float) -> Callable[..., Slope]:
+    """Per-FedAvg (HF): `exact` with (grad f(w + delta g) - grad f(w - delta g)) / (2 delta)."""
+
+    def gradient(loss, w, inner_rate, inner, outer, curved):
+        value, g = first_order(loss, w, inner_rate, inner, outer, curved)
+        ahead, behind = (
+            jax.grad(loss)(optax.tree.add_scale(w, d, g), curved) for d in (delta, -delta)
+        )
+        product = optax.tree.scale(1 / (2 * delta), optax.tree.sub(ahead, behind))
+        return value, optax.tree.add_scale(g, -inner_rate, product)
+
+    return gradient
+
+
+def same(batch: dict) -> tuple[dict, dict, dict]:
+    """One minibatch for D, D' and D''."""
+    return batch, batch, batch
+
+
+def thirds(batch: dict) -> tuple[dict, dict, dict]:
+    """Three fresh minibatches, as in the paper: give `work` batches of three times the size."""
+    if len(batch["mask"]) % 3:
+        raise ValueError(f"a batch of {len(batch['mask'])} has no thirds; use a multiple of three")
+    first, second, third = ({n: v[i::3] for n, v in batch.items()} for i in range(3))
+    return first, second, third
+
+
+def perfedavg(
+    task: Task,
+    work: local.Work,
+    *,
+    inner_rate: float,
+    gradient: Callable[..., Slope],
+    minibatches: Callable[[dict], tuple[dict, dict, dict]],
+    client_optimizer: optax.GradientTransformation,
+    personal_work: local.Work,
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
+) -> Algorithm:
+    """Per-FedAvg over theta; `gradient` is exact, hessian_free(delta) or first_order.
+
+    The paper's client optimizer is optax.sgd(beta), and its personal model is one SGD step of rate
+    `inner_rate` (the paper's alpha) after download, which is `personal_work` here. A client keeps
+    the change that these steps made to the theta that it last received, and runs the server's
+    current theta with that change. The record's loss is f_i(w~; D').
+    """
+
+    def client(base, w, k):
+        optimizer = optax.with_extra_args_support(client_optimizer)
+
+        def step(carry, batch, key):
+            w, opt, total = carry
+
+            def loss(w, batch):
+                return task.loss(base, w, batch, key)
+
+            value, grads = gradient(loss, w, inner_rate, *minibatches(batch))
+            updates, opt = optimizer.update(grads, opt, w, round=k.round)
+            return optax.apply_updates(w, updates), opt, total + value
+
+        start = (w, optimizer.init(w), jnp.zeros(()))
+        trained, _, total = local.each_step(step, start, k, work)
+        mine, _ = local.sgd(
+            partial(task.loss, base), optax.sgd(inner_rate), w, local.again(k, 1), personal_work
+        )
+        metrics = {"loss": total / jnp.maximum(work.local_steps(k.count), 1)}
+        return Reply(optax.tree.sub(trained, w), optax.tree.sub(mine, w), metrics)
+
+    return averaging(
+        task.init,
+        client,
+        init_client=lambda server, key: optax.tree.zeros_like(server.theta),
+        deploy=lambda server, change: (server.base, optax.tree.add(server.theta, change)),
+        mean=mean,
+    )

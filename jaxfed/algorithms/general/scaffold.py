@@ -1,0 +1,84 @@
+"""SCAFFOLD: Karimireddy et al., ICML 2020, Algorithm 1, option II."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed import aggregate, local
+from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.tasks.task import Task
+
+
+class Server(NamedTuple):
+    base: PyTree  # frozen
+    theta: PyTree  # trained, x
+    c: PyTree  # the server's control variate
+
+
+class Message(NamedTuple):
+    theta: PyTree
+    c: PyTree
+
+
+class Upload(NamedTuple):
+    theta: PyTree  # y_i - x
+    c: PyTree  # c_i^+ - c_i
+
+
+def scaffold(
+    task: Task,
+    work: local.Work,
+    *,
+    learning_rate: float,
+    clients: int,
+    server_learning_rate: float = 1.0,
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
+) -> Algorithm:
+    """SCAFFOLD over theta; each of the population's `clients` keeps its control variate c_i.
+
+    The local step is y <- y - eta_l (g(y) - c_i + c), plain SGD: option II divides by the learning
+    rate, so no other optimizer will do. The paper averages uniformly.
+    """
+    if learning_rate <= 0:
+        raise ValueError(f"learning_rate={learning_rate}: option II divides by it; use one above 0")
+
+    def init(key):
+        base, theta = task.init(key)
+        return Server(base, theta, optax.tree.zeros_like(theta))
+
+    def init_client(server, key):
+        return optax.tree.zeros_like(server.theta)  # c_i
+
+    def client(base, message, k):
+        x, c = message
+        correction = optax.tree.sub(c, k.state)
+        optimizer = optax.chain(
+            optax.stateless(lambda g, _: optax.tree.add(g, correction)), optax.sgd(learning_rate)
+        )
+        y, metrics = local.sgd(partial(task.loss, base), optimizer, x, k, work)
+        steps = work.local_steps(k.count)
+        delta = optax.tree.sub(y, x)
+        # c_i^+ = c_i - c + (x - y) / (K eta_l); a client without a step keeps its c_i
+        change = optax.tree.add_scale(
+            optax.tree.scale(-1, c), -1 / (jnp.maximum(steps, 1) * learning_rate), delta
+        )
+        change = jax.tree.map(lambda d: jnp.where(steps > 0, d, 0), change)
+        return Reply(Upload(delta, change), optax.tree.add(k.state, change), metrics)
+
+    def run_round(server, cohort, for_each_client):
+        message = Message(server.theta, server.c)
+        reply = for_each_client(client, server.base, message, cohort)
+        delta = mean(reply.upload, cohort.weight)
+        share = jnp.sum(cohort.weight > 0) / clients  # |S| / N
+        theta = optax.tree.add_scale(server.theta, server_learning_rate, delta.theta)
+        c = optax.tree.add_scale(server.c, share, delta.c)
+        return server._replace(theta=theta, c=c), reply.state, reply.metrics
+
+    def deploy(server, state):
+        return server.base, server.theta
+
+    return Algorithm(init, init_client, run_round, deploy)

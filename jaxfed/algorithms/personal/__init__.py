@@ -1,0 +1,1 @@
+"""Algorithms whose clients keep factors of their own."""

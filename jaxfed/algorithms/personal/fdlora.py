@@ -1,0 +1,131 @@
+"""FDLoRA: Qi et al., arXiv 2406.07925, Algorithm 1: dual LoRA, fused without gradients.
+
+stage 1, round 0:         theta_p,k <- local training from the common start
+                          theta_s <- mean of theta_p,k
+stage 2, rounds 1 .. T:   theta_s,k <- inner optimizer on F_k, from theta_s
+                          every H rounds: theta_p,k <- theta_s,k
+                          theta_s <- outer optimizer on the mean of theta_s - theta_s,k
+stage 3, from round T+1:  (w_s, w_p) <- argmin F_k(W + w_s s A B + w_p s C_k D_k), by AdaFusion
+
+Written from accounts of the algorithm, which agree but for the search that AdaFusion makes and how
+it adds up: here a compass search over the two numbers, on a few of the client's examples, and the
+weighted sum of the two products.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed import aggregate, local, lowrank
+from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.tasks.task import Task
+from jaxfed.templates import mixture
+
+
+class Server(NamedTuple):
+    base: PyTree  # frozen
+    theta: PyTree  # trained, theta_s
+    opt: PyTree  # the outer optimizer's state
+
+
+class Kept(NamedTuple):
+    own: dict[str, lowrank.Factors]  # theta_p,k
+    weights: jax.Array  # [2] w_s, w_p
+
+
+def fdlora(
+    task: Task,
+    work: local.Work,
+    *,
+    rounds: int,
+    sync: int | None,
+    personal_work: local.Work,
+    personal_optimizer: optax.GradientTransformation,
+    inner_optimizer: optax.GradientTransformation,
+    outer_optimizer: optax.GradientTransformation,
+    shots: int,
+    search: int,
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
+) -> Algorithm:
+    """FDLoRA with T = `rounds` and H = `sync` (None: never); round 0 and stage 3 come on top of T.
+
+    `personal_work` is that of stage 1, `work` that of stage 2; AdaFusion makes `search` moves on
+    `shots` examples. Draw all clients in round 0 and once from round T + 1 on, as the paper does:
+    one who misses the first has the common start for its own LoRA until the next synchronisation,
+    and one who misses the last runs with weights 1/2. Weights trained whole stay the server's.
+    """
+
+    def init(key):
+        base, theta = task.init(key)
+        return Server(base, theta, outer_optimizer.init(theta))
+
+    def init_client(server, key):
+        return Kept(server.theta.factors, jnp.full(2, 0.5))
+
+    def client(base, theta, k):
+        first, federated = k.round == 0, (k.round > 0) & (k.round <= rounds)
+        loss, (own, weights) = partial(task.loss, base), k.state
+        alone, metrics = local.sgd(
+            loss, personal_optimizer, theta, local.only_if(k, first), personal_work
+        )
+        trained, inner = local.sgd(loss, inner_optimizer, alone, local.only_if(k, federated), work)
+        synced = first if sync is None else first | (federated & (k.round % sync == 0))
+        own = jax.tree.map(partial(jnp.where, synced), trained.factors, own)
+
+        def fuse(carry, batch, key):
+            return compass(lambda w: loss(mixture(theta, own, *w), batch, key), carry[0], search)
+
+        few, fusing = local.Work(shots, steps=1), local.only_if(k, k.round > rounds)
+        weights, fused = local.each_step(fuse, (weights, jnp.zeros(())), fusing, few)
+        delta = optax.tree.sub(trained, theta)
+        size = sum(x.nbytes for x in jax.tree.leaves(delta))
+        metrics = {
+            "loss": metrics["loss"] + inner["loss"] + fused,  # two of them are zero
+            "up": jnp.where(k.round > rounds, 0, jnp.int32(size)),
+        }
+        return Reply(delta, Kept(own, weights), metrics)
+
+    def run_round(server, cohort, for_each_client):
+        reply = for_each_client(client, server.base, server.theta, cohort)
+        delta = mean(reply.upload, cohort.weight)
+        gradient = optax.tree.scale(-1, delta)
+        updates, opt = outer_optimizer.update(gradient, server.opt, server.theta)
+        # stage 1 averages, stage 2 takes the outer step, in stage 3 the server stands still
+        first, federated = cohort.round == 0, cohort.round <= rounds
+        theta, opt = jax.tree.map(
+            lambda *stages: jnp.select([first, federated], stages[:2], stages[2]),
+            (optax.tree.add(server.theta, delta), server.opt),
+            (optax.apply_updates(server.theta, updates), opt),
+            (server.theta, server.opt),
+        )
+        server = server._replace(theta=theta, opt=opt)
+        return server, reply.state, reply.metrics
+
+    def deploy(server, kept):
+        return server.base, mixture(server.theta, kept.own, *kept.weights)
+
+    return Algorithm(init, init_client, run_round, deploy)
+
+
+def compass(
+    f: Callable[[jax.Array], jax.Array], w: jax.Array, moves: int
+) -> tuple[jax.Array, jax.Array]:
+    """(w [d], f(w)) after a compass search for lower f: no gradients, 2 d values of f a move.
+
+    Each move goes to the best of w +- h e_i if f is lower there; else h, at first 1/4, is halved.
+    """
+    directions = jnp.concatenate([jnp.eye(len(w)), -jnp.eye(len(w))])  # [2 d, d]
+
+    def move(_, carry):
+        w, value, h = carry
+        values = jax.lax.map(lambda e: f(w + h * e), directions)  # [2 d]
+        best = jnp.argmin(values)
+        lower = values[best] < value
+        there = jnp.where(lower, w + h * directions[best], w)
+        return there, jnp.minimum(values[best], value), jnp.where(lower, h, h / 2)
+
+    return jax.lax.fori_loop(0, moves, move, (w, f(w), jnp.full_like(w[0], 0.25)))[:2]

@@ -1,0 +1,34 @@
+"""FedSA-LoRA: Guo et al., ICLR 2025 (arXiv 2410.01463): share A, keep B.
+
+    client k: (A, B_k, head_k) <- local training of all three, from the server's A
+    A <- sum_k p_k A_k;  B_k and the classifier stay at home
+
+A learns what clients have in common, B what is their own. It is FedPer with another part personal.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from jaxfed import aggregate, local
+from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithms.general.fedper import fedper
+from jaxfed.tasks.task import Task
+
+PERSONAL = r"^factors/.*/b$|^full/"
+
+
+def fedsa(
+    task: Task,
+    work: local.Work,
+    *,
+    client_optimizer: optax.GradientTransformation,
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
+) -> Algorithm:
+    """FedAvg over the down factors a; up factors b and weights trained whole stay at home.
+
+    What is trained whole beside the factors is the classifier in the paper. To share such weights,
+    call fedper with the first half of PERSONAL.
+    """
+    return fedper(task, work, personal=PERSONAL, client_optimizer=client_optimizer, mean=mean)

@@ -1,0 +1,120 @@
+"""PF2LoRA: Hao et al., arXiv 2503.03920.
+
+    min_x (1/M) sum_k f_k(x, y_k*(x)),   y_k*(x) in argmin_y f_k(x, y),   W_k = W_0 + B A + D_k C_k
+
+x = (A, B) is common: it is sent and averaged. y_k = (C_k, D_k), of a smaller rank, never leaves its
+client. A local step moves y by SGD, then x by the hypergradient through that one step.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed import aggregate, hypergrad, local, lowrank
+from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.lowrank.factors import Factors, Theta
+from jaxfed.tasks.task import Task
+
+
+class Server(NamedTuple):
+    base: PyTree  # frozen, W_0
+    theta: Theta  # common, x
+    head: dict[str, jax.Array]  # where every client's own head begins; {} if the head is common
+
+
+class State(NamedTuple):
+    y: dict[str, Factors]  # personal, (C_k, D_k)
+    head: dict[str, jax.Array]
+    opt: PyTree  # the upper optimizer's state; () if it begins anew in each round
+
+
+def same(batch: dict) -> tuple[dict, ...]:
+    """One minibatch for both levels, as the formula is printed."""
+    return (batch,)
+
+
+def halves(batch: dict) -> tuple[dict, ...]:
+    """(lower, upper): every other example for each level, so give `work` twice as many."""
+    if len(batch["mask"]) % 2:
+        raise ValueError(f"a batch of {len(batch['mask'])} has no halves; use an even batch_size")
+    return {n: v[::2] for n, v in batch.items()}, {n: v[1::2] for n, v in batch.items()}
+
+
+def pf2lora(
+    task: Task,
+    work: local.Work,
+    *,
+    rank: int,
+    inner_rate: float,
+    upper_optimizer: optax.GradientTransformation,
+    keep_moments: bool,
+    personal_head: bool,
+    scale: float = 1.0,
+    minibatches: Callable[[dict], tuple[dict, ...]] = same,
+    gradient: Callable = hypergrad.one_step,
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
+) -> Algorithm:
+    """PF2LoRA over the task's factors, with personal ones of `rank` r~ and that `scale` beside.
+
+    `work` is the local work between two averages (theirs: 10 steps), `inner_rate` the lower level's
+    learning rate (their alpha), and `upper_optimizer` (theirs: AdamW) takes h_k. Its moments stay
+    on the client across averages, or start again after each. A personal head (all that is trained whole) is neither sent
+    nor averaged. The ablations exchange the gradient: `hypergrad.alternating` is without the cross
+    term, `hypergrad.simultaneous` all at once. The record's loss is f_k(x, y+).
+    """
+    if inner_rate < 0:
+        raise ValueError(
+            f"inner_rate={inner_rate} would climb at the lower level; use inner_rate >= 0"
+        )
+    upper_optimizer = optax.with_extra_args_support(upper_optimizer)
+
+    def init(key):
+        base, theta = task.init(key)
+        if not theta.factors:
+            raise ValueError("nothing is common: no factors are trained; select some with a rank")
+        if personal_head:
+            return Server(base, theta._replace(full={}), theta.full)
+        return Server(base, theta, {})
+
+    def init_client(server, key):
+        y = lowrank.beside(server.theta.factors, rank, key, alpha=scale * rank)
+        x = server.theta._replace(full={**server.theta.full, **server.head})
+        return State(y, server.head, upper_optimizer.init(x) if keep_moments else ())
+
+    def client(base, theta, k):
+        # The paper leaves open who trains a personal head. Here it moves with x: y is (C_k, D_k)
+        # alone, and at the lower level's rate (1e-4 on CoLA) a new head would stay where it began.
+        x = theta._replace(full={**theta.full, **k.state.head})
+
+        def step(carry, batch, key):
+            x, y, opt, total = carry
+            f = [
+                lambda x, y, b=b: task.loss(base, lowrank.joined(x, y), b, key)
+                for b in minibatches(batch)
+            ]
+            value, h, y = gradient(f[0], x, y, inner_rate, upper=f[-1])  # line 5: y+; line 6: h_k
+            updates, opt = upper_optimizer.update(h, opt, x, round=k.round)
+            return optax.apply_updates(x, updates), y, opt, total + value
+
+        opt = k.state.opt if keep_moments else upper_optimizer.init(x)
+        start = (x, k.state.y, opt, jnp.zeros(()))
+        x, y, opt, total = local.each_step(step, start, k, work)
+        own = {p: x.full[p] for p in k.state.head}
+        delta = optax.tree.sub(x._replace(full={p: x.full[p] for p in theta.full}), theta)
+        metrics = {"loss": total / jnp.maximum(work.local_steps(k.count), 1)}
+        return Reply(delta, State(y, own, opt if keep_moments else ()), metrics)
+
+    def run_round(server, cohort, for_each_client):
+        reply = for_each_client(client, server.base, server.theta, cohort)
+        # A and B each on their own, at the end of every `work`
+        theta = optax.tree.add(server.theta, mean(reply.upload, cohort.weight))
+        return server._replace(theta=theta), reply.state, reply.metrics
+
+    def deploy(server, state):
+        theta = server.theta._replace(full={**server.theta.full, **state.head})
+        return server.base, lowrank.joined(theta, state.y)
+
+    return Algorithm(init, init_client, run_round, deploy)

@@ -1,0 +1,1 @@
+"""Algorithms over one set of factors that all clients share."""

@@ -1,0 +1,55 @@
+"""The look of all tables and pictures: colours, columns."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette: distinct to colour-blind eyes, less its yellow, which white swallows."""
+
+
+DASHES = ("-", "--", ":", "-.")
+
+
+LOOK: Any = {  # not dict[str, ...]: matplotlib types each key
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": "#333333",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#666666",
+    "ytick.color": "#666666",
+    "xtick.labelcolor": "#333333",
+    "ytick.labelcolor": "#333333",
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "figure.constrained_layout.w_pad": 0.15,
+    "figure.constrained_layout.h_pad": 0.12,
+}
+
+
+def aligned(lines: list[list[str]], left: tuple[str, ...]) -> str:
+    """The cells in columns, numbers to the right; the first line is the head."""
+    columns = []
+    for head, *cells in zip(*lines, strict=True):
+        width = max(map(len, (head, *cells)))
+        columns.append([c.ljust(width) if head in left else c.rjust(width) for c in (head, *cells)])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def written(plot: Callable[[], Figure], path: Path) -> Path:
+    """The path of the PNG file that was drawn there, in the look of all our plots."""
+    with mpl.rc_context(LOOK):
+        plot().savefig(path, dpi=150)
+    return path

@@ -1,0 +1,112 @@
+"""What an experiment trains, freezes and sends, in counts and bytes, before it is run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxfed import trees
+from jaxfed.data import text
+from jaxfed.data.federated import Split
+from jaxfed.lowrank.factors import Theta
+from jaxfed.simulation import flops, ledger
+
+
+def weights(base: dict[str, Any], theta: Theta) -> str:
+    """A line for every weight: its path, shape and part; arrays may be shapes."""
+    rows = [("weight", "shape", "part", "trained")]
+    for path, w in sorted({**base, **theta.full}.items()):
+        shape = " x ".join(map(str, w.shape)) or "scalar"
+        if path in theta.factors:
+            f = theta.factors[path]
+            rows.append(
+                (path, shape, f"factors, rank {f.rank}, scale {f.scale:g}", f"{trees.size(f):,}")
+            )
+        elif path in theta.full:
+            rows.append((path, shape, "trained in full", f"{w.size:,}"))
+        else:
+            rows.append((path, shape, "frozen", "0"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
+    """How much is trained, frozen and sent, beside the whole model."""
+    whole = trees.size(base) + trees.size(theta.full)
+    trained, frozen = trees.size(theta), trees.size(base)
+    held = in_bytes(trees.nbytes(base) + trees.nbytes(theta.full))
+    return "\n".join(
+        [
+            f"model    {whole:,} parameters ({held})",
+            f"trained  {trained:,} = {trained / whole:.1%} of the model: "
+            f"{trees.size(theta.factors):,} in factors beside {len(theta.factors)} weights, "
+            f"{trees.size(theta.full):,} in {len(theta.full)} weights trained in full",
+            f"frozen   {frozen:,} ({in_bytes(trees.nbytes(base))}), held once for all clients",
+            f"wire     {in_bytes(wire.down)} down, {in_bytes(wire.up)} up for a client in a round",
+        ]
+    )
+
+
+def population(train: Split, cohort: int) -> str:
+    """How many clients, with how many examples; of text, how much of the work is on padding."""
+    low, middle, high = np.percentile(train.count, [0, 50, 100]).astype(int)
+    clients = (
+        f"clients  {train.clients:,}, of which {cohort:,} a round; {low} to {high} examples each "
+        f"(median {middle})"
+    )
+    if not {"tokens", "length"} <= set(train.examples):
+        return clients
+    tokens, waste = train.examples["tokens"].shape[1], text.padding(train.examples)
+    return f"{clients}\ntext     {tokens} tokens an example, of which {waste:.1%} are padding"
+
+
+def traffic(wire: ledger.Wire, rounds: int, cohort: int) -> str:
+    """What all clients of all rounds send and receive together; merges come on top."""
+    down, up = (in_bytes(n * rounds * cohort) for n in wire)
+    return f"traffic  {down} down, {up} up in {rounds} rounds of {cohort} clients, before merges"
+
+
+def compute(cost: flops.Round, rounds: int, cohort: int) -> str:
+    """What a client, a round and all rounds cost in FLOPs, of a client's and the server's part."""
+    client, server = (float(part.flops) for part in cost)
+    one = client * cohort + server
+    told = (
+        f"compute  {in_flops(client)} for a client in a round (mean over clients and rounds), "
+        f"{in_flops(one)} in a round of {cohort:,}, {in_flops(one * rounds)} in {rounds:,} rounds"
+    )
+    if unbounded := sum(part.unbounded for part in cost):
+        told += f"; loops counted once, as their length is not known before: {unbounded}"
+    return told
+
+
+def held(parts: Mapping[str, int]) -> str:
+    """What lies in a device's memory all the time, in bytes by name."""
+    return "held     " + ", ".join(f"{in_bytes(n)} {name}" for name, n in parts.items())
+
+
+def working(chunks: Mapping[int, int]) -> str:
+    """What a round needs beside that on a device, by how many clients run at once."""
+    return "memory   " + ", ".join(
+        f"{in_bytes(n)} for a round of {chunk} client{'s' * (chunk > 1)} at once"
+        for chunk, n in chunks.items()
+    )
+
+
+def in_bytes(n: float) -> str:
+    return _in(n, ("B", "kB", "MB", "GB"))
+
+
+def in_flops(n: float) -> str:
+    return _in(n, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _in(n: float, units: Sequence[str]) -> str:
+    """The number with the first of these units, each 1000 of the last, that keeps it small."""
+    for unit in units[:-1]:
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} {units[-1]}"

@@ -1,0 +1,140 @@
+"""How and where a run is launched: the options that every command shares, and JAX made ready."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from jaxfed.cli import options
+from jaxfed.simulation.experiment import Host
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How and where to run; nothing here changes the result beyond float rounding.
+
+    Args:
+        out: the run's folder, new or empty; by default runs/CONFIG-DATE-TIME.
+        devices: how many devices to use; by default all.
+        cpu_devices: on a CPU, how many devices it is split into; by default one a core.
+        chunk: clients vmapped at once on a device; auto measures.
+        fuse: rounds in one call; auto measures.
+        stream: prepare each cohort's examples on the host; by default only if they do not fit.
+        population: where what clients keep lies; auto is the device if it fits there, then host
+            memory, then a file.
+        checkpoint_every: rounds between checkpoints; 0 is at the end only.
+        nonfinite: stop at a client that returns NaN or infinity, or skip it (the weighted mean of
+            the others takes its place, also where an algorithm averages uniformly).
+        merges: who pays for a merge: all clients at once, or each when next drawn.
+        coordinator: address of process 0, host:port, for several processes without a launcher.
+        processes: how many processes there are.
+        process: which of them this is, from 0.
+    """
+
+    out: Path | None = None
+    devices: int | None = None
+    cpu_devices: int | None = None
+    chunk: int | Literal["auto"] = "auto"
+    fuse: int | Literal["auto"] = "auto"
+    stream: bool | None = None
+    population: Literal["auto", "device", "host", "mapped"] = "auto"
+    checkpoint_every: int = 50
+    nonfinite: Literal["stop", "skip"] = "stop"
+    merges: Literal["eager", "lazy"] = "eager"
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+    def host(self) -> Host:
+        return Host(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Host)})
+
+    def remembered(self) -> dict[str, Any]:
+        """What a resumed run takes from here; its processes it is told anew."""
+        host = {f.name: getattr(self, f.name) for f in dataclasses.fields(Host)}
+        here = jax.local_device_count() if jax.default_backend() == "cpu" else self.cpus()
+        return {**host, "cpu_devices": here}
+
+    def cpus(self) -> int:
+        """How many devices a CPU is split into."""
+        if self.cpu_devices is not None:
+            return self.cpu_devices
+        allowed = getattr(os, "sched_getaffinity", None)  # of this process, where the system says
+        return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+NAMES = tuple(f.name for f in dataclasses.fields(Launch))
+
+
+def with_launch(
+    settings: Mapping[str, tuple[Any, Any]],
+    defaults: Mapping[str, Any],
+    text: str,
+    without: Sequence[str] = (),
+) -> type:
+    """A dataclass of the settings and the options of Launch, for the command line.
+
+    `defaults` replace Launch's own; `text` is a docstring that ends in an Args section.
+    """
+    launch = {
+        f.name: (f.type, defaults.get(f.name, f.default))
+        for f in dataclasses.fields(Launch)
+        if f.name not in without
+    }
+    fields = {**settings, **launch}
+    made = dataclasses.make_dataclass(
+        "Options",
+        [(n, kind, dataclasses.field(default=default)) for n, (kind, default) in fields.items()],
+        frozen=True,
+    )
+    made.__doc__ = text.rstrip() + "\n" + options.args(Launch)
+    return made
+
+
+def chosen(parsed: Any) -> Launch:
+    """The Launch among options as parsed."""
+    names = [f.name for f in dataclasses.fields(Launch) if hasattr(parsed, f.name)]
+    return Launch(**{n: getattr(parsed, n) for n in names})
+
+
+def early(arguments: list[str]) -> Launch:
+    """The options that JAX must know before a config is loaded."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--cpu-devices", "--cpu_devices", type=int)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    try:
+        known, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    return Launch(**vars(known))
+
+
+def prepare_jax(launch: Launch) -> None:
+    """Joins the other processes, if there are any, and splits the CPU into devices."""
+    if launch.cpus() < 1:
+        raise ValueError(f"cpu_devices={launch.cpus()}; use at least 1")
+    # In a process that has used JAX already, its devices are what they are.
+    late = contextlib.suppress(RuntimeError)
+    with late if launch.cpu_devices is None else contextlib.nullcontext():
+        jax.config.update("jax_num_cpu_devices", launch.cpus())
+    if launch.coordinator is None:
+        if launch.processes is not None or launch.process is not None:
+            raise ValueError(
+                "--processes and --process need --coordinator, the address of process 0"
+            )
+        with late, contextlib.suppress(ValueError):  # no launcher that JAX knows: alone
+            jax.distributed.initialize()
+        return
+    if launch.processes is None or launch.process is None:
+        raise ValueError("--coordinator also needs --processes and --process")
+    if not 0 <= launch.process < launch.processes:
+        raise ValueError(
+            f"process={launch.process} of {launch.processes}; use 0 to {launch.processes - 1}"
+        )
+    jax.distributed.initialize(launch.coordinator, launch.processes, launch.process)

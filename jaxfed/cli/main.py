@@ -1,0 +1,316 @@
+"""The command line: jaxfed run | resume | report | describe | analyse."""
+
+import dataclasses
+import inspect
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from tqdm import tqdm
+
+from jaxfed import trees
+from jaxfed.analysis import probe, tables
+from jaxfed.cli import describe, launching, options, report
+from jaxfed.cli.launching import Launch
+from jaxfed.simulation import run_folder
+from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.run import Simulation
+
+USAGE = """jaxfed: federated learning with low-rank updates, clients as an array axis
+
+  jaxfed run CONFIG [--name value ...]       run a config; --help lists its settings
+  jaxfed resume DIR [--name value ...]       go on with a run that was stopped
+  jaxfed report DIR [DIR ...] [--to DIR]     table and plots of one run, or of several together
+  jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training
+  jaxfed analyse DIR [--name value ...]      Hessian spectra, likeness of clients, ranks of updates
+
+A wrong input ends in one sentence; JAXFED_TRACEBACK=1 shows where it was raised.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; a wrong input ends in one sentence and status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {
+        "run": _run,
+        "resume": _resume,
+        "report": _report,
+        "describe": _describe,
+        "analyse": _analyse,
+    }
+    if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
+        print(USAGE)
+        return
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        if arguments[0] not in commands:
+            raise ValueError(f"no command {arguments[0]!r}; there are {', '.join(commands)}")
+        commands[arguments[0]](arguments[1:])
+    except KeyboardInterrupt:
+        _end("interrupted", 128 + signal.SIGINT)
+    except Exception as error:
+        if os.environ.get("JAXFED_TRACEBACK") or not _is_sentence(error):
+            raise
+        _end(_sentence(error), 2)
+
+
+def _end(sentence: str, status: int) -> None:
+    print(f"jaxfed: {sentence}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _is_sentence(error: Exception) -> bool:
+    """Whether a user can act on the message alone: the system's, the config's own, or raised here.
+
+    Anything else, such as what JAX has to say about a new algorithm, needs its traceback.
+    """
+    if isinstance(error, OSError | SyntaxError):
+        return True
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(last.filename).is_relative_to(Path(__file__).parent)
+    raised = ours and (last.line or "").startswith("raise ")
+    known = isinstance(error, ValueError | TypeError | FloatingPointError)
+    return known and (raised or last.filename in options.configs())
+
+
+def _sentence(error: Exception) -> str:
+    """The message, and the line of the config that led to it."""
+    if isinstance(error, SyntaxError):
+        line = f"{_short(error.filename)}, line {error.lineno}"
+        return f"{line}: {error.msg}: {(error.text or '').strip()}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in options.configs():
+            return f"{error} ({_short(frame.filename)}, line {frame.lineno})"
+    return str(error)
+
+
+def _short(path: Any) -> str:
+    """The path from here, if that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def _run(arguments: list[str]) -> None:
+    path, experiment, settings, launch = _read(arguments, "run")
+    out = launch.out or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    about = {
+        "config": str(path),
+        "arguments": arguments[1:],
+        "settings": settings,
+        "launch": launch.remembered(),
+    }
+    text = path.read_text()
+    _go(Simulation(experiment, launch.host(), out, about=about, config=text), out)
+
+
+def _resume(arguments: list[str]) -> None:
+    path, saved = _begun(arguments, "resume")
+    rounds = saved["experiment"]["rounds"]
+    fields = {"rounds": (int, rounds)}
+    accepted = launching.with_launch(fields, saved["launch"], RESUME, without=("out",))
+    parsed = options.parse(accepted, arguments[1:], f"jaxfed resume {path}")
+    launch = launching.chosen(parsed)
+    launching.prepare_jax(launch)
+    experiment, _, _ = _call(path / "config.py", saved["arguments"], "run")
+    if parsed.rounds != experiment.rounds:
+        warnings.warn(
+            f"the run now ends after round {parsed.rounds}; schedules in its config still count "
+            f"on {experiment.rounds}",
+            stacklevel=1,
+        )
+        experiment = dataclasses.replace(experiment, rounds=parsed.rounds)
+    _go(Simulation(experiment, launch.host(), path, resume=True), path)
+
+
+def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
+    """(folder, settings) of `jaxfed COMMAND DIR`, of a run that a config began."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"give the folder of the run: jaxfed {command} DIR")
+    path = Path(arguments[0])
+    if why := run_folder.why_not_begun(path):
+        raise FileNotFoundError(why)
+    saved = run_folder.read_json(path / "settings.json")
+    if not (path / "config.py").exists():
+        there = {
+            "resume": "go on with it there, with jaxfed.run(..., resume=True)",
+            "analyse": "analyse it there, with jaxfed.analysis.probe.of_run(experiment, directory)",
+        }
+        raise FileNotFoundError(
+            f"{path} has no config.py: its run was begun from Python; {there[command]}"
+        )
+    return path, saved
+
+
+RESUME = """Goes on with a run that was stopped, to the same end, in every bit.
+
+Args:
+    rounds: more than before extends the run; schedules in the config stay as they were.
+"""
+
+
+def _report(arguments: list[str]) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Report:
+        """Table and plots of one run, or of several together.
+
+        Args:
+            runs: the runs' folders.
+            to: where the plots go; by default the plots folder of the (first) run.
+        """
+
+        runs: tyro.conf.Positional[tuple[Path, ...]]
+        to: Path | None = None
+
+    asked = options.parse(Report, arguments, "jaxfed report")
+    if not asked.runs:
+        raise ValueError("give the folders of runs: jaxfed report DIR [DIR ...]")
+    runs = [report.read(r) for r in asked.runs]
+    print(report.table(runs))
+    for picture in report.draw(runs, asked.to or asked.runs[0] / "plots"):
+        print(picture)
+
+
+def _describe(arguments: list[str]) -> None:
+    _, experiment, _, launch = _read(arguments, "describe")
+    host = dataclasses.replace(launch.host(), chunk=1, fuse=1)
+    simulation = Simulation(experiment, host, None)
+    server, wire = simulation.server, simulation.wire
+    print(describe.weights(server.base, server.theta))
+    print()
+    print(describe.parameters(server.base, server.theta, wire))
+    print(describe.traffic(wire, experiment.rounds, experiment.cohort))
+    print(describe.compute(simulation.compute(), experiment.rounds, experiment.cohort))
+    print(describe.population(experiment.data.train, experiment.cohort))
+    parts = {
+        "the server": trees.nbytes(server),
+        "what clients keep": simulation.population.held,
+        "training examples": trees.nbytes(experiment.data.train.examples),
+    }
+    print(describe.held(parts))
+    most = -(-experiment.cohort // len(simulation.machine.devices))
+    chunks = sorted({1, most}) if launch.chunk == "auto" else [launch.chunk]
+    print(describe.working({n: simulation.memory(n) for n in chunks}))
+
+
+def _analyse(arguments: list[str]) -> None:
+    path, saved = _begun(arguments, "analyse")
+    asked = options.parse(probe.Probe, arguments[1:], f"jaxfed analyse {path}")
+    launching.prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]))
+    experiment, _, _ = _call(path / "config.py", saved["arguments"], "run")
+    found = probe.of_run(experiment, path, asked)
+    print(tables.tables(found))
+    for picture in tables.draw(found, path / "plots"):
+        print(picture)
+
+
+# ---------------------------------------------------------------------- a run, watched
+
+
+def _go(simulation: Simulation, path: Path) -> None:
+    first = jax.process_index() == 0
+    if first:
+        print(_summary(simulation))
+        print(f"folder   {path}", flush=True)
+    try:
+        _watch(simulation, quiet=not first)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        status = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
+        _end(
+            f"stopped after round {simulation.done}; `jaxfed resume {path}` goes on from round "
+            f"{simulation.saved}",
+            int(status or 0),
+        )
+    if not first:
+        return
+    run = report.read(path)
+    report.draw([run], path / "plots")
+    print(report.table([run]))
+    print(f"plots    {path / 'plots'}")
+
+
+def _watch(simulation: Simulation, quiet: bool) -> None:
+    """Runs to the end, with a progress bar on a terminal and plain lines elsewhere."""
+    rounds, sent = simulation.experiment.rounds, simulation.sent
+    shown: dict[str, str] = {}
+    terminal, printed = sys.stderr.isatty(), time.monotonic()
+    with tqdm(
+        total=rounds,
+        initial=simulation.done,
+        unit=" rounds",
+        disable=quiet or not terminal,
+        dynamic_ncols=True,
+    ) as bar:
+        for record in simulation.records():
+            sent += record["down"] + record["up"] + record["broadcast"]
+            shown |= {
+                n: f"{record[n]:.4f}" for n in ("accuracy", *report.MEASURES, "loss") if n in record
+            }
+            bar.set_postfix(shown | {"sent": f"{sent / 1e6:,.1f} MB"}, refresh=False)
+            bar.update()
+            due = "accuracy" in record or record["round"] == rounds
+            if quiet or terminal or not (due or time.monotonic() > printed + 10):
+                continue
+            printed = time.monotonic()
+            print(
+                f"round {record['round']}/{rounds}",
+                *(f"{n} {v}" for n, v in shown.items()),
+                f"sent {sent / 1e6:,.1f} MB",
+                f"{1 / record['seconds']:.3g} rounds/s",
+                sep="  ",
+                flush=True,
+            )
+
+
+def _summary(simulation: Simulation) -> str:
+    e, server = simulation.experiment, simulation.server
+    machine = simulation.machine
+    lines = [
+        describe.parameters(server.base, server.theta, simulation.wire),
+        describe.population(e.data.train, e.cohort),
+        f"machine  {len(machine.devices)} x {machine.devices[0].device_kind}, "
+        f"{machine.chunk} clients at once on each, {simulation.fuse} rounds in a call",
+    ]
+    if simulation.done:
+        lines.append(f"resumed  after round {simulation.done}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- configs and options
+
+
+def _read(arguments: list[str], command: str) -> tuple[Path, Experiment, dict, Launch]:
+    """(config, experiment, settings, launch) of `jaxfed COMMAND CONFIG [--name value ...]`."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"give a config: jaxfed {command} CONFIG [--name value ...]")
+    path = Path(arguments[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config {path}")
+    launching.prepare_jax(launching.early(arguments[1:]))
+    return path, *_call(path, arguments[1:], command)
+
+
+def _call(path: Path, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
+    """(experiment, settings, launch) of a config called with these arguments."""
+    function = options.function(options.load(path), path)
+    fields = options.settings(function, path, reserved=launching.NAMES)
+    docstring = inspect.getdoc(sys.modules[function.__module__]) or ""
+    text = docstring + "\n\nArgs:\n" + options.args(function)
+    accepted = launching.with_launch(fields, {}, text)
+    parsed = options.parse(accepted, arguments, f"jaxfed {command} {path}")
+    settings = {n: getattr(parsed, n) for n in fields}
+    experiment = function(**settings)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(
+            f"{path}: experiment() returned a {type(experiment).__name__}; return an Experiment"
+        )
+    return experiment, settings, launching.chosen(parsed)

@@ -1,0 +1,5 @@
+"""Combinators: Algorithm -> Algorithm. They wrap the server, or the verb that a round is lent."""
+
+from jaxfed.combine.guard import skip_nonfinite as skip_nonfinite
+from jaxfed.combine.measure import with_discrepancy as with_discrepancy
+from jaxfed.combine.merging import accumulate as accumulate

@@ -1,0 +1,90 @@
+"""The gap of averages: what averaging A and B separately loses of the mean of the products A B.
+
+    M - A' B' = sum_k p_k (A_k - A') (B_k - B'),    M = sum_k p_k A_k B_k,  A' = sum_k p_k A_k, ...
+
+the covariance of the factors over clients. It is zero if the clients share one factor.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.lowrank.factors import Factors, Theta
+
+
+def discrepancy(factors: Mapping[str, Factors], weight: jax.Array) -> jax.Array:
+    """||M - A' B'||_F / ||M||_F over all paths together, of factors [K, ...] and weight [K].
+
+    Weights sum to one. One matrix [in, out] for all clients together is formed, or, where that is
+    less work, one of inner products [K r, K r]; no product of one client's. Zero if M is.
+    """
+    squares = jnp.zeros(2)
+    for f in factors.values():
+        squares += f.scale**2 * _squares(f, weight.astype(f.a.dtype))
+    gap, whole = squares
+    return jnp.sqrt(jnp.maximum(gap, 0) / jnp.where(whole > 0, whole, 1))
+
+
+def _squares(f: Factors, weight: jax.Array) -> jax.Array:
+    """[2]: ||M - A' B'||^2 and ||M||^2 of one weight, without its scale."""
+    clients, rank = f.a.shape[0], f.b.shape[1]
+    a, b = f.a.reshape(clients, -1, rank), f.b.reshape(clients, rank, -1)
+    mean_a, mean_b = (jnp.tensordot(weight, x, axes=1) for x in (a, b))
+    x = (a - mean_a) * weight[:, None, None]  # [K, in, r]
+    x = jnp.moveaxis(x, 1, 0).reshape(-1, clients * rank)  # [in, K r]
+    y = (b - mean_b).reshape(clients * rank, -1)  # [K r, out]
+    if clients * rank * (len(x) + y.shape[1]) >= len(x) * y.shape[1]:
+        gap = x @ y
+        return jnp.stack([jnp.sum(gap**2), jnp.sum((gap + mean_a @ mean_b) ** 2)])
+    x, y = jnp.concatenate([x, mean_a], axis=1), jnp.concatenate([y, mean_b])
+    both = (x.T @ x) * (y @ y.T)  # [K r + r, K r + r]
+    return jnp.stack([jnp.sum(both[:-rank, :-rank]), jnp.sum(both)])
+
+
+def after_training(message: PyTree, upload: PyTree) -> dict[str, Factors]:
+    """The clients' factors [K, ...] after training: what was sent, and the change that came back.
+
+    For algorithms that upload theta's change, as FedAvg's kin do; either may be the field `theta`
+    of something larger. ValueError if there are no factors in them.
+    """
+    before, change = (getattr(tree, "theta", tree) for tree in (message, upload))
+    if not (isinstance(before, Theta) and isinstance(change, Theta) and before.factors):
+        raise ValueError(
+            "clients upload no change of factors, so averages of them have no discrepancy; train "
+            "factors, or say with trained=... how the clients' factors follow from an upload"
+        )
+    return jax.tree.map(jnp.add, before.factors, change.factors)
+
+
+def with_discrepancy(
+    algorithm: Algorithm,
+    *,
+    trained: Callable[[PyTree, PyTree], Mapping[str, Factors]] = after_training,
+) -> Algorithm:
+    """The algorithm with the metric `discrepancy`: that of the factors which clients trained.
+
+    `trained(message, upload)` gives the clients' factors [K, ...]. The mean is that by
+    cohort.weight. Of a round with several exchanges, the last counts. Stands directly around the
+    algorithm that averages, inside `combine.accumulate` or around it. ValueError if `trained` is
+    needed and not given.
+    """
+    if trained is after_training and not algorithm.sends_change:
+        raise ValueError(
+            "clients of this algorithm do not upload a change of factors; say with trained=... how "
+            "their factors follow from an upload"
+        )
+
+    def run_round(server, cohort, for_each_client):
+        found = []
+
+        def measured(client, base, message, cohort):
+            reply = for_each_client(client, base, message, cohort)
+            found.append(discrepancy(trained(message, reply.upload), cohort.weight))
+            return reply
+
+        server, states, metrics = algorithm.run_round(server, cohort, measured)
+        return server, states, {**metrics, "discrepancy": found[-1]}
+
+    return algorithm._replace(run_round=run_round)

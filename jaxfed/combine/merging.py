@@ -1,0 +1,83 @@
+"""FedLoRU's merge around any algorithm: factors are folded into the base every tau rounds."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.lowrank.factors import Theta
+
+
+class Accumulated(NamedTuple):
+    """The server of `accumulate`; base and theta are those of the algorithm inside."""
+
+    inner: Any
+    start: Theta  # the factors that training began with
+
+    @property
+    def base(self) -> PyTree:
+        return self.inner.base
+
+    @property
+    def theta(self) -> Theta:
+        return self.inner.theta
+
+
+def accumulate(
+    algorithm: Algorithm,
+    *,
+    every: int | Sequence[int],
+    restart: Callable[[PyTree, Theta, Theta, jax.Array], tuple[PyTree, Theta]],
+) -> Algorithm:
+    """The algorithm with its factors folded into the base every `every` rounds: FedLoRU's merge.
+
+    `every` is tau, or a list of rounds t (from 1) after which to merge. `restart` is `keep`,
+    `reinit` or `residual`. Around FedLoRA this is FedLoRU (arXiv 2409.12371); any algorithm whose
+    server has the fields `base` and `theta`, with factors in theta, may stand inside.
+
+    The merge that is due after round t is made at the start of round t + 1, before anything is
+    sent: so the model that is evaluated after round t is the one that was aggregated in it, as in
+    the authors' code, and no merge trails after the last round. Optimizer moments and control
+    variates of the algorithm inside are carried across a merge. The metric `broadcast` is the
+    bytes that every client, drawn or not, must receive for a merge to be known to all.
+    """
+    if isinstance(every, int) and every < 1:
+        raise ValueError(f"every={every} is no cycle; merge every 1 round or more")
+    if not isinstance(every, int) and (not every or min(every) < 1):
+        raise ValueError(f"every={every}: give the rounds, from 1, after which to merge")
+
+    def due(done):  # rounds done before this one
+        if isinstance(every, int):
+            return (done > 0) & (done % every == 0)
+        return jnp.any(done == jnp.asarray(every))
+
+    def init(key):
+        inner = algorithm.init(key)
+        if not inner.theta.factors:
+            raise ValueError("nothing to merge: no factors are trained; select some with a rank")
+        return Accumulated(inner, inner.theta._replace(full={}))
+
+    def run_round(server, cohort, for_each_client):
+        inner, start = server
+        merging = due(cohort.round)
+        base, theta = jax.lax.cond(
+            merging,
+            lambda base, theta: restart(base, theta, start, cohort.round_key),
+            lambda base, theta: (base, theta),
+            inner.base,
+            inner.theta,
+        )
+        inner = inner._replace(base=base, theta=theta)
+        inner, states, metrics = algorithm.run_round(inner, cohort, for_each_client)
+        size = sum(x.nbytes for x in jax.tree.leaves(theta.factors))
+        broadcast = jnp.where(merging, jnp.int32(size), 0)
+        return Accumulated(inner, start), states, {**metrics, "broadcast": broadcast}
+
+    return algorithm._replace(
+        init=init,
+        init_client=lambda server, key: algorithm.init_client(server.inner, key),
+        run_round=run_round,
+        deploy=lambda server, state: algorithm.deploy(server.inner, state),
+    )

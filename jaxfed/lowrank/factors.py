@@ -1,0 +1,170 @@
+"""Factors beside frozen weights: their algebra."""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from jaxfed.algorithm import PyTree
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("scale",))
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """a [in..., r] and b [r, out...]; `scale` is static and travels with them."""
+
+    a: jax.Array
+    b: jax.Array
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.b.shape[0]
+
+
+class Theta(NamedTuple):
+    """What is trained: whole weights, and factors beside frozen ones, each {path: ...}."""
+
+    full: dict[str, jax.Array]
+    factors: dict[str, Factors]
+
+
+class Layer(NamedTuple):
+    """A weight that can carry factors: its shape, of which the first `inputs` axes are inputs."""
+
+    shape: tuple[int, ...]
+    inputs: int
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(inputs, outputs) of the weight as a matrix."""
+        return math.prod(self.shape[: self.inputs]), math.prod(self.shape[self.inputs :])
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int, dtype) -> jax.Array:
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def down_factor(key: jax.Array, path: str, like: Factors, rank: int) -> jax.Array:
+    """A random down factor [in..., rank] for the weight that `like` stands beside."""
+    inputs = like.a.shape[:-1]
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return uniform(key, (*inputs, rank), math.prod(inputs), like.a.dtype)
+
+
+def fresh(theta: Theta, key: jax.Array) -> Theta:
+    """Theta with new factors of the same shapes: down random, up zero. Whole weights stay."""
+    return theta._replace(
+        factors={
+            p: dataclasses.replace(f, a=down_factor(key, p, f, f.rank), b=jnp.zeros_like(f.b))
+            for p, f in theta.factors.items()
+        }
+    )
+
+
+def product(f: Factors) -> jax.Array:
+    """s a b, with the shape of the weight that it stands beside."""
+    return f.scale * jnp.tensordot(f.a, f.b, axes=1)
+
+
+def norm(f: Factors) -> jax.Array:
+    """||s a b||_F without the product: ||a b||^2 = <a'a, b b'>, of matrices [r, r]."""
+    a, b = f.a.reshape(-1, f.rank), f.b.reshape(f.rank, -1)
+    squared = jnp.sum((a.T @ a) * (b @ b.T))
+    return abs(f.scale) * jnp.sqrt(jnp.maximum(squared, 0))  # rounding may leave it below
+
+
+def nbytes(theta: Theta, rank: jax.Array) -> jax.Array:
+    """Bytes of the weights trained whole, and of `rank` components of each layer's factors."""
+    each = sum((f.a.nbytes + f.b.nbytes) // f.rank for f in theta.factors.values())
+    return jnp.int32(sum(w.nbytes for w in theta.full.values()) + each * rank)
+
+
+def merge(base: Mapping[str, jax.Array], theta: Theta) -> dict[str, jax.Array]:
+    """The base with every product folded in: W + s a b. Theta is left as it is."""
+    return {
+        p: w + product(theta.factors[p]).astype(w.dtype) if p in theta.factors else w
+        for p, w in base.items()
+    }
+
+
+def merged(base: Mapping[str, jax.Array], theta: Theta) -> PyTree:
+    """The model's own parameters, nested, as if it had never had factors."""
+    return traverse_util.unflatten_dict({**merge(base, theta), **theta.full}, sep="/")
+
+
+def concat(first: Factors, second: Factors) -> Factors:
+    """One adapter of the summed rank: its product is the sum of the two products."""
+    ratio = second.scale / first.scale
+    return Factors(
+        jnp.concatenate([first.a, second.a], axis=-1),
+        jnp.concatenate([first.b, second.b * ratio], axis=0),
+        first.scale,
+    )
+
+
+def beside(
+    factors: Mapping[str, Factors], rank: int, key: jax.Array, *, alpha: float | None = None
+) -> dict[str, Factors]:
+    """New factors of another rank at the same paths: down random, up zero, scale alpha / rank.
+
+    A second adapter, such as one that each client keeps; `joined` puts it beside the first.
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank} leaves no factor; use at least 1")
+    scale = float((rank if alpha is None else alpha) / rank)
+    return {
+        p: Factors(
+            down_factor(key, p, f, rank), jnp.zeros((rank, *f.b.shape[1:]), f.b.dtype), scale
+        )
+        for p, f in factors.items()
+    }
+
+
+def joined(theta: Theta, more: Mapping[str, Factors]) -> Theta:
+    """Theta with a second adapter beside the first: W + s_1 a_1 b_1 + s_2 a_2 b_2 at each path.
+
+    Their products add up, so the model sees one adapter of the summed rank.
+    """
+    return theta._replace(
+        factors={p: concat(f, more[p]) if p in more else f for p, f in theta.factors.items()}
+    )
+
+
+def truncate(f: Factors, rank: jax.Array | int) -> Factors:
+    """The factors with all components from `rank` on set to zero; `rank` may be traced.
+
+    Zero in both factors of a component is a fixed point of SGD, momentum, Adam and AdamW, so a
+    client of lower rank needs no mask while it trains.
+    """
+    kept = jnp.arange(f.rank) < rank
+    return dataclasses.replace(f, a=f.a * kept, b=f.b * kept.reshape(-1, *[1] * (f.b.ndim - 1)))
+
+
+@jax.custom_batching.sequential_vmap
+def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One after the other under vmap: on a CPU, batched ones may wait for threads for ever."""
+    u, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return u, sigma, vt
+
+
+def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Factors:
+    """The best factors of `weight` [in..., out...] of that rank (truncated SVD, Eckart-Young).
+
+    sqrt(sigma / s) goes to each side. `inputs` is how many leading axes are inputs. Components
+    beyond the weight's smaller side are zero.
+    """
+    rows = math.prod(weight.shape[:inputs])
+    u, sigma, vt = _svd(weight.reshape(rows, -1))
+    root = jnp.sqrt(sigma[:rank] / scale)
+    spare = (0, max(rank - len(sigma), 0))
+    a = jnp.pad(u[:, :rank] * root, ((0, 0), spare)).reshape(*weight.shape[:inputs], rank)
+    b = jnp.pad(root[:, None] * vt[:rank], (spare, (0, 0))).reshape(rank, *weight.shape[inputs:])
+    return Factors(a, b, scale)

@@ -1,0 +1,11 @@
+"""Encoders from Hugging Face folders, and adapters back in PEFT's format.
+
+model, params = pretrained.read("roberta-base", classes=2)
+tokenizer = pretrained.tokenizer("roberta-base")
+"""
+
+from jaxfed.pretrained.folder import Account as Account
+from jaxfed.pretrained.folder import account as account
+from jaxfed.pretrained.folder import read as read
+from jaxfed.pretrained.folder import tokenizer as tokenizer
+from jaxfed.pretrained.peft import write_adapters as write_adapters

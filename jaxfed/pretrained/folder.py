@@ -1,0 +1,168 @@
+"""Encoders from Hugging Face folders, and adapters back in PEFT's format.
+
+    model, params = pretrained.read("roberta-base", classes=2)
+    tokenizer = pretrained.tokenizer("roberta-base")
+
+A folder holds config.json, model.safetensors and tokenizer.json, as BERT's and RoBERTa's do.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tokenizers
+from jax.typing import DTypeLike
+
+from jaxfed import lowrank, models
+from jaxfed.algorithm import PyTree
+from jaxfed.pretrained.families import (
+    ACTIVATIONS,
+    FAMILIES,
+    FIELDS,
+    Family,
+    as_ours,
+    layer_of,
+    tensor_name,
+)
+
+
+class Account(NamedTuple):
+    """What became of each tensor of a folder's file, and what the file does not have."""
+
+    found: dict[str, str]  # {our path: the tensor's name}
+    spare: list[str]  # tensors left out: other heads, and tables of position numbers
+    absent: list[str]  # our paths of a head that is still to be drawn
+
+
+def read(
+    folder: str | Path,
+    classes: int = 2,
+    *,
+    dropout: float = 0.0,
+    dtype: DTypeLike | None = None,
+) -> tuple[models.Encoder, PyTree]:
+    """(model, params): the encoder that a folder describes and its weights, nested, on the host.
+
+    They are float32, or what a model of that `dtype` keeps. A checkpoint without a classifier gives
+    params without `head` (and without `head_dense` or `pooler`, if it has none); fill them in from
+    the model's own `init`. Nothing else may be missing, and nothing may be left over but what
+    `account` calls spare. Raises ValueError, listing the tensors, if they are not the model's, and
+    for a configuration that the Encoder does not cover.
+    """
+    family, config = configuration(Path(folder))
+    model = _encoder(family, config, classes, dropout=dropout, dtype=dtype)
+    tensors, wanted = tensors_in(Path(folder), family), _shapes(model)
+    flat: dict[str, Any] = {
+        path: as_ours(path, tensors[name]).astype(wanted[path].dtype)
+        for path, name in _account(family, model, tensors, folder).found.items()
+    }
+    return model, lowrank.merged(flat, lowrank.Theta({}, {}))
+
+
+def account(folder: str | Path, classes: int = 2) -> Account:
+    """What `read` does with each tensor of the folder's file; the same errors."""
+    family, config = configuration(Path(folder))
+    model = _encoder(family, config, classes)
+    return _account(family, model, tensors_in(Path(folder), family), folder)
+
+
+def tokenizer(folder: str | Path) -> tokenizers.Tokenizer:
+    """The folder's tokenizer.json, neither padding nor truncating: that is the data's business."""
+    path = _file(Path(folder), "tokenizer.json")
+    loaded = tokenizers.Tokenizer.from_file(str(path))
+    loaded.no_padding()
+    loaded.no_truncation()
+    return loaded
+
+
+def _file(folder: Path, name: str) -> Path:
+    if not (path := folder / name).is_file():
+        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "nothing"
+        raise ValueError(f"{folder} has no {name}; it has {there}")
+    return path
+
+
+def configuration(folder: Path) -> tuple[Family, dict]:
+    config = json.loads(_file(folder, "config.json").read_text())
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(f"{folder} holds a {kind!r} model; supported are {', '.join(FAMILIES)}")
+    wanted = {"position_embedding_type": "absolute", "is_decoder": False}
+    if wrong := {k: config[k] for k, v in wanted.items() if config.get(k, v) != v}:
+        raise ValueError(f"{folder} has {wrong}; supported is {wanted}")
+    if missing := {*FIELDS.values(), "hidden_act"} - {
+        k for k, v in config.items() if v is not None
+    }:
+        raise ValueError(f"{folder}/config.json does not say {', '.join(sorted(missing))}")
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(
+            f"{folder} has hidden_act={config['hidden_act']!r}; supported are "
+            + ", ".join(ACTIVATIONS)
+        )
+    return FAMILIES[kind], config
+
+
+def _encoder(family: Family, config: dict, classes: int, **options) -> models.Encoder:
+    return models.Encoder(
+        **{ours: config[theirs] for ours, theirs in FIELDS.items()},
+        **family.settings,
+        classes=classes,
+        activation=ACTIVATIONS[config["hidden_act"]],
+        **options,
+    )
+
+
+def tensors_in(folder: Path, family: Family) -> dict[str, np.ndarray]:
+    """{name: tensor}, named as a classifier of that family names them.
+
+    A file of the bare encoder leaves the family's name out; old files call a norm's scale gamma.
+    """
+    loaded = safetensors.numpy.load_file(_file(folder, "model.safetensors"))
+    renamed = {}
+    for name, tensor in loaded.items():
+        name = re.sub(r"^(?=(embeddings|encoder|pooler)\.)", f"{family.name}.", name)
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        renamed[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = tensor
+    return renamed
+
+
+def _account(
+    family: Family, model: models.Encoder, tensors: Mapping[str, np.ndarray], folder: str | Path
+) -> Account:
+    shapes = _shapes(model)
+    names = {path: tensor_name(family, path) for path in shapes}
+    found = {path: name for path, name in names.items() if name in tensors}
+    spare = [name for name in tensors if re.search(family.spare, name)]
+    absent = [path for path in names if path not in found]
+    drawable = [path for path in names if layer_of(path) in family.head]
+    if absent not in ([], [path for path in drawable if layer_of(path) == "head"], drawable):
+        lost = [path for path in absent if path not in drawable] or absent
+        raise ValueError(
+            f"{folder}/model.safetensors lacks {', '.join(names[path] for path in lost)}"
+        )
+    if unexpected := sorted(set(tensors) - set(found.values()) - set(spare)):
+        raise ValueError(
+            f"{folder}/model.safetensors has tensors that a {family.name} classifier does not: "
+            + ", ".join(unexpected)
+        )
+    has = {path: as_ours(path, tensors[name]).shape for path, name in found.items()}
+    if wrong := [path for path in found if has[path] != shapes[path].shape]:
+        raise ValueError(
+            f"{folder}/model.safetensors does not fit its config.json or classes={model.classes}: "
+            + ", ".join(f"{names[p]} gives {has[p]}, wanted is {shapes[p].shape}" for p in wrong)
+        )
+    return Account(found, spare, absent)
+
+
+def _shapes(model: models.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }

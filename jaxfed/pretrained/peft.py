@@ -1,0 +1,110 @@
+"""Adapters in PEFT's format."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from jaxfed import lowrank
+from jaxfed.pretrained.families import Family, as_ours, layer_name, layer_of, tensor_name
+from jaxfed.pretrained.folder import configuration, tensors_in
+
+
+def write_adapters(
+    folder: str | Path,
+    checkpoint: str | Path,
+    base: Mapping[str, jax.Array],
+    thetas: Mapping[str, lowrank.Theta],
+) -> None:
+    """Writes folder/<name>/ for each theta, as PEFT's LoRA adapters beside `checkpoint`.
+
+    adapter_model.safetensors has each factor transposed, and each layer of which theta trains a
+    weight, whole; the classifier is always among them. adapter_config.json has rank r and alpha =
+    s r, for a layer of another rank or scale in patterns. Load them with
+
+        peft.PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, num_labels=classes), folder / name)
+
+    A common adapter, a personal one and the two `joined` are three thetas. Raises ValueError if the
+    base is no longer the checkpoint's (then no adapter of these factors is the model), or if the
+    factors are at a weight where PEFT's have another form.
+    """
+    family, _ = configuration(Path(checkpoint))
+    tensors = tensors_in(Path(checkpoint), family)
+    _check_base(family, tensors, base, checkpoint)
+    for name, theta in thetas.items():
+        _write_adapter(Path(folder) / name, checkpoint, family, base, theta)
+
+
+def _check_base(
+    family: Family, tensors: Mapping[str, np.ndarray], base: Mapping[str, jax.Array], checkpoint
+) -> None:
+    changed = []
+    for path, weight in base.items():
+        if layer_of(path) in family.head and tensor_name(family, path) not in tensors:
+            continue  # drawn, not read
+        theirs = as_ours(path, tensors[tensor_name(family, path)]).astype(weight.dtype)
+        if not np.array_equal(theirs, weight):
+            changed.append(path)
+    if changed:
+        raise ValueError(
+            f"the base is not {checkpoint}'s any more at {', '.join(changed)}: something was "
+            "merged into it, so an adapter alone is not the model"
+        )
+
+
+def _write_adapter(
+    folder: Path,
+    checkpoint: str | Path,
+    family: Family,
+    base: Mapping[str, jax.Array],
+    theta: lowrank.Theta,
+) -> None:
+    classifier = {ours for ours, theirs in family.head.items() if theirs.startswith("classifier")}
+    whole = classifier | {layer_of(path) for path in theta.full}
+    adapted = {layer_of(path): f for path, f in theta.factors.items() if path.endswith("kernel")}
+    if not adapted or len(adapted) < len(theta.factors) or whole & set(adapted):
+        raise ValueError(
+            f"factors at {', '.join(theta.factors) or 'no path'}: PEFT's format holds those of "
+            "dense layers of which nothing is trained whole; select others for this"
+        )
+    tensors = {
+        tensor_name(family, path): weight.T if path.endswith("kernel") else weight
+        for path, weight in {**base, **theta.full}.items()
+        if layer_of(path) in whole
+    }
+    for layer, f in adapted.items():
+        tensors[f"{layer_name(family, layer)}.lora_A.weight"] = f.a.T  # [r, in]
+        tensors[f"{layer_name(family, layer)}.lora_B.weight"] = f.b.T  # [out, r]
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _adapter_config(family, checkpoint, adapted, whole - classifier)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    safetensors.numpy.save_file(
+        {f"base_model.model.{n}": np.ascontiguousarray(t, np.float32) for n, t in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
+
+
+def _adapter_config(
+    family: Family, checkpoint: str | Path, adapted: Mapping[str, lowrank.Factors], whole: set[str]
+) -> dict[str, Any]:
+    rank = {layer_name(family, layer): f.rank for layer, f in adapted.items()}
+    alpha = {layer_name(family, layer): f.scale * f.rank for layer, f in adapted.items()}
+    r, lora_alpha = (next(iter(of.values())) for of in (rank, alpha))
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": str(checkpoint),
+        "r": r,
+        "lora_alpha": lora_alpha,
+        "rank_pattern": {re.escape(n): mine for n, mine in rank.items() if mine != r},
+        "alpha_pattern": {re.escape(n): mine for n, mine in alpha.items() if mine != lora_alpha},
+        "target_modules": list(rank),
+        "modules_to_save": ["classifier", *sorted(layer_name(family, layer) for layer in whole)],
+        "inference_mode": True,
+    }

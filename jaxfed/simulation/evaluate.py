@@ -1,0 +1,204 @@
+"""Evaluation: the global model on the test set, every client's deployed model on its own.
+
+Both are client procedures run by the engine's verb, so they use every device: the test set is cut
+into as many pieces as there are devices, and each piece plays a client.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed import local
+from jaxfed.algorithm import Algorithm, Cohort, Data, PyTree, Reply
+from jaxfed.data.federated import Federated, Split, length
+from jaxfed.simulation import engine
+from jaxfed.simulation.experiment import Experiment
+from jaxfed.tasks.task import Task
+
+PERCENTILES = (10, 50, 90)
+
+
+def sums(algorithm: Algorithm, task: Task, verb: Callable, batch_size: int) -> Callable:
+    """(server, states [K, ...], data, count [K]) -> {name: sum over each one's examples [K]}.
+
+    Not jitted yet; see engine.compiled.
+    """
+    work = local.Work(batch_size, epochs=1, shuffle=False)
+
+    def client(base, server, k):
+        model = algorithm.deploy(server, k.state)
+
+        def add(total, batch, key):
+            return jax.tree.map(jnp.add, total, task.evaluate(*model, batch))
+
+        shapes = jax.eval_shape(partial(task.evaluate, *model), _batch(k.data, batch_size))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+        return Reply((), (), local.each_step(add, zero, k, work))
+
+    def run(server, states, data, count):
+        keys = jnp.broadcast_to(jax.random.key(0), count.shape)
+        cohort = Cohort(states, data, count, count, keys, jnp.arange(len(count)), 0, keys[0])
+        return verb(client, (), server, cohort).metrics
+
+    return run
+
+
+def _batch(data: Data, size: int) -> dict:
+    examples = jax.tree.map(lambda x: x[:1].repeat(size, axis=0), data.examples)
+    return {**examples, "mask": jnp.ones(size)}
+
+
+def global_model(
+    algorithm: Algorithm, task: Task, verb: Callable, examples: int, parts: int, batch_size: int
+) -> Callable:
+    """(server, test examples [examples, ...]) -> {name: sum over `parts` pieces of them [parts]}.
+
+    It is the model of a client that was never drawn. Not jitted yet.
+    """
+    start, size = pieces(examples, parts, batch_size)
+    summed = sums(algorithm, task, verb, batch_size)
+
+    def run(server, test):
+        keys = jax.random.split(jax.random.key(0), parts)
+        fresh = jax.vmap(algorithm.init_client, in_axes=(None, 0))(server, keys)
+        return summed(server, fresh, Data(test, jnp.asarray(start), examples), jnp.asarray(size))
+
+    return run
+
+
+def personal_models(
+    algorithm: Algorithm, task: Task, verb: Callable, most: int, batch_size: int
+) -> Callable:
+    """(server, states [P, ...], examples, start [P], count [P]) -> {name: sums [P]}.
+
+    Each client's own model on its rows start : start + count of the examples, of which there are
+    `most` at most. Not jitted yet.
+    """
+    summed = sums(algorithm, task, verb, batch_size)
+
+    def run(server, states, examples, start, count):
+        return summed(server, states, Data(examples, start, most), count)
+
+    return run
+
+
+def parts(order: np.ndarray, devices: int, width: int) -> list[np.ndarray]:
+    """The clients of `order`, which has a block for each device, in parts [devices * width].
+
+    A part has the next `width` of each block; -1 is padding.
+    """
+    blocks = order.reshape(devices, -1)
+    blocks = np.pad(blocks, ((0, 0), (0, -blocks.shape[1] % width)), constant_values=-1)
+    return [blocks[:, i : i + width].reshape(-1) for i in range(0, blocks.shape[1], width)]
+
+
+def over_parts(
+    measure: Callable, split: Split, parts: Sequence[np.ndarray], states_of: Callable
+) -> tuple[dict, np.ndarray]:
+    """({name: sums [n]}, count [n]): the clients of all parts, one part after the other.
+
+    `measure(states, start, count)` is of one part, and `states_of(ids)` gives its clients' states,
+    so that memory is bounded by a part, whatever the population.
+    """
+    found, own = [], []
+    for ids in parts:
+        known = np.maximum(ids, 0)
+        own.append(np.where(ids >= 0, split.count[known], 0).astype(np.int32))
+        states = states_of(np.where(ids >= 0, ids, split.clients))
+        found.append(jax.device_get(measure(states, split.start[known], own[-1])))
+    return jax.tree.map(lambda *sums: np.concatenate(sums), *found), np.concatenate(own)
+
+
+def pieces(examples: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(start [count], size [count]) of `count` consecutive pieces made of whole batches."""
+    width = -(-examples // (batch_size * count)) * batch_size
+    start = np.minimum(np.arange(count) * width, examples)
+    return start, np.minimum(width, examples - start)
+
+
+def overall(summary: Callable, sums: dict, count: int | np.ndarray) -> dict:
+    """{name: number} over `count` examples, of sums over pieces of them [K, ...].
+
+    `summary` is the task's.
+    """
+    total = {n: np.sum(np.asarray(v, np.float64), axis=0) for n, v in sums.items() if n != "finite"}
+    return {n: float(v) for n, v in summary(total, count).items()}
+
+
+def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
+    """{name: {mean, min, p10, p50, p90, union}} over the clients that have examples of their own.
+
+    `union` is over all their examples at once, each under its own client's model. Where a number
+    is no mean over examples, that is not the mean over clients of any size: Matthews correlation
+    is zero on a client whose examples have one label, and on the union it is not.
+    """
+    has = count > 0
+    mine = {n: np.asarray(v, np.float64)[has] for n, v in sums.items() if n != "finite"}
+    union = overall(summary, mine, count.sum())
+    return {
+        n: {
+            "mean": float(r.mean()),
+            "min": float(r.min()),
+            **{f"p{q}": float(np.percentile(r, q)) for q in PERCENTILES},
+            "union": union[n],
+        }
+        for n, r in summary(mine, count[has]).items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """(server, states_of) -> {"accuracy", "test_loss", "personal"?}; made by `evaluation`."""
+
+    sums: dict[str, Callable]  # {"test": ..., "personal": ...}, jitted; see py
+    examples: dict[str, PyTree]  # of the same names, on the devices
+    data: Federated
+    parts: list[np.ndarray]  # the clients that are evaluated at once
+    summary: Callable  # the task's, of these sums
+
+    def __call__(self, server: Any, states_of: Callable) -> dict:
+        sums = self.sums["test"](server, self.examples["test"])
+        found = overall(self.summary, sums, length(self.data.test))
+        found["test_loss"] = found.pop("loss")
+        if self.parts:
+
+            def measure(states, start, count):
+                examples = self.examples["personal"]
+                return self.sums["personal"](server, states, examples, start, count)
+
+            own = over_parts(measure, self.data.personal, self.parts, states_of)
+            found["personal"] = spread(self.summary, *own)
+        return found
+
+
+def evaluation(
+    e: Experiment, algorithm: Algorithm, machine: engine.Machine, at_once: int
+) -> Evaluation:
+    """The evaluation of this experiment, with test examples placed and nothing compiled yet.
+
+    Of clients' own models, about `at_once` are on the devices together.
+    """
+    devices, personal = len(machine.devices), e.data.personal
+    batch = max(1, min(e.evaluate_batch, personal.most))
+    chunk = max(1, 2000 // batch)  # clients, so that some 2000 examples are evaluated at once
+    one, some = (engine.for_each_client(dataclasses.replace(machine, chunk=n)) for n in (1, chunk))
+    count, has = length(e.data.test), np.flatnonzero(personal.count)
+    sums = {
+        "test": global_model(algorithm, e.task, one, count, devices, e.evaluate_batch),
+        "personal": personal_models(algorithm, e.task, some, personal.most, batch),
+    }
+    order = engine.deal(personal.count[has], devices)
+    order = np.where(order >= 0, has[order], -1) if len(has) else has
+    width = min(len(order) // devices, chunk * max(1, at_once // (chunk * devices)))
+    return Evaluation(
+        {name: engine.compiled(function, machine) for name, function in sums.items()},
+        engine.place({"test": e.data.test, "personal": personal.examples}, machine),
+        e.data,
+        parts(order, devices, width) if len(has) else [],
+        e.task.summary,
+    )

@@ -1,0 +1,52 @@
+"""Who takes part in which round, and where: drawn on the host from (seed, round) alone."""
+
+import numpy as np
+
+from jaxfed.algorithm import PyTree
+from jaxfed.data.federated import capacity, pack
+from jaxfed.simulation import engine
+from jaxfed.simulation.experiment import Experiment, Host
+
+
+def draw(seed: int, t: int, clients: int, cohort: int) -> np.ndarray:
+    """The ids [K] of the clients of round t (from 0), uniform without replacement."""
+    return np.random.default_rng([seed, t]).choice(clients, cohort, replace=False)
+
+
+def make(experiment: Experiment, devices: int, rounds: range) -> engine.Plan:
+    """Who takes part in these rounds, and where on the devices [R, K]."""
+    e, train = experiment, experiment.data.train
+    drawn = [draw(e.seed, t, e.data.clients, e.cohort) for t in rounds]
+    order = [engine.deal(train.count[ids], devices) for ids in drawn]
+    places = np.stack([np.where(o >= 0, ids[o], -1) for ids, o in zip(drawn, order, strict=True)])
+    present = places >= 0  # [R, K]
+    known = np.maximum(places, 0)
+    slot = np.where(present, places, e.data.clients).astype(np.int32)
+    # Where all have equally many examples the engine wants to see that, in padded places too.
+    owned = np.where(present, train.count[known], 0)
+    count = train.count[known] if train.uniform else owned
+    return engine.Plan(
+        round=np.asarray(rounds, np.int32),
+        id=slot,
+        slot=slot,
+        start=train.start[known].astype(np.int32),
+        count=count.astype(np.int32),
+        weight=owned / owned.sum(axis=1, keepdims=True),
+    )
+
+
+def packed(experiment: Experiment, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
+    """(the examples of one round's clients, the plan with where they stand in these)."""
+    train, present = experiment.data.train, plan.weight > 0
+    room = capacity(train, experiment.cohort)
+    examples, offsets = pack(train, plan.id[present], room)
+    start = np.zeros_like(plan.start)
+    start[present] = offsets
+    return examples, plan._replace(start=start)
+
+
+def fuse(e: Experiment, h: Host, seconds: float) -> int:
+    """As many rounds in one call as take a quarter of a second, in step with the schedule."""
+    step = np.gcd(e.evaluate_every or e.rounds, h.checkpoint_every or e.rounds)
+    fits = [n for n in range(1, int(step) + 1) if step % n == 0 and n * seconds <= 0.25]
+    return max(fits, default=1)

@@ -1,0 +1,8 @@
+"""Tasks: a model, its loss, and what of it is trained."""
+
+from jaxfed.tasks.classifier import classification as classification
+from jaxfed.tasks.measures import f1 as f1
+from jaxfed.tasks.measures import matthews as matthews
+from jaxfed.tasks.regressor import regression as regression
+from jaxfed.tasks.task import Task as Task
+from jaxfed.tasks.task import means as means

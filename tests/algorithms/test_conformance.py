@@ -1,0 +1,170 @@
+"""What holds for every algorithm, over the one table of them."""
+
+from functools import cache
+
+import algorithms
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from algorithms import ALGORITHMS, CLIENTS, COHORT, DRAWS, RATE
+
+from jaxfed import trees
+from jaxfed.simulation import ledger
+
+UNEQUAL = "unequal"
+WORLDS = {UNEQUAL: algorithms.UNEQUAL, "uniform": algorithms.UNIFORM}
+
+
+@pytest.fixture(params=ALGORITHMS)
+def name(request):
+    return request.param
+
+
+@cache
+def algorithm(name):
+    with jax.enable_x64(True):
+        return ALGORITHMS[name](RATE)
+
+
+@cache
+def on_engine(name, world=UNEQUAL, **options):
+    with jax.enable_x64(True):
+        return oracle.on_engine(algorithm(name), WORLDS[world], **options)
+
+
+@cache
+def looped(name, world=UNEQUAL):
+    with jax.enable_x64(True):
+        return oracle.rounds(algorithm(name), WORLDS[world], DRAWS)
+
+
+@cache
+def engined(name, world=UNEQUAL, fused=False, **options):
+    with jax.enable_x64(True):
+        on = on_engine(name, world, **options)
+        uniform = options.get("uniform", False)
+        found = oracle.engine_rounds(on, WORLDS[world], DRAWS, fused=fused, uniform=uniform)
+        return *found, len(on.traces)
+
+
+def assert_engine_is_loop(found, expected, order):
+    """`order` [R, K'] holds the client at each of the engine's places."""
+    server, states, metrics, _ = found
+    expected_server, expected_states, expected_metrics = expected
+    oracle.assert_close(server, expected_server)
+    oracle.assert_close(states, expected_states)
+    for ids, slots, ours, theirs in zip(DRAWS, order, metrics, expected_metrics, strict=True):
+        place = np.array([list(slots).index(i) for i in ids])
+        for key, value in theirs.items():
+            mine = ours[key] if jnp.ndim(ours[key]) == 0 else ours[key][place]
+            np.testing.assert_allclose(mine, value, rtol=1e-6, atol=1e-7, err_msg=key)
+
+
+@pytest.mark.slow
+def test_the_engine_computes_what_a_loop_over_clients_computes(name):
+    """One round at a time, all clients under one vmap; clients are unequal."""
+    order = oracle.plan(WORLDS[UNEQUAL], DRAWS).slot
+    assert_engine_is_loop(engined(name), looped(name), order)
+
+
+@pytest.mark.slow
+def test_rounds_fused_on_four_devices_are_those_of_the_loop(name):
+    """All rounds in one call, clients one at a time on each device, one place of it padded."""
+    order = oracle.plan(WORLDS[UNEQUAL], DRAWS, devices=4).slot
+    found = engined(name, fused=True, devices=4, chunk=1)
+    assert_engine_is_loop(found, looped(name), order)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scaffold"])
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_no_way_of_running_a_round_changes_it(name, world, devices, chunk):
+    """Equal clients also with the promise that they are."""
+    options = {"devices": devices, "chunk": chunk, "uniform": world == "uniform"}
+    order = oracle.plan(WORLDS[world], DRAWS, devices).slot
+    found = engined(name, world, **options)
+    assert_engine_is_loop(found, looped(name, world), order)
+    assert found[-1] == 1  # trace for all rounds
+
+
+@pytest.mark.slow
+def test_one_trace_serves_all_rounds_and_keeps_shapes_and_dtypes(name):
+    server, states, _, traces = engined(name)
+    assert traces == 1
+    assert trees.shapes(server) == trees.shapes(on_engine(name).server)
+    for kept in states.values():
+        assert trees.shapes(kept) == trees.shapes(states[0])
+
+
+def one_round(name, plan):
+    """(server, states) after one round from the start."""
+    with jax.enable_x64(True):
+        on = on_engine(name)
+        return on.step(*jax.tree.map(jnp.copy, (on.server, on.states)), on.examples, plan)[:2]
+
+
+@pytest.mark.slow
+def test_a_client_of_weight_zero_is_inert(name):
+    """Whatever stands in the cohort's last place changes nothing if its weight is zero."""
+    now = oracle.plan(WORLDS[UNEQUAL], DRAWS[:1])
+    now.weight[0, -1], now.slot[0, -1] = 0, CLIENTS
+    other = jax.tree.map(np.copy, now)
+    other.id[0, -1], other.start[0, -1], other.count[0, -1] = 4, 2, 12
+    assert now.count[0, -1] != other.count[0, -1]
+    oracle.assert_close(one_round(name, now), one_round(name, other), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_the_order_of_a_cohort_is_irrelevant(name):
+    now = oracle.plan(WORLDS[UNEQUAL], DRAWS[:1])
+    turned = now._replace(
+        **{
+            field: np.roll(getattr(now, field), 3, axis=1)
+            for field in ("id", "slot", "start", "count", "weight")
+        }
+    )
+    oracle.assert_close(one_round(name, now), one_round(name, turned))
+
+
+@pytest.mark.slow
+def test_only_a_learning_rate_of_zero_leaves_theta_as_it_was(name):
+    """In a round without a merge; the tests of accumulate say what a merge does."""
+    with jax.enable_x64(True):
+        still = ALGORITHMS[name](0.0)
+        server, _, _ = oracle.rounds(still, WORLDS[UNEQUAL], [[1]])
+        start = still.init(jax.random.key(0))
+    oracle.assert_close((server.base, server.theta), (start.base, start.theta), rtol=0, atol=0)
+    moved = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), looped(name)[0].theta, start.theta)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_what_is_deployed_is_a_model_that_the_task_can_run(name):
+    fed = ALGORITHMS[name](RATE)
+    server = jax.eval_shape(fed.init, jax.random.key(0))
+    state = jax.eval_shape(fed.init_client, server, jax.random.key(0))
+    base, theta = jax.eval_shape(fed.deploy, server, state)
+    batch = {
+        n: jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype)
+        for n, x in algorithms.UNEQUAL.examples.items()
+    } | {"mask": jax.ShapeDtypeStruct((4,), jnp.float32)}
+    sums = jax.eval_shape(algorithms.classifier(algorithms.WHOLE).evaluate, base, theta, batch)
+    assert {n: s.shape for n, s in sums.items()} == {"loss": (), "accuracy": ()}
+
+
+def test_a_round_can_be_weighed_without_running_it(name):
+    """Bytes up are those of what is shared, twice for SCAFFOLD; down likewise.
+
+    mFedLoRU sends other arrays than theta's up; its own tests count them.
+    """
+    fed = ALGORITHMS[name](RATE)
+    server = jax.eval_shape(fed.init, jax.random.key(0))
+    state = jax.eval_shape(fed.init_client, server, jax.random.key(0))
+    states = [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state)] * COHORT
+    wire = ledger.wire(fed, server, oracle.cohort(algorithms.UNEQUAL, states, DRAWS[0], 0))
+    times = 2 if "scaffold" in name else 1
+    size = times * trees.nbytes(server.theta)
+    assert wire == ledger.Wire(size, wire.up if name == "mfedloru" else size)

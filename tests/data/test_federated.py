@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxfed import data
+from jaxfed.data import partition, sources
+
+
+def source(n=60, n_test=20, classes=4):
+    """A source whose "row" tells where an example came from."""
+    train, test = (
+        {"row": np.arange(m), "label": np.arange(m, dtype=np.int32) % classes} for m in (n, n_test)
+    )
+    return sources.arrays(train, test)
+
+
+def rows(split, k):
+    return split.examples["row"][split.start[k] : split.start[k] + split.count[k]].tolist()
+
+
+def test_clients_own_the_rows_of_their_parts():
+    parts = [np.array([5, 1]), np.array([7]), np.array([2, 9, 3])]
+    federated = data.federate(source(), parts)
+    train = federated.train
+    assert [rows(train, k) for k in range(3)] == [[5, 1], [7], [2, 9, 3]]
+    assert train.start.dtype == train.count.dtype == np.int32
+    assert (federated.clients, train.clients, train.most, train.uniform) == (3, 3, 3, False)
+    assert len(train.examples["row"]) == 6
+    assert federated.personal.count.tolist() == [0, 0, 0]
+    assert len(federated.test["row"]) == 20
+
+
+def test_equal_clients_are_uniform():
+    assert data.federate(source(60), partition.iid(60, 6, seed=0)).train.uniform
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    labels=st.lists(st.integers(0, 5), min_size=1, max_size=120),
+    clients=st.integers(1, 12),
+    fraction=st.floats(0, 0.999),
+    seed=st.integers(0, 99),
+)
+def test_a_hold_out_takes_its_fraction_of_every_client_and_label(labels, clients, fraction, seed):
+    labels, clients = np.array(labels), min(clients, len(labels))
+    parts = partition.dirichlet(labels, clients, concentration=0.3, seed=seed)
+    examples = {"row": np.arange(len(labels)), "label": labels}
+    federated = data.federate(
+        sources.arrays(examples, examples), parts, personal_fraction=fraction, seed=seed
+    )
+    for k, part in enumerate(parts):
+        kept, held = rows(federated.train, k), rows(federated.personal, k)
+        assert sorted(kept + held) == part.tolist()
+        assert len(held) == int(fraction * len(part) * (1 + 1e-12))
+        wanted = fraction * np.bincount(labels[part], minlength=6)
+        assert (np.abs(np.bincount(labels[held], minlength=6) - wanted) < 1 + 1e-9).all()
+
+
+def test_a_hold_out_of_a_fifth_takes_one_of_five_of_each_label():
+    federated = data.federate(source(200), [np.arange(200)], personal_fraction=0.2)
+    assert data.label_table(federated.personal, 4).tolist() == [[10, 10, 10, 10]]
+
+
+def test_a_fraction_just_below_a_whole_row_takes_that_row():
+    federated = data.federate(source(100), [np.arange(100)], personal_fraction=0.29)
+    assert federated.personal.count.tolist() == [29]  # 0.29 * 100 = 28.999999999999996
+
+
+def test_no_label_is_always_rounded_down():
+    parts = partition.iid(4000, 1000, seed=0)  # four rows a client: one is held out
+    federated = data.federate(source(4000), parts, personal_fraction=0.25)
+    assert data.label_table(federated.personal, 4).sum(axis=0).min() > 200
+
+
+def test_a_hold_out_without_labels_is_random():
+    examples = {"tokens": np.arange(40).reshape(20, 2)}
+    federated = data.federate(
+        sources.arrays(examples, examples), [np.arange(20)], personal_fraction=0.5
+    )
+    assert federated.personal.count.tolist() == [10]
+
+
+def test_the_seed_decides_the_hold_out():
+    parts = partition.iid(60, 3, seed=0)
+    once, again, other = (
+        data.federate(source(classes=1), parts, personal_fraction=0.3, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert rows(once.personal, 0) == rows(again.personal, 0) != rows(other.personal, 0)
+
+
+def test_personal_parts_are_rows_of_the_test_set():
+    federated = data.federate(
+        source(), [np.arange(4), np.arange(4, 9)], personal_parts=[np.array([3, 8]), []]
+    )
+    assert [rows(federated.personal, k) for k in range(2)] == [[3, 8], []]
+    assert federated.train.count.tolist() == [4, 5]
+
+
+def test_label_table_counts_every_example_once():
+    parts = partition.pathological(source().train["label"], 10, classes=2, seed=0)
+    table = data.label_table(data.federate(source(), parts).train, 4)
+    assert table.shape == (10, 4)
+    assert table.sum(axis=0).tolist() == [15, 15, 15, 15]
+    assert ((table > 0).sum(axis=1) == 2).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(1, 60), data_=st.data(), seed=st.integers(0, 99))
+def test_packed_clients_own_the_same_rows(n, data_, seed):
+    clients = data_.draw(st.integers(1, n))
+    parts = partition.lognormal(n, clients, sigma=1, seed=seed)
+    split = data.federate(source(n), parts).train
+    ids = data_.draw(st.permutations(range(clients)))[: data_.draw(st.integers(1, clients))]
+    room = data.capacity(split, len(ids))
+    packed, start = data.pack(split, ids, room)
+    assert start.dtype == np.int32
+    assert len(packed["row"]) == room
+    for k, at in zip(ids, start, strict=True):
+        assert packed["row"][at : at + split.count[k]].tolist() == rows(split, k)
+
+
+def test_capacity_is_what_the_largest_clients_own():
+    split = data.federate(source(), [np.arange(3), np.arange(3, 8), np.array([9])]).train
+    assert [data.capacity(split, cohort) for cohort in (1, 2, 3)] == [5, 8, 9]
+    data.pack(split, [0, 1], 8)
+    with pytest.raises(ValueError, match="8 rows, above the capacity of 7"):
+        data.pack(split, [0, 1], 7)
+
+
+one, two = np.arange(3), np.arange(3, 6)
+ERRORS = {
+    "no clients": (lambda: data.federate(source(), []), "parts is empty"),
+    "an empty client": (lambda: data.federate(source(), [one, []]), "client 1 of 2 has no row"),
+    "out of range": (lambda: data.federate(source(5), [one, two]), r"parts\[1\] has row 5; .* 4"),
+    "negative": (lambda: data.federate(source(), [one - 1]), r"parts\[0\] has row -1"),
+    "owned twice": (lambda: data.federate(source(), [one, two - 1]), r"row 2 to clients \[0, 1\]"),
+    "floats": (lambda: data.federate(source(), [one, two / 2]), r"parts\[1\] is float64"),
+    "masks": (lambda: data.federate(source(), [one > 0]), r"parts\[0\] is bool"),
+    "all held out": (lambda: data.federate(source(), [one], personal_fraction=1), "=1 is not in"),
+    "too few personal parts": (
+        lambda: data.federate(source(), [one, two], personal_parts=[one]),
+        "1 personal_parts for 2 clients",
+    ),
+    "personal rows out of range": (
+        lambda: data.federate(source(n_test=2), [one], personal_parts=[one]),
+        r"personal_parts\[0\] has row 2",
+    ),
+    "both kinds of personal data": (
+        lambda: data.federate(source(), [one], personal_parts=[one], personal_fraction=0.1),
+        "use one",
+    ),
+    "labels above classes": (
+        lambda: data.label_table(data.federate(source(), [np.arange(9)]).train, 3),
+        "0 to 3; classes=3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), ERRORS.values(), ids=ERRORS)
+def test_wrong_parts_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

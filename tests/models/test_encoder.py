@@ -1,0 +1,232 @@
+"""The encoder by itself; against other implementations it is checked in test_pretrained."""
+
+import re
+from functools import partial
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxfed import lowrank, models, trees
+
+PAD = 3
+TEXTS = np.array([[5, 6, 7, 5, 9, 4], [8, 5, PAD, PAD, PAD, PAD], [4, 9, 9, 6, PAD, PAD]])
+tiny = partial(models.Encoder, 12, 8, 2, 2, 16, 16, 3, types=2, pad=PAD)
+VARIANTS = {
+    "bert": tiny(),
+    "roberta": tiny(counted=True, head="dense", types=1),
+    "plain": tiny(pad=None, head="linear", types=0, activation="gelu_tanh"),
+}
+
+
+def drawn(model, tokens=TEXTS):
+    """Parameters {path: array}, none of them zero or one throughout."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    rng = np.random.default_rng(0)
+    return {
+        p: rng.normal(p.endswith("scale"), 0.5, s.shape).astype(s.dtype) for p, s in flat.items()
+    }
+
+
+quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiled in half the time; what runs is tiny."""
+
+
+@partial(quickly, static_argnames=("model", "train", "method"))
+def run(model, flat, *args, **options):
+    params = flax.traverse_util.unflatten_dict(flat, sep="/")
+    return model.apply({"params": params}, *args, **options)
+
+
+def split(model, select, run=quickly):
+    """(base, theta) of the drawn parameters; their shapes with run=shaped."""
+    layers = lowrank.layers(model, TEXTS)
+    key = jax.random.key(1, impl="rbg")  # compiles fast
+    return run(lambda flat: lowrank.split(flat, layers, select, key))(drawn(model))
+
+
+def shaped(function):
+    return partial(jax.eval_shape, function)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_are_the_head_of_the_first_hidden_state(name):
+    """The logits compute the last layer at one position only."""
+    model = VARIANTS[name]
+    flat = drawn(model)
+    x = np.asarray(run(model, flat, TEXTS, method="hidden"))[:, 0]
+    if name != "plain":
+        hidden = {"bert": "pooler", "roberta": "head_dense"}[name]
+        x = np.tanh(x @ flat[f"{hidden}/kernel"] + flat[f"{hidden}/bias"])
+    expected = x @ flat["head/kernel"] + flat["head/bias"]
+    np.testing.assert_allclose(run(model, flat, TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_padding_changes_nothing(name):
+    model = VARIANTS[name]
+    flat = drawn(model)
+    wider = np.pad(TEXTS, ((0, 0), (0, 4)), constant_values=PAD)
+    np.testing.assert_allclose(
+        run(model, flat, wider), run(model, flat, TEXTS), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_without_a_padding_token_every_token_counts():
+    model = VARIANTS["plain"]
+    flat = drawn(model)
+    wider = np.pad(TEXTS, ((0, 0), (0, 4)), constant_values=PAD)
+    difference = np.abs(run(model, flat, wider) - run(model, flat, TEXTS))
+    assert np.all(np.max(difference, axis=1) > 1e-3)
+
+
+def test_counted_positions_number_the_real_tokens():
+    """From pad + 1; padding, wherever it is, has position `pad` and moves nothing."""
+    model = VARIANTS["roberta"]
+    flat = drawn(model)
+    table = flat["position/embedding"]
+    shifted = {**flat, "position/embedding": np.roll(table, 1, axis=0)}
+    other = tiny(counted=True, head="dense", types=1, pad=PAD + 1)
+    tokens = np.array([[5, 6, 7, 8, 9, 5]])
+    np.testing.assert_allclose(run(other, shifted, tokens), run(model, flat, tokens), atol=1e-6)
+    apart = np.array([[5, 6, PAD, 7, 8, PAD, 9, 5]])
+    np.testing.assert_allclose(run(model, flat, apart), run(model, flat, tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "most"), [("bert", 16), ("roberta", 16 - PAD - 1)])
+def test_a_text_longer_than_the_positions_is_an_error(name, most):
+    fits = partial(jax.eval_shape, VARIANTS[name].init, jax.random.key(0))
+    fits(jnp.zeros((1, most), jnp.int32))
+    with pytest.raises(ValueError, match=f"{most + 1} tokens .* {most} positions"):
+        fits(jnp.zeros((1, most + 1), jnp.int32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 3}, "3 heads do not divide a width of 8"),
+        ({"counted": True, "pad": None}, "give `pad`"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_an_error(options, message):
+    model = VARIANTS["bert"].clone(**options)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), TEXTS)
+
+
+def test_types_are_zero_unless_given():
+    model = VARIANTS["bert"]
+    flat = drawn(model)
+    plain = run(model, flat, TEXTS)
+    np.testing.assert_allclose(run(model, flat, TEXTS, np.zeros_like(TEXTS)), plain, rtol=1e-5)
+    assert np.max(np.abs(run(model, flat, TEXTS, np.ones_like(TEXTS)) - plain)) > 1e-3
+
+
+def test_dropout_acts_in_training_only():
+    model = tiny(dropout=0.3)
+    flat = drawn(model)
+    plain = run(model, flat, TEXTS)
+    np.testing.assert_allclose(run(VARIANTS["bert"], flat, TEXTS), plain, rtol=1e-5)
+    first, second = (
+        run(model, flat, TEXTS, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1)
+    )
+    assert np.max(np.abs(first - plain)) > 1e-3
+    assert np.max(np.abs(first - second)) > 1e-3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_factors_beside_any_dense_layer_are_the_merged_weights(name):
+    model = VARIANTS[name]
+    select = lowrank.Select(factors="layer.*kernel|token", full="^head", rank=2, up="random")
+    base, theta = split(model, select)
+    expected = run(model, {**lowrank.merge(base, theta), **theta.full}, TEXTS)
+    found = quickly(partial(lowrank.apply, model))(base, theta, TEXTS)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert len(theta.factors) == 2 * 6 + 1
+
+
+def gradient(model, select, clients=None):
+    """The jaxpr of the gradient in theta, as text; of several clients beside one base."""
+    base, theta = split(model, select, shaped)
+    grad = jax.grad(lambda theta, base: lowrank.apply(model, base, theta, TEXTS).sum())
+    if clients is None:
+        return str(jax.make_jaxpr(grad)(theta, base))
+    theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), x.dtype), theta)
+    return str(jax.make_jaxpr(jax.vmap(grad, (0, None)))(theta, base))
+
+
+def test_frozen_embeddings_get_no_gradient():
+    """A gradient of the tokens' table would be a scatter."""
+    low_rank = lowrank.Select(factors="query|value", rank=2)
+    assert "scatter" not in gradient(VARIANTS["bert"], low_rank)
+    assert "scatter" in gradient(VARIANTS["bert"], lowrank.Select(full="token"))
+
+
+def test_no_client_has_a_copy_of_a_frozen_weight():
+    low_rank = lowrank.Select(factors="layer.*kernel", rank=2)
+    copy = re.compile(r"\[5,(8,8|8,16|16,8|12,8|16,8)\]")
+    assert not copy.search(gradient(VARIANTS["bert"], low_rank, clients=5))
+    assert copy.search(gradient(VARIANTS["bert"], lowrank.Select(full="up"), clients=5))
+
+
+# bfloat16 for what is frozen.
+
+
+def test_a_narrow_base_is_stored_narrow_and_trained_wide():
+    model = tiny(dtype=jnp.bfloat16)
+    select = lowrank.Select(factors="query|value", full="^head", rank=2, up="random")
+    base, theta = split(model, select, shaped)
+    narrow = {p for p, w in base.items() if w.dtype == jnp.bfloat16}
+    assert narrow == {
+        p for p in base if p.startswith("token") or (p.startswith("layer") and "norm" not in p)
+    }
+    assert {x.dtype for x in jax.tree.leaves(theta)} == {jnp.dtype(jnp.float32)}
+    logits = jax.eval_shape(partial(lowrank.apply, model), base, theta, TEXTS)
+    assert logits.dtype == jnp.float32
+
+
+def test_a_narrow_base_rounds_weights_and_activations_and_no_sums():
+    """Against float32 on the same rounded weights; bfloat16 has 8 bits of mantissa."""
+    wide, narrow = tiny(), tiny(dtype=jnp.bfloat16)
+    flat = drawn(narrow)
+    exact = run(wide, jax.tree.map(lambda w: w.astype(jnp.float32), flat), TEXTS)
+    error = np.max(np.abs(run(narrow, flat, TEXTS) - exact))
+    assert 0 < error < 0.05 * np.max(np.abs(exact))
+
+
+def test_no_sum_of_a_narrow_base_is_narrow():
+    """What adapters and residuals are added to is float32."""
+    model = tiny(dtype=jnp.bfloat16)
+    text = str(jax.make_jaxpr(partial(run.__wrapped__, model))(drawn(model), TEXTS))
+    results = re.findall(r":(\w+)\[[^\]]*\] = dot_general", text)
+    assert len(results) == 2 * (6 + 2) + 2  # of layers with attention, and of the head
+    assert set(results) == {"f32"}
+
+
+# What the papers count.
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "feedforward", "sent", "trained"),
+    [(768, 12, 3072, 294_912, 368_640), (1024, 24, 4096, 786_432, 983_040)],
+    ids=["roberta-base", "roberta-large"],
+)
+def test_the_ledger_counts_what_the_paper_does(width, depth, feedforward, sent, trained):
+    """Rank 8 on query and value is sent, and rank 2 beside it is trained (arXiv 2503.03920)."""
+    model = models.Encoder(
+        50265, width, depth, width // 64, feedforward, 514, 2, types=1, pad=1, counted=True
+    )
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    select = lowrank.Select(factors="query|value", rank=8)
+
+    def begun(key):
+        params = model.init(key, tokens)["params"]
+        _, theta = lowrank.split(params, lowrank.layers(model, tokens), select, key)
+        return theta, lowrank.joined(theta, lowrank.beside(theta.factors, 2, key))
+
+    common, both = jax.eval_shape(begun, jax.random.key(0))
+    assert trees.size(common) == sent
+    assert trees.size(both) == trained

@@ -1,0 +1,308 @@
+"""The host's loop: what is drawn, recorded and written, and when."""
+
+import dataclasses
+import json
+import signal
+import threading
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxfed
+from jaxfed import local, models, tasks
+from jaxfed.algorithms import fedavg, scaffold
+from jaxfed.data import federate, partition, sources
+from jaxfed.simulation import participation
+from jaxfed.simulation.participation import draw
+from jaxfed.simulation.run import Simulation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Runs of one experiment share what XLA made of it."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {n: getattr(jax.config, n) for n in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+WORK = local.Work(10, epochs=1)
+RATE = 0.1
+
+
+def digits(uniform=False):
+    source = sources.digits()
+    label = source.train["label"]
+    if uniform:
+        parts = [np.arange(k * 20, (k + 1) * 20) for k in range(10)]
+    else:
+        parts = partition.dirichlet(label, 10, concentration=0.5, seed=0)
+    data = federate(source, parts, personal_fraction=0.2, seed=0)
+    model = models.MLP((8,), classes=10)
+    return tasks.classification(model, source.test, preprocess=lambda x, _: x / 16.0), data
+
+
+def experiment(make=None, uniform=False, rounds=6, cohort=4, evaluate_every=3, **changes):
+    learned, data = digits(uniform)
+    made = (make or plain)(learned)
+    return jaxfed.Experiment(
+        learned,
+        data,
+        made,
+        rounds=rounds,
+        cohort=cohort,
+        evaluate_every=evaluate_every,
+        **changes,
+    )
+
+
+def plain(learned):
+    return fedavg(learned, WORK, client_optimizer=optax.sgd(RATE))
+
+
+def with_states(learned):
+    return scaffold(learned, WORK, learning_rate=RATE, clients=10)
+
+
+def poisoned(learned, rounds=(4,)):
+    """FedAvg whose clients send NaN in these rounds (from 1), if their id is even."""
+    inner = plain(learned)
+
+    def run_round(server, cohort, for_each_client):
+        def spoiling(client, base, message, cohort):
+            def spoiled(base, message, k):
+                reply = client(base, message, k)
+                now = jnp.any(k.round + 1 == jnp.asarray(rounds)) & (k.id % 2 == 0)
+                upload = jax.tree.map(lambda x: jnp.where(now, jnp.nan, x), reply.upload)
+                return reply._replace(upload=upload)
+
+            return for_each_client(spoiled, base, message, cohort)
+
+        return inner.run_round(server, cohort, spoiling)
+
+    return inner._replace(run_round=run_round)
+
+
+def settled(records):
+    return [{n: v for n, v in r.items() if n != "seconds"} for r in records]
+
+
+FAST = jaxfed.Host(devices=2, chunk=2, fuse=3)
+SINGLE = jaxfed.Host(devices=2, chunk=2, fuse=1)
+
+
+def test_draw_is_uniform_without_replacement_and_depends_on_seed_and_round_alone():
+    drawn = np.stack([draw(1, t, 20, 5) for t in range(4000)])
+    assert all(len(set(ids)) == 5 for ids in drawn[:100])
+    share = np.bincount(drawn.ravel(), minlength=20) / 4000
+    np.testing.assert_allclose(share, 0.25, atol=0.04)  # six standard deviations
+    assert (draw(1, 7, 20, 5) == drawn[7]).all()
+    assert (draw(2, 7, 20, 5) != drawn[7]).any()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_plan_holds_each_drawn_client_once_with_its_rows(devices):
+    e = experiment(cohort=7)
+    plan = participation.make(e, devices, range(2, 4))
+    train = e.data.train
+    for i, t in enumerate((2, 3)):
+        here = plan.weight[i] > 0
+        assert sorted(plan.id[i][here]) == sorted(draw(0, t, 10, 7))
+        assert (plan.start[i][here] == train.start[plan.id[i][here]]).all()
+        assert (plan.count[i] == np.where(here, train.count[np.minimum(plan.id[i], 9)], 0)).all()
+        assert (plan.slot[i][~here] == 10).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [plain, with_states])
+def test_records_tell_rounds_bytes_and_accuracy(make):
+    e = experiment(make)
+    records = list(jaxfed.run(e, host=FAST))
+    assert [r["round"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert [r["round"] for r in records if "accuracy" in r] == [3, 6]
+    weights = 4 * (64 * 8 + 8 + 8 * 10 + 10)
+    sent = weights * 4 * (1 if make is plain else 2)  # SCAFFOLD sends its control variate too
+    assert all(r["down"] == r["up"] == sent and r["broadcast"] == 0 for r in records)
+    own = records[-1]["personal"]["accuracy"]
+    assert 0 <= own["min"] <= own["p10"] <= own["p50"] <= own["p90"] <= 1
+    assert records[-1]["accuracy"] > 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("make", [plain, with_states])
+def test_streaming_gives_what_resident_examples_give(make, uniform):
+    e = experiment(make, uniform)
+    resident, streamed = (
+        list(jaxfed.run(e, host=dataclasses.replace(SINGLE, stream=stream)))
+        for stream in (False, True)
+    )
+    assert settled(streamed) == settled(resident)
+
+
+@pytest.mark.slow
+def test_records_do_not_depend_on_where_clients_states_lie(tmp_path):
+    """Losses, and what clients' own models score, in every bit."""
+    e = experiment(with_states)
+    device, host, mapped = (
+        list(jaxfed.run(e, folder, dataclasses.replace(SINGLE, population=name)))
+        for name, folder in (("device", None), ("host", tmp_path), ("mapped", None))
+    )
+    assert settled(host) == settled(mapped) == settled(device)
+    names = {path.name for path in (tmp_path / "clients").iterdir()}
+    assert names == {"rows", "6.npz"}
+
+
+@pytest.mark.slow
+def test_fused_rounds_are_single_rounds():
+    e = experiment(with_states)
+    fused, single = ([r["loss"] for r in jaxfed.run(e, host=host)] for host in (FAST, SINGLE))
+    np.testing.assert_allclose(fused, single, rtol=1e-5)
+
+
+def test_never_evaluating_records_no_accuracy():
+    records = list(jaxfed.run(experiment(evaluate_every=0, rounds=2), host=FAST))
+    assert not any("accuracy" in r for r in records)
+
+
+def test_a_folder_is_left_as_promised(tmp_path):
+    records = list(jaxfed.run(experiment(), tmp_path / "run", FAST))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        *("settings.json", "machine.json", "clients.npz", "metrics.jsonl"),
+        *("checkpoints", "tensorboard"),
+    }
+    labels = np.load(tmp_path / "run" / "clients.npz")["labels"]
+    assert labels.shape == (10, 10)
+    assert labels.sum(1).tolist() == experiment().data.train.count.tolist()
+
+
+def test_a_run_that_failed_in_preparation_leaves_its_folder_empty(tmp_path):
+    def broken(learned):
+        def run_round(server, cohort, for_each_client):
+            raise ZeroDivisionError("of the algorithm's own")
+
+        return plain(learned)._replace(run_round=run_round)
+
+    with pytest.raises(ZeroDivisionError):
+        jaxfed.run(experiment(broken), tmp_path, FAST)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_finished_run_extended_is_a_longer_run(tmp_path):
+    longer = experiment(with_states, rounds=6)
+    unbroken = list(jaxfed.run(longer, host=FAST))
+    first = list(jaxfed.run(experiment(with_states, rounds=3), tmp_path, FAST))
+    rest = list(jaxfed.run(longer, tmp_path, FAST, resume=True))
+    assert settled(first + rest) == settled(unbroken)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_fewer_rounds_than_are_done_is_refused(tmp_path):
+    list(jaxfed.run(experiment(rounds=3), tmp_path, FAST))
+    with pytest.raises(ValueError, match="rounds=2, but 3 are done"):
+        jaxfed.run(experiment(rounds=2), tmp_path, FAST, resume=True)
+
+
+def test_metrics_after_the_checkpoint_are_cut_off(tmp_path):
+    e = experiment(rounds=3)
+    first = list(jaxfed.run(e, tmp_path, FAST))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"round": 4, "loss": 1.0}\n{"rou')
+    assert list(jaxfed.run(e, tmp_path, FAST, resume=True)) == []
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == first
+
+
+def test_metrics_that_lack_a_round_are_refused(tmp_path):
+    list(jaxfed.run(experiment(rounds=3), tmp_path, FAST))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join([lines[0], lines[2]]))
+    with pytest.raises(ValueError, match="does not hold rounds 1 to 3"):
+        jaxfed.run(experiment(rounds=3), tmp_path, FAST, resume=True)
+
+
+@pytest.mark.slow
+def test_other_devices_are_said_to_change_the_bits(tmp_path):
+    list(jaxfed.run(experiment(rounds=3), tmp_path, jaxfed.Host(chunk=1, fuse=3, devices=2)))
+    with pytest.warns(UserWarning, match="devices.*not to the bit"):
+        jaxfed.run(
+            experiment(), tmp_path, jaxfed.Host(chunk=1, fuse=3, devices=1), resume=True
+        ).close()
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_remembered(tmp_path):
+    list(jaxfed.run(experiment(rounds=3), tmp_path, FAST))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = Simulation(experiment(), jaxfed.Host(devices=2), tmp_path, resume=True)
+    resumed.close()
+    assert (resumed.machine.chunk, resumed.fuse) == (2, 3)
+
+
+@pytest.mark.slow
+def test_nan_stops_with_round_and_clients_and_resumes_without_them(tmp_path):
+    e = experiment(poisoned, cohort=10)
+    host = dataclasses.replace(SINGLE, checkpoint_every=2)
+    with pytest.raises(FloatingPointError, match=r"round 4: .* clients \[0, 2, 4, 6, 8\] is not"):
+        list(jaxfed.run(e, tmp_path, host))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    skipping = dataclasses.replace(host, nonfinite="skip")
+    records = list(jaxfed.run(e, tmp_path, skipping, resume=True))
+    assert [r["round"] for r in records] == [3, 4, 5, 6]
+    assert [r.get("skipped") for r in records] == [None, [0, 2, 4, 6, 8], None, None]
+    assert all(np.isfinite(r["loss"]) for r in records)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_ends_the_run_after_a_checkpoint(number, raised, tmp_path):
+    before, seen = signal.getsignal(number), []
+    running = jaxfed.run(experiment(rounds=20), tmp_path, SINGLE)
+
+    def watch():
+        for record in running:
+            seen.append(record["round"])
+            if record["round"] == 2:
+                signal.raise_signal(number)
+
+    with pytest.raises(raised):
+        watch()
+    assert seen == [1, 2, 3]
+    assert signal.getsignal(number) is before
+    resumed = Simulation(experiment(rounds=20), SINGLE, tmp_path, resume=True)
+    resumed.close()
+    assert resumed.done == 3
+
+
+def test_a_run_in_a_thread_needs_no_signals(tmp_path):
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.extend(jaxfed.run(experiment(rounds=3), tmp_path, FAST))
+    )
+    thread.start()
+    thread.join()
+    assert len(found) == 3
+
+
+@pytest.mark.slow
+def test_a_consumer_that_stops_early_leaves_a_run_that_goes_on(tmp_path):
+    running = jaxfed.run(experiment(), tmp_path, dataclasses.replace(SINGLE, checkpoint_every=1))
+    next(running), next(running)
+    running.close()
+    rest = list(jaxfed.run(experiment(), tmp_path, SINGLE, resume=True))
+    assert rest[-1]["round"] == 6
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6

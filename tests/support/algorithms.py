@@ -1,0 +1,238 @@
+"""ALGORITHMS: name -> factory(rate). Every algorithm and combination that must keep the contract.
+
+A factory's `rate` is the clients' learning rate; with zero nothing may move. The little world that
+they live in is the same for all.
+"""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from oracle import World
+
+from jaxfed import combine, local, lowrank, models, tasks
+from jaxfed.algorithms import (
+    centralised,
+    ditto,
+    fdlora,
+    fedavg,
+    feddpa_f,
+    feddpa_t,
+    fedloru,
+    fedper,
+    fedprox,
+    fedsa,
+    hetlora,
+    mfedloru,
+    perfedavg,
+    pf2lora,
+    pfedlora,
+    pfedloru,
+    scaffold,
+)
+from jaxfed.algorithms.general import fedopt
+from jaxfed.algorithms.general.perfedavg import exact, thirds
+from jaxfed.algorithms.personal.pf2lora import halves
+from jaxfed.lowrank import restarts
+
+RATE = 0.2
+CLIENTS, COHORT = 9, 7
+FEATURES, CLASSES = 5, 3
+DRAWS = np.stack([np.random.default_rng(t).permutation(CLIENTS)[:COHORT] for t in range(5)])
+
+
+def world(count) -> World:
+    """Clients with these numbers of examples; float32, so that what is tested decides precision."""
+    rng, count = np.random.default_rng(0), np.asarray(count)
+    label = rng.integers(CLASSES, size=count.sum()).astype(np.int32)
+    image = rng.normal(size=(count.sum(), FEATURES)) + np.eye(CLASSES, FEATURES)[label]
+    return World({"image": image.astype(np.float32), "label": label}, count)
+
+
+UNEQUAL = world([1, 3, 4, 5, 7, 8, 9, 12, 2])
+UNIFORM = world([6] * CLIENTS)
+WORK = local.Work(batch_size=4, epochs=2, shuffle=False)  # to shuffle takes long to compile
+SHUFFLED = local.Work(batch_size=4, epochs=2)
+STEPS = local.Work(batch_size=3, steps=5, drop_remainder=True)
+STEPS_OF_TWO = local.Work(batch_size=2, steps=5)
+THIRDS = local.Work(batch_size=6, epochs=1, shuffle=False)
+ONE_EPOCH = local.Work(batch_size=4, epochs=1, shuffle=False)
+
+WHOLE = lowrank.everything
+LORA = lowrank.Select(factors="kernel", full="head/bias", rank=2, alpha=3.0)
+SCRATCH = lowrank.Select(factors="kernel", full="bias", rank=2, base="zero", up="random")
+
+
+@cache
+def classifier(select):
+    """Of one layer, begun at the same weights; in double precision where that is enabled."""
+    made = tasks.classification(models.MLP((), CLASSES), UNEQUAL.examples, select=select)
+    begun = jax.tree.map(np.asarray, jax.jit(made.init)(jax.random.key(0)))
+    return made._replace(init=lambda key: jax.tree.map(lambda x: jnp.asarray(x, float), begun))
+
+
+def momentum(rate):
+    return optax.chain(optax.sgd(rate, momentum=0.9), local.scale_by_round(local.cosine(0.1, 5)))
+
+
+def adamw(rate):
+    """The large eps keeps rounding from being normalised to a step."""
+    return optax.adamw(rate, weight_decay=0.01, eps=0.03)
+
+
+def averaging(select, rate, *, work=WORK, client=optax.sgd, server=None):
+    options = {} if server is None else {"server_optimizer": server}
+    return fedavg(classifier(select), work, client_optimizer=client(rate), **options)
+
+
+def loru(restart, rate, every=2):
+    optimizer = optax.sgd(rate)
+    return fedloru(
+        classifier(SCRATCH), WORK, every=every, restart=restart, client_optimizer=optimizer
+    )
+
+
+def controlled(select, rate):
+    """SCAFFOLD; option II has no learning rate of zero on clients, so the server's is."""
+    return scaffold(
+        classifier(select),
+        WORK,
+        learning_rate=RATE,
+        clients=CLIENTS,
+        server_learning_rate=rate / RATE,
+    )
+
+
+def proximal(select, rate):
+    return fedprox(classifier(select), WORK, mu=0.5, client_optimizer=optax.sgd(rate))
+
+
+def two_level(rate, *, personal_head, work=WORK, upper=adamw, **options):
+    """PF2LoRA; both levels have the rate. Moments are kept where the head is common."""
+    return pf2lora(
+        classifier(LORA),
+        work,
+        rank=1,
+        inner_rate=rate,
+        upper_optimizer=upper(rate),
+        keep_moments=not personal_head,
+        personal_head=personal_head,
+        **options,
+    )
+
+
+def mixed_ranks(rate):
+    """HETLoRA; client 1, whose round alone is looked at, has the server's own rank."""
+    return hetlora(
+        classifier(LORA),
+        WORK,
+        least=1,
+        most=2,
+        gamma=0.9,
+        penalty=0.1,
+        client_optimizer=optax.sgd(rate),
+        ranks=[1, 2, 2, 1, 2, 1, 2, 1, 2],
+    )
+
+
+def dual(make, select, rate, **options):
+    """Clients that train a shared and a personal part, both at the same rate."""
+    return make(
+        classifier(select),
+        WORK,
+        personal_work=ONE_EPOCH,
+        client_optimizer=optax.sgd(rate),
+        personal_optimizer=optax.sgd(rate),
+        **options,
+    )
+
+
+def divided(make, select, rate, **options):
+    return make(classifier(select), WORK, client_optimizer=optax.sgd(rate), **options)
+
+
+def meta(select, work, rate, **options):
+    return perfedavg(
+        classifier(select),
+        work,
+        inner_rate=0.1,
+        client_optimizer=momentum(rate),
+        personal_work=ONE_EPOCH,
+        **options,
+    )
+
+
+def dual_in_stages(rate):
+    """FDLoRA: stage 1, three rounds of stage 2, stage 3."""
+    return fdlora(
+        classifier(LORA),
+        WORK,
+        rounds=3,
+        sync=2,
+        personal_work=ONE_EPOCH,
+        personal_optimizer=optax.sgd(rate),
+        inner_optimizer=optax.sgd(rate),
+        outer_optimizer=optax.sgd(0.7, momentum=0.9, nesterov=True),
+        shots=6,
+        search=8,
+    )
+
+
+def nested(rate):
+    """mFedLoRU; client i sends rank 1 or 2 of the server's 2."""
+    return divided(
+        mfedloru,
+        SCRATCH,
+        rate,
+        every=2,
+        restart=restarts.residual,
+        ranks=[1, 2] * 4 + [1],
+        alpha=2.0,
+    )
+
+
+ALGORITHMS = {
+    "fedavg": partial(averaging, WHOLE, work=SHUFFLED),
+    "fedavg steps": partial(averaging, WHOLE, work=STEPS, client=momentum),
+    "fedavg adamw": partial(averaging, LORA, client=adamw),
+    "fedlora": partial(averaging, LORA),
+    "fedprox": partial(proximal, WHOLE),
+    "scaffold": partial(controlled, WHOLE),
+    "fedadagrad": partial(averaging, WHOLE, server=fedopt.adagrad(0.1)),
+    "fedyogi": partial(averaging, WHOLE, server=fedopt.yogi(0.1)),
+    "fedadam": partial(averaging, WHOLE, server=fedopt.adam(0.1)),
+    "server momentum": partial(averaging, WHOLE, server=optax.sgd(1.0, momentum=0.9)),
+    "fedloru keep": partial(loru, restarts.keep),
+    "fedloru reinit": partial(loru, restarts.reinit),
+    "fedloru residual": partial(loru, restarts.residual),
+    "fedloru schedule": partial(loru, restarts.reinit, every=[1, 4]),
+    "accumulated scaffold": lambda rate: combine.accumulate(
+        controlled(SCRATCH, rate), every=2, restart=restarts.residual
+    ),
+    "accumulated fedadam": lambda rate: combine.accumulate(
+        averaging(SCRATCH, rate, server=fedopt.adam(0.1)), every=2, restart=restarts.reinit
+    ),
+    "accumulated fedprox": lambda rate: combine.accumulate(
+        proximal(SCRATCH, rate), every=2, restart=restarts.keep
+    ),
+    "pf2lora": partial(two_level, personal_head=False),
+    "pf2lora fresh": partial(
+        two_level, personal_head=True, work=STEPS_OF_TWO, upper=momentum, minibatches=halves
+    ),
+    "hetlora": mixed_ranks,
+    "centralised": lambda rate: centralised(classifier(LORA), batch_size=4, optimizer=adamw(rate)),
+    "ditto": partial(dual, ditto, WHOLE, lam=0.5),
+    "fedper": partial(divided, fedper, WHOLE, personal="head/bias"),
+    "fedsa": partial(divided, fedsa, LORA),
+    "perfedavg": partial(meta, LORA, THIRDS, gradient=exact, minibatches=thirds),
+    "pfedlora": partial(dual, pfedlora, LORA, rank=1),
+    "fdlora": dual_in_stages,
+    "feddpa-f": partial(dual, feddpa_f, LORA, rounds=3, a=0.4),
+    "feddpa-t": partial(dual, feddpa_t, LORA, rank=3, a=0.4),
+    "pfedloru": partial(dual, pfedloru, SCRATCH, every=2, restart=restarts.reinit, rank=1),
+    "mfedloru": nested,
+    "guarded fedavg": lambda rate: combine.skip_nonfinite(averaging(WHOLE, rate)),
+    "guarded fedloru": lambda rate: combine.skip_nonfinite(loru(restarts.reinit, rate)),
+}

@@ -1,0 +1,67 @@
+"""The command line in processes of its own, and what their runs left behind."""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+from jaxfed.simulation import checkpoint, population
+
+SMALL = Path(__file__).with_name("small.py")
+
+
+def start(*arguments: object, cache: Path) -> subprocess.Popen:
+    """`jaxfed ARGUMENTS`; what was compiled once stands in the `cache` for the next."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", "from jaxfed.cli import main; main.main()", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def finished(process: subprocess.Popen, status: int = 0) -> str:
+    """What the process printed, once it has ended with this status."""
+    printed, _ = process.communicate(timeout=240)
+    if process.returncode != status:
+        raise RuntimeError(f"ended with {process.returncode}, not {status}:\n{printed}")
+    return printed
+
+
+def records(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl without `seconds`, which no two runs share."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{n: v for n, v in json.loads(line).items() if n != "seconds"} for line in lines]
+
+
+def state(folder: Path) -> tuple[int, dict[str, bytes]]:
+    """(round, {path or client: bits}) of a run's newest checkpoint, with nothing left out."""
+    with contextlib.closing(checkpoint.open_folder(folder / "checkpoints")) as opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # orbax: no sharding was saved
+            record, leaves = opened._read(opened.rounds[-1])
+        found = {path: x.tobytes() for path, x in leaves.items()}
+        return opened.rounds[-1], found | kept(folder, leaves, opened.rounds[-1], record["extra"])
+
+
+def kept(folder: Path, leaves: dict, t: int, extra: dict) -> dict[str, bytes]:
+    """{client: bits} of what clients that were drawn keep."""
+    clients = len(leaves["['owed']"])
+    states = [x for path, x in leaves.items() if path.startswith("['states']")]
+    nbytes = sum(math.prod(x.shape[1:]) * x.itemsize for x in states)
+    if not nbytes:
+        return {}
+    with contextlib.closing(population.File(folder / "clients", clients, nbytes)) as rows:
+        ids = rows.restore(t, extra["clients"])
+        return {f"client {k}": row.tobytes() for k, row in zip(ids, rows.read(ids), strict=True)}

@@ -1,0 +1,137 @@
+"""The loop oracle: an algorithm's rounds with a Python loop over clients in place of the engine.
+
+`rounds` is the contract of algorithm.py written down a second time, as plainly as can be: clients'
+kept states are a dict, the cohort is built by hand, nothing is padded, and nothing is jitted but
+one client's procedure. `engine_rounds` is the same through the engine.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.algorithm import Cohort, Data, client_slice
+from jaxfed.simulation import engine
+
+
+class World(NamedTuple):
+    """A population: client i owns rows start[i] : start[i] + count[i] of the examples."""
+
+    examples: dict
+    count: np.ndarray  # [N]
+    seed: int = 3
+
+    @property
+    def start(self):
+        return np.cumsum(self.count) - self.count
+
+    @property
+    def most(self):
+        return int(self.count.max())
+
+
+def loop(client, base, message, cohort):
+    """The verb, as a loop."""
+    one = jax.jit(client)
+    replies = [one(base, message, client_slice(cohort, i)) for i in range(len(cohort.id))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replies)
+
+
+def cohort(world, states, ids, t):
+    """The clients `ids` [K] in round t; `states` [K]."""
+    clients_key, round_key = jax.random.split(jax.random.fold_in(jax.random.key(world.seed), t))
+    ids = np.asarray(ids, np.int32)
+    count = world.count[ids]
+    return Cohort(
+        state=jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+        data=Data(world.examples, jnp.asarray(world.start[ids], jnp.int32), world.most),
+        count=jnp.asarray(count, jnp.int32),
+        weight=jnp.asarray(count / count.sum()),
+        key=jax.vmap(partial(jax.random.fold_in, clients_key))(ids),
+        id=jnp.asarray(ids),
+        round=jnp.int32(t),
+        round_key=round_key,
+    )
+
+
+def rounds(algorithm, world, draws, verb=loop):
+    """(server, {client: state}, [metrics]) after a round of each of the cohorts `draws`."""
+    server = algorithm.init(jax.random.key(0))
+    first = algorithm.init_client(server, jax.random.key(1))
+    states, metrics = dict.fromkeys(range(len(world.count)), first), []
+    for t, ids in enumerate(draws):
+        drawn = cohort(world, [states[i] for i in ids], ids, t)
+        server, new, found = algorithm.run_round(server, drawn, verb)
+        states |= {i: jax.tree.map(lambda s, n=n: s[n], new) for n, i in enumerate(ids)}
+        metrics.append(found)
+    return server, states, metrics
+
+
+class Engine(NamedTuple):
+    """A round as compiled for a machine, and what it starts from."""
+
+    machine: engine.Machine
+    step: Any  # (server, states, examples, plan) -> (server, states, metrics)
+    server: Any
+    states: Any
+    examples: Any
+    traces: list  # grows by one whenever the round is traced
+
+
+def on_engine(algorithm, world, *, devices=1, chunk=None, uniform=False) -> Engine:
+    machine, traces = engine.machine(devices, chunk), []
+
+    def counted(*arguments):
+        traces.append(None)
+        return algorithm.run_round(*arguments)
+
+    verb = engine.for_each_client(machine, uniform=uniform)
+    rounds = engine.rounds(algorithm._replace(run_round=counted), verb, world.seed, world.most)
+    step = engine.compiled(rounds, machine, donate=(0, 1))
+    server = jax.jit(algorithm.init)(jax.random.key(0))
+    keys = jnp.stack([jax.random.key(1)] * len(world.count))
+    states = jax.jit(jax.vmap(algorithm.init_client, in_axes=(None, 0)))(server, keys)
+    placed = engine.place((server, states, world.examples), machine)
+    return Engine(machine, step, *placed, traces)
+
+
+def plan(world, draws, devices=1, uniform=False, first=0) -> engine.Plan:
+    """The rounds of these cohorts as the host would deal them over the devices."""
+    drawn = np.asarray(draws)
+    order = np.stack([engine.deal(world.count[ids], devices) for ids in drawn])
+    ids = np.where(order >= 0, np.take_along_axis(drawn, order, axis=1), 0)
+    owned = world.count[ids] * (order >= 0)
+    count = world.count[ids] if uniform else owned
+    slot = np.where(order >= 0, ids, len(world.count))
+    return engine.Plan(
+        np.asarray(range(first, first + len(draws)), np.int32),
+        ids.astype(np.int32),
+        *(x.astype(np.int32) for x in (slot, world.start[ids], count)),
+        owned / owned.sum(axis=1, keepdims=True),
+    )
+
+
+def engine_rounds(on, world, draws, *, fused=False, uniform=False):
+    """(server, {client: state}, [metrics]) as `rounds`, by the engine; `on` can be used again."""
+    parts = [(0, draws)] if fused else [(t, [ids]) for t, ids in enumerate(draws)]
+    server, states = jax.tree.map(jnp.copy, (on.server, on.states))
+    metrics = []
+    for t, some in parts:
+        now = plan(world, some, len(on.machine.devices), uniform, first=t)
+        server, states, found = on.step(server, states, on.examples, now)
+        metrics += [jax.tree.map(lambda m, i=i: m[i], found) for i in range(len(some))]
+    kept = {i: jax.tree.map(lambda s, i=i: s[i], states) for i in range(len(world.count))}
+    return server, kept, metrics
+
+
+def assert_close(found, expected, rtol=1e-6, atol=1e-7):
+    """Same structure, shapes and dtypes; numbers equal up to rounding."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        where = jax.tree_util.keystr(path)
+        assert (x.shape, x.dtype) == (y.shape, y.dtype), where
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=where)
