@@ -61,9 +61,10 @@ def pf2lora(
 
     `work` is the local work between two averages (theirs: 10 steps), `inner_rate` the lower level's
     learning rate (their alpha), and `upper_optimizer` (theirs: AdamW) takes h_k. Its moments stay
-    on the client across averages, or start again after each. A personal head (all that is trained whole) is neither sent
-    nor averaged. The ablations exchange the gradient: `hypergrad.alternating` is without the cross
-    term, `hypergrad.simultaneous` all at once. The record's loss is f_k(x, y+).
+    on the client across averages, or start again after each. A personal head (all that is trained
+    whole) is neither sent nor averaged. The ablations replace the gradient:
+    `hypergrad.alternating` leaves out the cross term, `hypergrad.simultaneous` updates both levels
+    at once. The record's loss is f_k(x, y+).
     """
     if inner_rate < 0:
         raise ValueError(

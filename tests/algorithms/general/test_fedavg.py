@@ -52,7 +52,7 @@ def test_clients_count_by_their_examples_or_as_the_given_mean_says(x64):
         trained.append(problem.start - 0.1 * problem.gradient(problem.start, x, y))
     for options, shares in (
         ({}, [2 / 8, 6 / 8]),
-        ({"mean": algorithms.combine.aggregate.uniform_mean}, [1 / 2, 1 / 2]),
+        ({"mean": algorithms.aggregate.uniform_mean}, [1 / 2, 1 / 2]),
     ):
         fed = fedavg(problem.task, ONE_STEP, client_optimizer=optax.sgd(0.1), **options)
         server, _, _ = oracle.rounds(fed, problem.world, [ids])
