@@ -1,6 +1,6 @@
 """What a run's losses, gradients and updates say of rank, measured on its folder.
 
-    from jaxfed import analyse, findings
+    from jaxfed.analysis import probe, tables
 
     found = probe.of_run(experiment, "runs/mine")  # the experiment that the run was begun with
     print(tables.tables(found))
@@ -9,24 +9,22 @@
 Nothing that a run needs is changed, and it may still be going on.
 """
 
-import contextlib
 import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from jaxfed.algorithm import Algorithm, Cohort, PyTree
-from jaxfed.analysis import gradients, operators, spectrum, updates
+from jaxfed.analysis import gradients, history, operators, spectrum, updates
 from jaxfed.analysis.tables import Analysis
 from jaxfed.combine import measure
 from jaxfed.lowrank.factors import Theta
-from jaxfed.simulation import checkpoint, engine, population, run_folder
+from jaxfed.simulation import engine, run_folder
 from jaxfed.simulation.experiment import Experiment, check_same
 
 PARTS: dict[str, Callable] = {
@@ -69,15 +67,6 @@ class Probe:
         return re.search(self.paths, path) is not None
 
 
-class Model(NamedTuple):
-    """A run as it was after one round."""
-
-    round: int
-    first: Any  # the server before the first round
-    server: Any
-    people: population.Population
-
-
 def _check(probe: Probe) -> None:
     """Raises ValueError if a probe cannot be made."""
     for name, low in {"depth": 1, "probes": 2, "top": 1, "batch": 1}.items():
@@ -109,15 +98,17 @@ def of_run(
     if why := run_folder.why_not_begun(directory):
         raise FileNotFoundError(why)
     check_same(e, run_folder.read_json(directory / "settings.json"))
-    machine, ids = engine.machine(), _ids(probe.clients, e.data.clients, e.cohort)
-    model = _restored(e, directory, probe.round, machine)
-    before, after = (_deployed(e.algorithm, server) for server in (model.first, model.server))
+    machine, ids = engine.machine(), history.ids_of(probe.clients, e.data.clients, e.cohort)
+    model = history.restored(e, directory, probe.round, machine)
+    before, after = (
+        history.deployed(e.algorithm, server) for server in (model.first, model.server)
+    )
     base, theta = PARTS[probe.part](*after)
     part = operators.only(base, theta, probe.chosen)
     parameters = sum(x.size for x in jax.tree.leaves(part[1]))
     held = max(1, ROOM // (4 * parameters * probe.depth))
     machine = dataclasses.replace(machine, chunk=held)
-    clients = _cohort(e, model, ids, machine)
+    clients = history.cohort_of(e, model, ids, machine)
     model.people.close()
 
     server, krylov = _of_server(e, part, probe)
@@ -142,69 +133,6 @@ def of_run(
         top=probe.top,
     )
     return jax.device_get(found)
-
-
-# ---------------------------------------------------------------------- the run as it was
-
-
-def _ids(asked: Sequence[int], population: int, cohort: int) -> np.ndarray:
-    if outside := [k for k in asked if not 0 <= k < population]:
-        raise ValueError(f"there is no client {outside[0]}; they run from 0 to {population - 1}")
-    if len(set(asked)) < len(asked):
-        raise ValueError(f"clients={tuple(asked)} names one twice; give each once")
-    if asked:
-        return np.asarray(asked, np.int32)
-    return np.linspace(0, population - 1, cohort).round().astype(np.int32)
-
-
-def _restored(e: Experiment, directory: Path, asked: int | None, machine: engine.Machine) -> Model:
-    """The run after the round asked for, or after that of its newest checkpoint."""
-    first = e.algorithm.init(jax.random.key(e.seed))
-    people = population.open_population(
-        e.algorithm.init_client,
-        lambda: first,
-        "auto",
-        clients=e.data.clients,
-        width=-(-e.cohort // len(machine.devices)) * len(machine.devices),
-        seed=e.seed,
-        machine=machine,
-        directory=directory / "clients",
-    )
-    with contextlib.closing(checkpoint.look_into(directory / "checkpoints")) as kept:
-        rounds = [0, *kept.rounds]
-        t = rounds[-1] if asked is None else asked
-        if t not in rounds:
-            raise ValueError(
-                f"{directory} has no checkpoint of round {t}; it has "
-                f"{', '.join(map(str, rounds[1:])) or 'none'}, and 0 is before the first round"
-            )
-        if t == 0:
-            return Model(0, first, first, people)
-        owed = np.zeros(e.data.clients, np.int64)
-        target = {"server": jax.eval_shape(lambda: first), "states": people.kinds, "owed": owed}
-        state, extra = kept.load(t, target)
-    people.restore(t, extra)
-    return Model(t, first, state["server"], people)
-
-
-def _deployed(algorithm: Algorithm, server: Any) -> tuple[PyTree, Theta]:
-    """(base, theta) of the server's model: what a client would run that was never drawn."""
-    base, theta = algorithm.deploy(server, algorithm.init_client(server, jax.random.key(0)))
-    if not isinstance(theta, Theta):
-        raise TypeError(f"theta is a {type(theta).__name__}; only a lowrank.Theta can be analysed")
-    return base, theta
-
-
-def _cohort(e: Experiment, model: Model, ids: np.ndarray, machine: engine.Machine) -> Cohort:
-    """These clients in the next round; the last one stands in the places that are left over."""
-    train, spare = e.data.train, -len(ids) % len(machine.devices)
-    weight = np.pad(train.count[ids] / train.count[ids].sum(), (0, spare))
-    ids = np.pad(ids, (0, spare), mode="edge")
-    plan = engine.Plan(
-        np.int32(model.round), ids, np.arange(len(ids)), train.start[ids], train.count[ids], weight
-    )
-    examples = engine.place(train.examples, machine)
-    return engine.cohort(model.people.states_of(ids), examples, plan, e.seed, train.most)
 
 
 # ---------------------------------------------------------------------- what is measured

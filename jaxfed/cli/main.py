@@ -75,7 +75,7 @@ def _is_sentence(error: Exception) -> bool:
     if isinstance(error, OSError | SyntaxError):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(last.filename).is_relative_to(Path(__file__).parent)
+    ours = Path(last.filename).is_relative_to(Path(__file__).parents[1])
     raised = ours and (last.line or "").startswith("raise ")
     known = isinstance(error, ValueError | TypeError | FloatingPointError)
     return known and (raised or last.filename in options.configs())

@@ -262,7 +262,7 @@ def test_a_damaged_best_is_an_error_and_no_other_model(folder):
 
 def python(code, *arguments):
     """A process of its own that imports as little as it can."""
-    header = "import sys, numpy as np; from jaxfed import checkpoint\n"
+    header = "import sys, numpy as np; from jaxfed.simulation import checkpoint\n"
     command = [sys.executable, "-c", header + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

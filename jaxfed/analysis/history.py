@@ -1,0 +1,83 @@
+"""A run as it was after one of its rounds, read from its folder without a change there."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxfed.algorithm import Algorithm, Cohort, PyTree
+from jaxfed.lowrank.factors import Theta
+from jaxfed.simulation import checkpoint, engine, population
+from jaxfed.simulation.experiment import Experiment
+
+
+class Model(NamedTuple):
+    """A run as it was after one round."""
+
+    round: int
+    first: Any  # the server before the first round
+    server: Any
+    people: population.Population
+
+
+def ids_of(asked: Sequence[int], population: int, cohort: int) -> np.ndarray:
+    if outside := [k for k in asked if not 0 <= k < population]:
+        raise ValueError(f"there is no client {outside[0]}; they run from 0 to {population - 1}")
+    if len(set(asked)) < len(asked):
+        raise ValueError(f"clients={tuple(asked)} names one twice; give each once")
+    if asked:
+        return np.asarray(asked, np.int32)
+    return np.linspace(0, population - 1, cohort).round().astype(np.int32)
+
+
+def restored(e: Experiment, directory: Path, asked: int | None, machine: engine.Machine) -> Model:
+    """The run after the round asked for, or after that of its newest checkpoint."""
+    first = e.algorithm.init(jax.random.key(e.seed))
+    people = population.open_population(
+        e.algorithm.init_client,
+        lambda: first,
+        "auto",
+        clients=e.data.clients,
+        width=-(-e.cohort // len(machine.devices)) * len(machine.devices),
+        seed=e.seed,
+        machine=machine,
+        directory=directory / "clients",
+    )
+    with contextlib.closing(checkpoint.look_into(directory / "checkpoints")) as kept:
+        rounds = [0, *kept.rounds]
+        t = rounds[-1] if asked is None else asked
+        if t not in rounds:
+            raise ValueError(
+                f"{directory} has no checkpoint of round {t}; it has "
+                f"{', '.join(map(str, rounds[1:])) or 'none'}, and 0 is before the first round"
+            )
+        if t == 0:
+            return Model(0, first, first, people)
+        owed = np.zeros(e.data.clients, np.int64)
+        target = {"server": jax.eval_shape(lambda: first), "states": people.kinds, "owed": owed}
+        state, extra = kept.load(t, target)
+    people.restore(t, extra)
+    return Model(t, first, state["server"], people)
+
+
+def deployed(algorithm: Algorithm, server: Any) -> tuple[PyTree, Theta]:
+    """(base, theta) of the server's model: what a client would run that was never drawn."""
+    base, theta = algorithm.deploy(server, algorithm.init_client(server, jax.random.key(0)))
+    if not isinstance(theta, Theta):
+        raise TypeError(f"theta is a {type(theta).__name__}; only a lowrank.Theta can be analysed")
+    return base, theta
+
+
+def cohort_of(e: Experiment, model: Model, ids: np.ndarray, machine: engine.Machine) -> Cohort:
+    """These clients in the next round; the last one stands in the places that are left over."""
+    train, spare = e.data.train, -len(ids) % len(machine.devices)
+    weight = np.pad(train.count[ids] / train.count[ids].sum(), (0, spare))
+    ids = np.pad(ids, (0, spare), mode="edge")
+    plan = engine.Plan(
+        np.int32(model.round), ids, np.arange(len(ids)), train.start[ids], train.count[ids], weight
+    )
+    examples = engine.place(train.examples, machine)
+    return engine.cohort(model.people.states_of(ids), examples, plan, e.seed, train.most)
