@@ -156,12 +156,9 @@ def _inlined(closed: core.ClosedJaxpr, inputs: Sequence, done: dict) -> list:
 
     for eqn in closed.jaxpr.eqns:
         given = [read(v) for v in eqn.invars]
-        if inside := CALLS.get(eqn.primitive.name):
-            called = eqn.params[inside]
-            if isinstance(called, core.ClosedJaxpr):
-                found = _inlined(called, given, done)
-            else:  # a checkpoint: what is not kept is made again on purpose
-                found = _inlined(core.ClosedJaxpr(called, ()), given, {})
+        if eqn.primitive.name in CALLS:
+            # A checkpoint computes again on purpose, so it shares no results.
+            found = _inlined(_inner(eqn), given, {} if eqn.primitive.name == "remat2" else done)
         else:
             found = _once(eqn, given, done)
         values |= zip(eqn.outvars, found, strict=True)
@@ -189,8 +186,15 @@ def _hashable(key: Any) -> bool:
 
 
 def _identity(value: Any) -> Any:
-    """What is the same for the same input: itself, or of a number written out what is written."""
+    """A key that is equal for equal inputs: a tracer's id, or a literal's repr."""
     return id(value) if isinstance(value, jax.core.Tracer) or np.shape(value) else repr(value)
+
+
+def _inner(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
+    """The one traced function among an equation's parameters, whatever its name is."""
+    kinds = core.ClosedJaxpr, core.Jaxpr  # one class from JAX 0.12 on
+    (inner,) = (value for value in eqn.params.values() if isinstance(value, kinds))
+    return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
 
 
 def _turns(eqn: core.JaxprEqn) -> bool:
@@ -226,8 +230,18 @@ def _values(jaxpr: core.Jaxpr, known: Known, wanted: list, n: int) -> list | Non
 
 
 def _scan(eqn: core.JaxprEqn, values: Callable, n: int) -> Count:
-    body = _count(eqn.params["jaxpr"], _of_consts(eqn, values, 0, eqn.params["num_consts"]), n)
-    return body.times(eqn.params["length"])
+    """The count of one step, times its length.
+
+    A step's inputs are constants, carried values, and a slice of each stacked input; its outputs
+    are carried values, and a slice of each stacked output. Shapes show which are slices.
+    """
+    body = _inner(eqn)
+
+    def whole(variables: Sequence, avals: Sequence) -> int:
+        return sum(v.aval.shape == a.shape for v, a in zip(variables, avals, strict=True))
+
+    constants = whole(eqn.invars, body.in_avals) - whole(eqn.outvars, body.out_avals)
+    return _count(body, _of_consts(eqn, values, 0, constants), n).times(eqn.params["length"])
 
 
 def _cond(eqn: core.JaxprEqn, values: Callable, n: int) -> Count:
@@ -321,11 +335,5 @@ RULES = {
     "custom_linear_solve": _linear_solve,
 }
 
-# {operation: which parameter is what it calls}
-CALLS = {
-    "jit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "remat2": "jaxpr",
-}
+# Operations that only call another traced function.
+CALLS = {"jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2"}

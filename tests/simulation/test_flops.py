@@ -52,6 +52,11 @@ def growing(n, x):
     )[2]
 
 
+def constants_carried_and_slices(n, x):
+    """A scan whose constant n is the length of a loop in each of 4 steps."""
+    return jax.lax.scan(lambda y, z: (power(n, y), z @ x), x, jnp.stack([x] * 4))
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "products"),
     [
@@ -69,6 +74,7 @@ def growing(n, x):
         (lambda n, x: jax.lax.cond(n > 5, until_small, lambda x: x @ x, x), (3,), 1),
         (lambda x: x @ x + power(3, jax.jit(jnp.matmul)(x, x)), (), 1 + 3),  # one is made once
         (lambda x: jax.lax.scan(lambda y, _: (y @ x, x @ y), x, length=4)[0], (), 4),
+        (constants_carried_and_slices, (3,), 4 * (3 + 1)),
     ],
 )
 def test_a_loop_counts_as_often_as_it_runs(function, arguments, products):
@@ -133,7 +139,7 @@ ALGORITHMS = {
             lora(2),
             work,
             rank=1,
-            alpha=0.1,
+            inner_rate=0.1,
             upper_optimizer=SGD,
             keep_moments=False,
             personal_head=False,
