@@ -85,7 +85,7 @@ def experiment(clients: int, rounds: int) -> jaxfed.Experiment:
         preprocess=lambda x, _: x / 255.0,
     )
     return jaxfed.Experiment(
-        learned, found, personal(learned), rounds=rounds, cohort=COHORT, evaluate_every=0
+        found, personal(learned), rounds=rounds, cohort=COHORT, evaluate_every=0
     )
 
 

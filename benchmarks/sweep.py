@@ -73,8 +73,9 @@ class Cell(NamedTuple):
 class Program(NamedTuple):
     cell: Cell
     init: Callable  # seed -> server
-    step: Callable  # (server, examples, plan, seed, rate) -> (server, broadcast bytes)
+    step: Callable  # (server, examples, plan, seed, rate) -> server
     wire: ledger.Wire
+    broadcast: Callable  # (server, t) -> bytes
 
 
 # ---------------------------------------------------------------------- problems
@@ -195,8 +196,7 @@ def experiment(problem: Problem, cell: Cell, seed: int) -> Experiment:
     parts = partition.iid(len(problem.train["label"]), cell.clients, seed=seed)
     data = federate(sources.Source(problem.train, problem.test), parts, seed=seed)
     made = algorithm(problem, cell, 1.0)
-    of_method = problem.task(cell.method)
-    return Experiment(of_method, data, made, rounds=cell.rounds, cohort=cell.cohort, seed=seed)
+    return Experiment(data, made, rounds=cell.rounds, cohort=cell.cohort, seed=seed)
 
 
 def program(problem: Problem, cell: Cell, chunk: int) -> Program:
@@ -213,14 +213,13 @@ def program(problem: Problem, cell: Cell, chunk: int) -> Program:
     @jax.jit
     def step(server, examples, plan, seed, rate):
         fed = algorithm(problem, cell, rate)
-        server, _, told = engine.rounds(fed, verb, seed, train.most)(server, (), examples, plan)
-        return server, told.get("broadcast", jnp.zeros(1, jnp.int32))[0]
+        return engine.rounds(fed, verb, seed, train.most)(server, (), examples, plan)[0]
 
     plan = jax.tree.map(lambda x: x[0], participation.make(first, 1, range(1)))
     drawn = partial(engine.cohort, seed=0, most=train.most)
     cohort = jax.eval_shape(drawn, (), train.examples, plan)
-    wire = ledger.wire(first.algorithm, jax.eval_shape(init, 0), cohort)
-    return Program(cell, init, step, wire)
+    wire, _ = ledger.most(first.algorithm, jax.eval_shape(init, 0), cohort)
+    return Program(cell, init, step, wire, first.algorithm.broadcast)
 
 
 def rounds(
@@ -238,9 +237,9 @@ def rounds(
     yield 0, server, sent
     for t in range(cell.rounds):
         plan = participation.make(made, 1, range(t, t + 1))
-        server, broadcast = program.step(server, examples, plan, seed, rate)
+        server = program.step(server, examples, plan, seed, rate)
         sent += cell.cohort * sum(program.wire)
-        sent += int(broadcast) * (cell.clients - cell.cohort)
+        sent += program.broadcast(server, t) * (cell.clients - cell.cohort)
         yield t + 1, server, sent
 
 

@@ -82,6 +82,4 @@ def experiment(
         )
     else:
         algorithm = fedavg(digits, work, client_optimizer=optimizer)
-    return Experiment(
-        digits, data, algorithm, rounds=rounds, cohort=cohort, seed=seed, evaluate_every=10
-    )
+    return Experiment(data, algorithm, rounds=rounds, cohort=cohort, seed=seed, evaluate_every=10)

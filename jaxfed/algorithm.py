@@ -6,54 +6,28 @@ is in optax. The engine lends it one verb,
     reply = for_each_client(client, base, message, cohort)
 
 which runs the client's procedure `client(base, message, k) -> Reply` for every client `k` of the
-cohort at once, and stacks what comes back: each leaf of `reply` has a leading axis [K].
+cohort at once and stacks the replies: each leaf of `reply` has a leading axis [K].
 
 The wire is a value. `base` is on every client already; `message` is what the server sends in this
 round; `reply.upload` is what the clients send back; nothing else crosses, so the bytes of a round
-are the bytes of these two. Two exchanges in a round are two calls.
+are the bytes of these two. Where fewer bytes cross than the arrays hold (a mask, a rank, a
+compressor), the client declares them in `Reply.received` and `Reply.sent`. A round with two
+exchanges calls the verb twice.
 
 A `client` closes over hyperparameters, never over arrays: arrays travel in base, message and k.
-FedAvg (algorithms/fedavg.py) is the shortest complete example.
+FedAvg (algorithms/general/fedavg.py) is the shortest complete example.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+from jax.extend import core
 
 PyTree: TypeAlias = Any
 Leaf: TypeAlias = Any  # a jax.Array; or, in a tree of the same form, its shape or its axis
-
-
-class Algorithm(NamedTuple):
-    """Four pure functions; `server` is a NamedTuple with at least the fields base and theta.
-
-    What follows them are facts, of which most algorithms need none.
-    """
-
-    init: Callable[[jax.Array], Any]
-    """key -> server: what the server keeps."""
-
-    init_client: Callable[[Any, jax.Array], PyTree]
-    """(server, key) -> state: what one client keeps between rounds; () if nothing.
-
-    The first one: of the server as it was before the first round, and a key of the client's own."""
-
-    run_round: Callable[[Any, "Cohort", Callable], tuple[Any, PyTree, dict]]
-    """(server, cohort, for_each_client) -> (server, states [K, ...], metrics).
-
-    Metrics are a flat dict of scalars, or of one number a client [K]."""
-
-    deploy: Callable[[Any, PyTree], tuple[PyTree, PyTree]]
-    """(server, state) -> (base, theta): the model that this client would run at test time."""
-
-    clients: int | None = None
-    """The size of the population that it was made for, with one setting each; None: of any."""
-
-    sends_change: bool = True
-    """Whether an upload, or its field theta, is the client's change of the theta it was sent."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("examples", "start"), meta_fields=("most",))
@@ -72,7 +46,7 @@ class Data:
 
 
 class Cohort(NamedTuple):
-    """The clients of one round; leading axis [K] unless said otherwise.
+    """The clients of one round; leading axis [K] unless stated otherwise. No place is padding.
 
     Inside `client(base, message, k)`, `k` is one client's slice of it.
     """
@@ -92,7 +66,162 @@ class Reply(NamedTuple):
 
     upload: PyTree  # goes over the wire to the server
     state: PyTree  # stays with the client
-    metrics: dict  # scalars, for the record only
+    metrics: dict  # {name: scalar}, for the record only
+    received: PyTree = None
+    """Bytes that the client receives, as a tree of integers that add up; None: all of the message.
+
+    Each is below 2^31 and may be traced."""
+    sent: PyTree = None
+    """Bytes that the client sends, likewise; None: all of the upload."""
+
+
+Client: TypeAlias = Callable[[PyTree, PyTree, Cohort], Reply]
+
+
+class ForEachClient(Protocol):
+    """The verb that a round is lent: runs a client's procedure for every client of a cohort."""
+
+    def __call__(self, client: Client, base: PyTree, message: PyTree, cohort: Cohort) -> Reply:
+        """The replies of all clients, stacked: leaves [K, ...]."""
+
+
+def no_broadcast(server: PyTree, t: int) -> int:
+    """Zero bytes: nothing but the round's message reaches clients."""
+    return 0
+
+
+class Algorithm(NamedTuple):
+    """Four pure functions; `server` is a NamedTuple with at least the fields base and theta.
+
+    The task is the one that the algorithm was made for. The fields after it are facts about the
+    algorithm; most algorithms need none of them.
+    """
+
+    init: Callable[[jax.Array], Any]
+    """key -> server: what the server keeps."""
+
+    init_client: Callable[[Any, jax.Array], PyTree]
+    """(server, key) -> state: what one client keeps between rounds; () if nothing.
+
+    It gets the server as it was before the first round, and a key of the client's own."""
+
+    run_round: Callable[[Any, Cohort, ForEachClient], tuple[Any, PyTree, dict]]
+    """(server, cohort, for_each_client) -> (server, states [K, ...], metrics).
+
+    Metrics are a flat dict of scalars, or of one number a client [K]; hand on `reply.metrics`.
+    Names in RESERVED are the record's own and are refused."""
+
+    deploy: Callable[[Any, PyTree], tuple[PyTree, PyTree]]
+    """(server, state) -> (base, theta): the model that this client would run at test time."""
+
+    task: Any = None
+    """The Task (jaxfed.tasks) whose model it trains, for evaluation."""
+
+    broadcast: Callable[[PyTree, int], int] = no_broadcast
+    """(server, t) -> bytes that every client, drawn or not, must receive before round t (from 0).
+
+    Computed on the host; the server may be shapes. A merge into the base costs its factors."""
+
+    clients: int | None = None
+    """The size of the population that it was made for, with one setting each; None: of any."""
+
+    sends_change: bool = True
+    """True if clients upload a change of theta (trained minus received), or a tree with one."""
+
+
+# ---------------------------------------------------------------------- what the engine notes
+
+ACCOUNT = "account"
+"""The name among a round's metrics under which the engine's own notes travel."""
+
+RESERVED = frozenset(
+    {
+        ACCOUNT,
+        "accuracy",
+        "broadcast",
+        "clients",
+        "down",
+        "finite",
+        "personal",
+        "round",
+        "seconds",
+        "skipped",
+        "test_loss",
+        "up",
+    }
+)
+"""Names that a record gives meaning to; no metric may have them."""
+
+
+class Account(NamedTuple):
+    """What the engine notes of each client of a round [K]."""
+
+    finite: Leaf  # bool: its upload and metrics are finite
+    skipped: Leaf  # bool: a guard left it out
+    down: Leaf  # int32 [K, 2]: bytes that it received, as trees.byte_count has them
+    up: Leaf  # likewise, bytes that it sent
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises ValueError if one of these names of metrics is reserved."""
+    if taken := sorted(RESERVED & set(names)):
+        raise ValueError(
+            f"the metric {taken[0]!r} has a name that records use themselves; rename it, "
+            f"for example to 'train_{taken[0]}'. Reserved are {', '.join(sorted(RESERVED))}"
+        )
+
+
+# ---------------------------------------------------------------------- for those who wrap it
+
+
+def overheard(for_each_client: ForEachClient, hear: Callable[..., Reply]) -> ForEachClient:
+    """The verb, with every exchange's replies replaced by hear(reply, message, cohort)."""
+
+    def verb(client, base, message, cohort):
+        return hear(for_each_client(client, base, message, cohort), message, cohort)
+
+    return verb
+
+
+class Exchange(NamedTuple):
+    """One call of the verb, as shapes."""
+
+    message: PyTree
+    reply: Reply  # leaves [K, ...]
+    conditional: bool  # inside lax.cond, scan or another trace: it may run never or often
+
+
+def exchanges(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[Exchange]:
+    """The exchanges of a round. Nothing is computed; server and cohort may be shapes.
+
+    An exchange inside lax.cond is listed once for each branch that has it.
+    """
+    listed: list[Exchange] = []
+
+    def shapes(tree):
+        return jax.eval_shape(lambda x: x, tree)
+
+    def run(server, cohort):
+        trace = core.get_opaque_trace_state()
+
+        def hear(reply, message, cohort):
+            conditional = core.get_opaque_trace_state() != trace
+            listed.append(Exchange(shapes(message), shapes(reply), conditional))
+            return reply
+
+        return algorithm.run_round(server, cohort, overheard(mapped, hear))
+
+    def mapped(client, base, message, cohort):
+        return jax.vmap(client, in_axes=(None, None, axes(cohort)))(base, message, cohort)
+
+    jax.eval_shape(run, server, cohort)
+    return listed
+
+
+def upload_shapes(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[PyTree]:
+    """The shapes of what one client uploads in each exchange of a round."""
+    uploads = [each.reply.upload for each in exchanges(algorithm, server, cohort)]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), uploads)
 
 
 def axes(cohort: Cohort) -> Cohort:
@@ -103,8 +232,13 @@ def axes(cohort: Cohort) -> Cohort:
 
 def client_slice(cohort: Cohort, i: int) -> Cohort:
     """Client i of a cohort, as its procedure sees it."""
+    return on_axis(lambda a: a[i], cohort)
+
+
+def on_axis(function: Callable, cohort: Cohort) -> Cohort:
+    """The cohort with `function` applied to the arrays that run over clients."""
     return jax.tree.map(
-        lambda axis, part: jax.tree.map(lambda a: a[i], part) if axis == 0 else part,
+        lambda axis, part: part if axis is None else jax.tree.map(function, part),
         axes(cohort),
         cohort,
         is_leaf=lambda x: x is None,

@@ -12,7 +12,7 @@ import jax
 import optax
 
 from jaxfed import lowrank
-from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithm import Algorithm, Client, PyTree
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task
 
@@ -23,17 +23,20 @@ class Server(NamedTuple):
 
 
 def averaging(
-    init: Callable[[jax.Array], tuple[PyTree, PyTree]],
-    client: Callable,
+    task: Task,
+    client: Client,
     *,
     init_client: Callable,
     deploy: Callable,
     mean: Callable[[PyTree, jax.Array], PyTree],
+    init: Callable[[jax.Array], tuple[PyTree, PyTree]] | None = None,
 ) -> Algorithm:
     """FedAvg's server around clients that keep something: theta <- theta + mean_k upload_k.
 
-    `init` gives (base, theta) from a key. `client(base, theta, k)` uploads its change of theta.
+    `client(base, theta, k)` uploads its change of theta. `init` gives (base, theta) from a key; by
+    default it is the task's.
     """
+    begin = task.init if init is None else init
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
@@ -41,12 +44,12 @@ def averaging(
         theta = optax.tree.add(server.theta, delta)
         return server._replace(theta=theta), reply.state, reply.metrics
 
-    return Algorithm(lambda key: Server(*init(key)), init_client, run_round, deploy)
+    return Algorithm(lambda key: Server(*begin(key)), init_client, run_round, deploy, task)
 
 
 def two_adapters(
     task: Task,
-    client: Callable,
+    client: Client,
     *,
     rank: int,
     alpha: float | None,
@@ -67,7 +70,7 @@ def two_adapters(
     def deploy(server, own):
         return server.base, join(server.theta, own)
 
-    return averaging(task.init, client, init_client=init_client, deploy=deploy, mean=mean)
+    return averaging(task, client, init_client=init_client, deploy=deploy, mean=mean)
 
 
 def mixture(

@@ -1,7 +1,10 @@
 """Facts about trees of arrays: how many bytes and numbers, which shapes, under which paths."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfed.algorithm import PyTree
 
@@ -18,3 +21,44 @@ def size(tree: PyTree) -> int:
 def shapes(tree: PyTree) -> PyTree:
     """The tree with shapes and types in place of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype), tree)
+
+
+DIGIT = 30  # bits of a digit: sums of two digits fit into an int32
+
+
+def byte_count(tree: PyTree, declared: PyTree = None) -> jax.Array:
+    """The bytes of a tree as two digits, int32 [2]: n = 2^30 first + second.
+
+    With `declared`, the sum of its leaves instead: integers that may be traced, each below 2^31.
+    An int32 alone would end at 2 GiB.
+    """
+    high, low = divmod(nbytes(tree), 2**DIGIT) if declared is None else (0, 0)
+    for piece in jax.tree.leaves(declared):
+        if not isinstance(piece, int) and not jnp.issubdtype(jnp.asarray(piece).dtype, jnp.integer):
+            raise TypeError(f"declared bytes are {jnp.asarray(piece).dtype}; give integers")
+        if isinstance(piece, int) and piece >= 2**31:
+            raise ValueError(f"declared bytes {piece} do not fit an int32; declare them in pieces")
+        low = low + (piece & (2**DIGIT - 1))
+        high, low = high + (piece >> DIGIT) + (low >> DIGIT), low & (2**DIGIT - 1)
+    return jnp.stack([jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32)])
+
+
+def nbytes_if(condition: jax.Array, tree: PyTree) -> PyTree:
+    """The bytes of each leaf, or zero where a scalar condition fails: to declare what crosses."""
+    return jax.tree.map(lambda x: jnp.where(condition, x.nbytes, 0), tree)
+
+
+def added(counts: Sequence[jax.Array]) -> jax.Array:
+    """The sum of byte counts [..., 2], again in two digits."""
+    total, *more = counts
+    for count in more:
+        low = total[..., 1] + count[..., 1]
+        high = total[..., 0] + count[..., 0] + (low >> DIGIT)
+        total = jnp.stack([high, low & (2**DIGIT - 1)], axis=-1)
+    return total
+
+
+def as_number(count: np.ndarray) -> np.ndarray:
+    """Byte counts [..., 2] in two digits as int64 [...], on the host."""
+    count = np.asarray(count, np.int64)
+    return count[..., 0] * 2**DIGIT + count[..., 1]

@@ -137,7 +137,6 @@ def experiment(
         merges = every[0] if len(every) == 1 else every
         algorithm = combine.accumulate(algorithm, every=merges, restart=getattr(restarts, restart))
     return Experiment(
-        classifier,
         federate(source, parts, personal_fraction=hold_out, seed=seed),
         algorithm,
         rounds=rounds,

@@ -84,7 +84,6 @@ def experiment(
     if method == "fedloru":
         algorithm = combine.accumulate(algorithm, every=every, restart=getattr(restarts, restart))
     return Experiment(
-        classifier,
         federate(source, parts, personal_fraction=0.1, seed=seed),
         algorithm,
         rounds=rounds,

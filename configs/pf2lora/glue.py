@@ -178,7 +178,6 @@ def experiment(
     rounds = ROUNDS[task] if rounds is None else rounds
     each = local_steps if method == "centralised" else 1  # its rounds are single steps
     return Experiment(
-        classifier,
         federate(source, parts, personal_parts=personal_parts),
         _algorithm(
             method,

@@ -104,7 +104,6 @@ def experiment(
             gradient=GRADIENTS[method],
         )
     return Experiment(
-        least_squares,
         data,
         algorithm,
         rounds=rounds,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import jax
 
-from jaxfed.algorithm import Algorithm, Cohort, PyTree
+from jaxfed.algorithm import Algorithm, Cohort, PyTree, overheard
 from jaxfed.analysis import gradients, history, operators, spectrum, updates
 from jaxfed.analysis.tables import Analysis
 from jaxfed.combine import measure
@@ -234,17 +234,15 @@ def _updates(
     Of a round with several exchanges, the last counts. What are no changes of theta are compared
     as they were sent.
     """
-    verb = engine.for_each_client(machine)
 
     def run(server, clients):
         crossed = []
 
-        def recorded(client, base, message, cohort):
-            reply = verb(client, base, message, cohort)
+        def hear(reply, message, cohort):
             crossed.append((message, reply.upload))
             return reply
 
-        algorithm.run_round(server, clients, recorded)
+        algorithm.run_round(server, clients, overheard(engine.for_each_client(machine), hear))
         message, upload = crossed[-1]
         first = jax.tree.map(lambda x: x[:count], upload)
         if not algorithm.sends_change:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithm import Algorithm, PyTree, overheard
 from jaxfed.lowrank.factors import Factors, Theta
 
 
@@ -79,12 +79,12 @@ def with_discrepancy(
     def run_round(server, cohort, for_each_client):
         found = []
 
-        def measured(client, base, message, cohort):
-            reply = for_each_client(client, base, message, cohort)
+        def hear(reply, message, cohort):
             found.append(discrepancy(trained(message, reply.upload), cohort.weight))
             return reply
 
-        server, states, metrics = algorithm.run_round(server, cohort, measured)
+        verb = overheard(for_each_client, hear)
+        server, states, metrics = algorithm.run_round(server, cohort, verb)
         return server, states, {**metrics, "discrepancy": found[-1]}
 
     return algorithm._replace(run_round=run_round)

@@ -1,11 +1,14 @@
 """FedLoRU's merge around any algorithm: factors are folded into the base every tau rounds."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxfed import trees
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.lowrank.factors import Theta
 
@@ -40,18 +43,18 @@ def accumulate(
     The merge that is due after round t is made at the start of round t + 1, before anything is
     sent: so the model that is evaluated after round t is the one that was aggregated in it, as in
     the authors' code, and no merge trails after the last round. Optimizer moments and control
-    variates of the algorithm inside are carried across a merge. The metric `broadcast` is the
-    bytes that every client, drawn or not, must receive for a merge to be known to all.
+    variates of the algorithm inside are carried across a merge. A merge is broadcast: every client,
+    drawn or not, must receive the factors that were merged.
     """
-    if isinstance(every, int) and every < 1:
+    cycle = operator.index(every) if isinstance(every, int | np.integer) else None
+    listed = _rounds(every) if isinstance(every, Sequence) else ()
+    if cycle is not None and cycle < 1:
         raise ValueError(f"every={every} is no cycle; merge every 1 round or more")
-    if not isinstance(every, int) and (not every or min(every) < 1):
-        raise ValueError(f"every={every}: give the rounds, from 1, after which to merge")
 
     def due(done):  # rounds done before this one
-        if isinstance(every, int):
-            return (done > 0) & (done % every == 0)
-        return jnp.any(done == jnp.asarray(every))
+        if cycle is not None:
+            return (done > 0) & (done % cycle == 0)
+        return jnp.any(done == jnp.asarray(listed))
 
     def init(key):
         inner = algorithm.init(key)
@@ -71,13 +74,27 @@ def accumulate(
         )
         inner = inner._replace(base=base, theta=theta)
         inner, states, metrics = algorithm.run_round(inner, cohort, for_each_client)
-        size = sum(x.nbytes for x in jax.tree.leaves(theta.factors))
-        broadcast = jnp.where(merging, jnp.int32(size), 0)
-        return Accumulated(inner, start), states, {**metrics, "broadcast": broadcast}
+        return Accumulated(inner, start), states, metrics
+
+    def broadcast(server, t):
+        merging = t in listed if cycle is None else t > 0 and t % cycle == 0
+        size = trees.nbytes(server.theta.factors) if merging else 0
+        return size + algorithm.broadcast(server.inner, t)
 
     return algorithm._replace(
         init=init,
         init_client=lambda server, key: algorithm.init_client(server.inner, key),
         run_round=run_round,
+        broadcast=broadcast,
         deploy=lambda server, state: algorithm.deploy(server.inner, state),
     )
+
+
+def _rounds(every: Sequence[int]) -> tuple[int, ...]:
+    """A list of rounds to merge after, checked."""
+    whole = all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in every)
+    if not len(every) or not whole or min(every) < 1:
+        raise ValueError(
+            f"every={every}: give the rounds, whole numbers from 1, after which to merge"
+        )
+    return tuple(int(t) for t in every)

@@ -5,7 +5,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +81,15 @@ def norm(f: Factors) -> jax.Array:
     return abs(f.scale) * jnp.sqrt(jnp.maximum(squared, 0))  # rounding may leave it below
 
 
-def nbytes(theta: Theta, rank: jax.Array) -> jax.Array:
-    """Bytes of the weights trained whole, and of `rank` components of each layer's factors."""
-    each = sum((f.a.nbytes + f.b.nbytes) // f.rank for f in theta.factors.values())
-    return jnp.int32(sum(w.nbytes for w in theta.full.values()) + each * rank)
+def nbytes(theta: Theta, rank: jax.Array) -> dict[str, Any]:
+    """{path: bytes} of the weights trained whole and of `rank` components of each layer's factors.
+
+    Declares what crosses the wire where a client has fewer components than the arrays hold.
+    """
+    whole = {p: w.nbytes for p, w in theta.full.items()}
+    return whole | {
+        p: rank * ((f.a.nbytes + f.b.nbytes) // f.rank) for p, f in theta.factors.items()
+    }
 
 
 def merge(base: Mapping[str, jax.Array], theta: Theta) -> dict[str, jax.Array]:

@@ -10,18 +10,20 @@ The engine knows no algorithm, model or data set, and the meaning of no leaf.
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxfed import algorithm as contract
-from jaxfed.algorithm import Algorithm, Cohort, Data, Leaf, PyTree
+from jaxfed import trees
+from jaxfed.algorithm import Account, Algorithm, Cohort, Data, ForEachClient, Leaf, PyTree
 
 AXIS = "devices"
 
@@ -65,40 +67,58 @@ def machine(devices: int | None = None, chunk: int | None = None) -> Machine:
     return Machine(tuple(found[:devices]), chunk)
 
 
-def for_each_client(machine: Machine, *, uniform: bool = False) -> Callable:
+def for_each_client(machine: Machine, *, uniform: bool = False) -> ForEachClient:
     """The verb on this machine: (client, base, message, cohort) -> Reply with leaves [K, ...].
 
-    K must divide over the devices. `uniform` promises that all clients have equally many examples:
-    then the loop over local steps has one length for all, and freezes nobody.
-    The metric `finite` [K] tells whose reply is finite throughout.
+    Any K will do: places are filled up to a multiple of the devices, and nothing of them comes
+    back. `uniform` promises that all clients have equally many examples: then every client runs the
+    same number of local steps, and none idles while another finishes. Each reply's Account is among
+    its metrics. Raises ValueError for a metric whose name is reserved.
     """
 
     def verb(client, base, message, cohort):
         _check_closure(client)
+        clients, devices = cohort.id.shape[0], len(machine.devices)
+        cohort = _filled_up(cohort, -clients % devices)
         axes = contract.axes(cohort)
         if uniform:
             cohort, axes = cohort._replace(count=cohort.count[0]), axes._replace(count=None)
-        mapped = partial(_map_clients, partial(_checked, client), axes, machine.chunk)
-        devices = len(machine.devices)
+        mapped = partial(_map_clients, partial(noted, client), axes, machine.chunk)
         if devices == 1:
-            return mapped(base, message, cohort)
-        if machine.several_processes:
+            reply = mapped(base, message, cohort)
+        elif machine.several_processes:
             specs = _specs(axes, cohort)
-            return jax.shard_map(
+            reply = jax.shard_map(
                 mapped,
                 mesh=machine.mesh,
                 in_specs=(PartitionSpec(), PartitionSpec(), specs),
                 out_specs=PartitionSpec(AXIS),
                 check_vma=False,  # else gradients of replicated inputs are summed over devices
             )(base, message, cohort)
-        split = _on_axis(axes, lambda x: x.reshape(devices, -1, *x.shape[1:]), cohort)
-        parallel = jax.pmap(
-            mapped, in_axes=(None, None, axes), axis_name=AXIS, devices=list(machine.devices)
-        )
-        reply = parallel(base, message, split)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), reply)
+        else:
+            split = _on_axis(axes, lambda x: x.reshape(devices, -1, *x.shape[1:]), cohort)
+            parallel = jax.pmap(
+                mapped, in_axes=(None, None, axes), axis_name=AXIS, devices=list(machine.devices)
+            )
+            reply = jax.tree.map(
+                lambda x: x.reshape(-1, *x.shape[2:]), parallel(base, message, split)
+            )
+        return reply if clients % devices == 0 else jax.tree.map(lambda x: x[:clients], reply)
 
     return verb
+
+
+def _filled_up(cohort: Cohort, spare: int) -> Cohort:
+    """The cohort with `spare` more places at its end: the first client again, without examples."""
+    if not spare:
+        return cohort
+
+    def longer(x):
+        return jnp.concatenate([x, jnp.broadcast_to(x[:1], (spare, *x.shape[1:]))])
+
+    real = jnp.arange(len(cohort.count) + spare) < len(cohort.count)
+    filled = contract.on_axis(longer, cohort)
+    return filled._replace(count=jnp.where(real, filled.count, 0))
 
 
 def _on_axis(axes: Cohort, function: Callable, cohort: Cohort) -> Cohort:
@@ -145,11 +165,19 @@ def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort)
     return jax.lax.map(rejoin, mapped, batch_size=chunk)
 
 
-def _checked(client, base, message, k):
+def noted(client, base, message, k):
+    """The client's reply, with its Account among the metrics."""
     reply = client(base, message, k)
+    contract.check_names(reply.metrics)
     flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((reply.upload, reply.metrics))]
-    finite = jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
-    return reply._replace(metrics={**reply.metrics, "finite": finite})
+    account = Account(
+        finite=jnp.all(jnp.stack(flags)) if flags else jnp.array(True),
+        skipped=jnp.array(False),
+        down=trees.byte_count(message, reply.received),
+        up=trees.byte_count(reply.upload, reply.sent),
+    )
+    metrics = {**reply.metrics, contract.ACCOUNT: account}
+    return reply._replace(metrics=metrics, received=None, sent=None)
 
 
 def _check_closure(client: Callable) -> None:
@@ -166,10 +194,7 @@ def _check_closure(client: Callable) -> None:
 
 
 class Plan(NamedTuple):
-    """Who is drawn, for R rounds at once; made by the host from (seed, round) alone.
-
-    K clients a round; a padded place has `weight` zero and a `slot` beyond all states.
-    """
+    """Who is drawn, for R rounds at once; made by the host from (seed, round) alone."""
 
     round: Leaf  # [R]
     id: Leaf  # [R, K]
@@ -179,17 +204,17 @@ class Plan(NamedTuple):
     weight: Leaf  # [R, K] its share in the average; they sum to one in a round
 
 
-def rounds(algorithm: Algorithm, verb: Callable, seed: int, most: int) -> Callable:
+def rounds(algorithm: Algorithm, verb: ForEachClient, seed: int, most: int) -> Callable:
     """(server, states, examples, plan) -> (server, states, metrics [R, ...]): R rounds in one call.
 
     Not jitted yet; see `compiled`. All randomness comes from (seed, round, client id) by fold_in,
-    and none of it is kept, so a round is a function of its number.
+    and none of it is kept, so a round is a function of its number. The metrics have an Account.
     """
 
     def one_round(examples, carry, plan):
         server, states = carry
         here = cohort(states, examples, plan, seed, most)
-        server, new, metrics = algorithm.run_round(server, here, verb)
+        server, new, metrics = _accounted(algorithm, server, here, verb)
         states = jax.tree.map(lambda s, n: s.at[plan.slot].set(n, mode="drop"), states, new)
         return (server, states), metrics
 
@@ -202,6 +227,51 @@ def rounds(algorithm: Algorithm, verb: Callable, seed: int, most: int) -> Callab
         return *carry, metrics
 
     return run
+
+
+def _accounted(algorithm: Algorithm, server: Any, cohort: Cohort, verb: ForEachClient) -> tuple:
+    """run_round's results, with the Account of all its exchanges among the metrics.
+
+    An exchange that run_round calls itself is noted here, whatever it hands on. One inside
+    lax.cond, scan or jit has values that live only there: its account must come back in the
+    metrics. So of the branches of a cond, the one that runs is counted.
+    """
+    direct: list[Account] = []
+    inside = []
+    trace = core.get_opaque_trace_state()
+
+    def hear(reply, message, cohort):
+        if core.get_opaque_trace_state() == trace:
+            direct.append(reply.metrics[contract.ACCOUNT])
+        else:
+            inside.append(message)
+        return reply
+
+    server, states, metrics = algorithm.run_round(server, cohort, contract.overheard(verb, hear))
+    own = {name: value for name, value in metrics.items() if name != contract.ACCOUNT}
+    contract.check_names(own)
+    returned = metrics.get(contract.ACCOUNT)
+    if inside and (returned is None or any(returned.down is account.down for account in direct)):
+        raise TypeError(
+            "an exchange inside lax.cond, scan or jit must hand on its reply.metrics, and "
+            "run_round must return them: its bytes are counted from there"
+        )
+    counted = [*direct, returned] if inside and returned is not None else direct
+    return server, states, {**own, contract.ACCOUNT: _total(counted, returned)}
+
+
+def _total(counted: Sequence[Account], returned: Account | None) -> Account:
+    """One Account of several exchanges; whom a guard left out is in the one that was returned."""
+    if not counted:
+        raise TypeError("run_round made no exchange: call for_each_client at least once")
+    skipped = counted[-1].skipped if returned is None else returned.skipped
+    finite = [account.finite | skipped for account in counted]
+    return Account(
+        finite=jnp.all(jnp.stack(finite), axis=0),
+        skipped=skipped,
+        down=trees.added([account.down for account in counted]),
+        up=trees.added([account.up for account in counted]),
+    )
 
 
 def cohort(states: PyTree, examples: PyTree, plan: Plan, seed: int, most: int) -> Cohort:
@@ -260,18 +330,21 @@ def largest(value: float, machine: Machine) -> float:
 
 
 def deal(count: np.ndarray, devices: int) -> np.ndarray:
-    """An order [K'] of a cohort's places, K' the next multiple of `devices`; -1 marks padding.
+    """An order [K] of a cohort's places: one block of ceil(K / devices) for each device.
 
-    Each device gets one block. Clients are dealt by size, largest first, back and forth over the
-    devices, so that blocks cost the same, and stand by size in each block, so that a chunk holds
-    clients of like size and unequal clients cost what they have.
+    Clients are dealt by size, largest first, back and forth over the devices, so that blocks cost
+    the same, and stand by size in each block, so that a chunk holds clients of like size and
+    unequal clients cost what they have. If K does not divide, the last blocks are short.
     """
     width = -(-len(count) // devices)
-    by_size = np.concatenate(
-        [np.argsort(-count, kind="stable"), np.full(width * devices - len(count), -1)]
-    ).reshape(width, devices)
-    by_size[1::2] = by_size[1::2, ::-1]
-    return by_size.T.reshape(-1)
+    room = np.clip(len(count) - width * np.arange(devices), 0, width)  # of each block
+    cells = np.arange(width * devices).reshape(width, devices)
+    cells[1::2] = cells[1::2, ::-1]
+    row, device = np.divmod(cells.reshape(-1), devices)
+    there = row < room[device]
+    block = np.full((devices, width), -1)
+    block[device[there], row[there]] = np.argsort(-count, kind="stable")
+    return block[block >= 0]
 
 
 def memory_limit(machine: Machine) -> int:

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import local
-from jaxfed.algorithm import Algorithm, Cohort, Data, PyTree, Reply
+from jaxfed.algorithm import (
+    Algorithm,
+    Cohort,
+    Data,
+    ForEachClient,
+    PyTree,
+    Reply,
+    check_names,
+)
 from jaxfed.data.federated import Federated, Split, length
 from jaxfed.simulation import engine
 from jaxfed.simulation.experiment import Experiment
@@ -23,7 +31,7 @@ from jaxfed.tasks.task import Task
 PERCENTILES = (10, 50, 90)
 
 
-def sums(algorithm: Algorithm, task: Task, verb: Callable, batch_size: int) -> Callable:
+def sums(algorithm: Algorithm, task: Task, verb: ForEachClient, batch_size: int) -> Callable:
     """(server, states [K, ...], data, count [K]) -> {name: sum over each one's examples [K]}.
 
     Not jitted yet; see engine.compiled.
@@ -38,12 +46,12 @@ def sums(algorithm: Algorithm, task: Task, verb: Callable, batch_size: int) -> C
 
         shapes = jax.eval_shape(partial(task.evaluate, *model), _batch(k.data, batch_size))
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
-        return Reply((), (), local.each_step(add, zero, k, work))
+        return Reply(local.each_step(add, zero, k, work), (), {})
 
     def run(server, states, data, count):
         keys = jnp.broadcast_to(jax.random.key(0), count.shape)
         cohort = Cohort(states, data, count, count, keys, jnp.arange(len(count)), 0, keys[0])
-        return verb(client, (), server, cohort).metrics
+        return verb(client, (), server, cohort).upload
 
     return run
 
@@ -54,7 +62,12 @@ def _batch(data: Data, size: int) -> dict:
 
 
 def global_model(
-    algorithm: Algorithm, task: Task, verb: Callable, examples: int, parts: int, batch_size: int
+    algorithm: Algorithm,
+    task: Task,
+    verb: ForEachClient,
+    examples: int,
+    parts: int,
+    batch_size: int,
 ) -> Callable:
     """(server, test examples [examples, ...]) -> {name: sum over `parts` pieces of them [parts]}.
 
@@ -72,7 +85,7 @@ def global_model(
 
 
 def personal_models(
-    algorithm: Algorithm, task: Task, verb: Callable, most: int, batch_size: int
+    algorithm: Algorithm, task: Task, verb: ForEachClient, most: int, batch_size: int
 ) -> Callable:
     """(server, states [P, ...], examples, start [P], count [P]) -> {name: sums [P]}.
 
@@ -126,8 +139,15 @@ def overall(summary: Callable, sums: dict, count: int | np.ndarray) -> dict:
 
     `summary` is the task's.
     """
-    total = {n: np.sum(np.asarray(v, np.float64), axis=0) for n, v in sums.items() if n != "finite"}
+    total = {n: np.sum(np.asarray(v, np.float64), axis=0) for n, v in sums.items()}
     return {n: float(v) for n, v in summary(total, count).items()}
+
+
+def check_measures(summary: Callable, sums: dict) -> None:
+    """Raises ValueError if a measure has a reserved name; `sums` are shapes [pieces, ...]."""
+    zeros = {n: np.zeros(s.shape[1:]) for n, s in sums.items()}
+    with np.errstate(all="ignore"):
+        check_names(set(summary(zeros, 1)) - {"accuracy", "loss"})
 
 
 def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
@@ -138,7 +158,7 @@ def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
     is zero on a client whose examples have one label, and on the union it is not.
     """
     has = count > 0
-    mine = {n: np.asarray(v, np.float64)[has] for n, v in sums.items() if n != "finite"}
+    mine = {n: np.asarray(v, np.float64)[has] for n, v in sums.items()}
     union = overall(summary, mine, count.sum())
     return {
         n: {
@@ -155,7 +175,7 @@ def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
 class Evaluation:
     """(server, states_of) -> {"accuracy", "test_loss", "personal"?}; made by `evaluation`."""
 
-    sums: dict[str, Callable]  # {"test": ..., "personal": ...}, jitted; see py
+    sums: dict[str, Callable]  # {"test": ..., "personal": ...}, jitted; see `evaluation`
     examples: dict[str, PyTree]  # of the same names, on the devices
     data: Federated
     parts: list[np.ndarray]  # the clients that are evaluated at once
@@ -192,8 +212,8 @@ def evaluation(
         "test": global_model(algorithm, e.task, one, count, devices, e.evaluate_batch),
         "personal": personal_models(algorithm, e.task, some, personal.most, batch),
     }
-    order = engine.deal(personal.count[has], devices)
-    order = np.where(order >= 0, has[order], -1) if len(has) else has
+    order = has[engine.deal(personal.count[has], devices)]
+    order = np.pad(order, (0, -len(order) % devices), constant_values=-1)
     width = min(len(order) // devices, chunk * max(1, at_once // (chunk * devices)))
     return Evaluation(
         {name: engine.compiled(function, machine) for name, function in sums.items()},

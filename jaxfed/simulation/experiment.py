@@ -13,9 +13,8 @@ from jaxfed.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What is run: everything that decides the result."""
+    """What is run: everything that decides the result. The task is the algorithm's."""
 
-    task: Task
     data: Federated
     algorithm: Algorithm
     _: dataclasses.KW_ONLY
@@ -26,9 +25,14 @@ class Experiment:
     evaluate_batch: int = 250
 
     def __post_init__(self) -> None:
-        for name, kind in (("task", Task), ("data", Federated), ("algorithm", Algorithm)):
+        for name, kind in (("data", Federated), ("algorithm", Algorithm)):
             if not isinstance(given := getattr(self, name), kind):
                 raise TypeError(f"{name} is a {type(given).__name__}; give a {kind.__name__}")
+        if not isinstance(self.task, Task):
+            raise TypeError(
+                f"the algorithm's task is a {type(self.task).__name__}; make it with "
+                "Algorithm(..., task=task), so that its model can be evaluated"
+            )
         _check_numbers(self, rounds=1, cohort=1, seed=0, evaluate_every=0, evaluate_batch=1)
         if self.cohort > self.data.clients:
             raise ValueError(
@@ -42,9 +46,18 @@ class Experiment:
         if self.seed >= 2**32:  # beyond, JAX takes it modulo 2^32
             raise ValueError(f"seed={self.seed}; use a number below 2**32")
         for examples in (self.data.train.examples, self.data.personal.examples, self.data.test):
+            if "mask" in examples:
+                raise ValueError(
+                    "the examples have an array 'mask', the name of the mask of padded examples in "
+                    "a batch; rename it"
+                )
             self.task.check(examples)
         if self.evaluate_every and not length(self.data.test):
             raise ValueError("the test set is empty; give some rows, or evaluate_every=0")
+
+    @property
+    def task(self) -> Task:
+        return self.algorithm.task
 
 
 @dataclasses.dataclass(frozen=True)

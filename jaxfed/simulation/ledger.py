@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxfed import algorithm as contract
+from jaxfed import trees
 from jaxfed.algorithm import Algorithm, Cohort, PyTree
 from jaxfed.trees import nbytes
 
@@ -18,20 +19,28 @@ class Wire(NamedTuple):
     up: int
 
 
-def wire(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> Wire:
-    """What a client of one round receives and sends, by the shapes of message and upload.
+def most(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> tuple[Wire, bool]:
+    """(what a client of one round receives and sends at most, True if it is exactly that).
 
-    Nothing is computed; server and cohort may be shapes. A round of several exchanges adds them up.
+    By the shapes of messages and uploads: nothing is computed; server and cohort may be shapes. A
+    round of several exchanges adds them up. It is not exact where clients declare fewer bytes, or
+    where a condition decides which exchange runs.
     """
-    crossed: list[Wire] = []
+    clients = cohort.id.shape[0]
+    crossed = contract.exchanges(algorithm, server, cohort)
+    down = sum(nbytes(each.message) for each in crossed)
+    up = sum(nbytes(each.reply.upload) // clients for each in crossed)
+    declared = jax.tree.leaves([(each.reply.received, each.reply.sent) for each in crossed])
+    return Wire(down, up), not declared and not any(each.conditional for each in crossed)
 
-    def recording(client: Callable, base: PyTree, message: PyTree, cohort: Cohort):
-        reply = jax.vmap(client, in_axes=(None, None, contract.axes(cohort)))(base, message, cohort)
-        crossed.append(Wire(nbytes(message), nbytes(reply.upload) // cohort.id.shape[0]))
-        return reply
 
-    jax.eval_shape(lambda s, c: algorithm.run_round(s, c, recording), server, cohort)
-    return Wire(sum(w.down for w in crossed), sum(w.up for w in crossed))
+def mean(rounds: Callable, *arguments: PyTree) -> Wire:
+    """What a client receives and sends in the mean over the first round's clients, as declared.
+
+    `rounds` are engine.rounds and `arguments` theirs. Only what the bytes depend on is computed.
+    """
+    account = jax.device_get(jax.jit(lambda *x: rounds(*x)[2][contract.ACCOUNT][2:])(*arguments))
+    return Wire(*(round(float(trees.as_number(count)[0].mean())) for count in account))
 
 
 def eager(owed: np.ndarray, ids: np.ndarray, merge: int, most: int) -> tuple[int, np.ndarray]:

@@ -17,32 +17,23 @@ def make(experiment: Experiment, devices: int, rounds: range) -> engine.Plan:
     """Who takes part in these rounds, and where on the devices [R, K]."""
     e, train = experiment, experiment.data.train
     drawn = [draw(e.seed, t, e.data.clients, e.cohort) for t in rounds]
-    order = [engine.deal(train.count[ids], devices) for ids in drawn]
-    places = np.stack([np.where(o >= 0, ids[o], -1) for ids, o in zip(drawn, order, strict=True)])
-    present = places >= 0  # [R, K]
-    known = np.maximum(places, 0)
-    slot = np.where(present, places, e.data.clients).astype(np.int32)
-    # Where all have equally many examples the engine wants to see that, in padded places too.
-    owned = np.where(present, train.count[known], 0)
-    count = train.count[known] if train.uniform else owned
+    places = np.stack([ids[engine.deal(train.count[ids], devices)] for ids in drawn])  # [R, K]
+    count = train.count[places]
     return engine.Plan(
         round=np.asarray(rounds, np.int32),
-        id=slot,
-        slot=slot,
-        start=train.start[known].astype(np.int32),
+        id=places.astype(np.int32),
+        slot=places.astype(np.int32),
+        start=train.start[places].astype(np.int32),
         count=count.astype(np.int32),
-        weight=owned / owned.sum(axis=1, keepdims=True),
+        weight=count / count.sum(axis=1, keepdims=True),
     )
 
 
 def packed(experiment: Experiment, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
     """(the examples of one round's clients, the plan with where they stand in these)."""
-    train, present = experiment.data.train, plan.weight > 0
-    room = capacity(train, experiment.cohort)
-    examples, offsets = pack(train, plan.id[present], room)
-    start = np.zeros_like(plan.start)
-    start[present] = offsets
-    return examples, plan._replace(start=start)
+    train = experiment.data.train
+    examples, start = pack(train, plan.id[0], capacity(train, experiment.cohort))
+    return examples, plan._replace(start=start[None])
 
 
 def fuse(e: Experiment, h: Host, seconds: float) -> int:

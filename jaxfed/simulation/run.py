@@ -109,7 +109,9 @@ class Simulation:
             experiment, self.algorithm, self.machine, self.population.at_once
         )
         if experiment.evaluate_every:
-            jax.eval_shape(self.evaluate.sums["test"], self.server, self.evaluate.examples["test"])
+            test = self.evaluate.examples["test"]
+            sums = jax.eval_shape(self.evaluate.sums["test"], self.server, test)
+            evaluate.check_measures(self.evaluate.summary, sums)
         if self.folder is not None:
             self._begin(self.folder, resume, about or {}, config)
 
@@ -188,7 +190,8 @@ class Simulation:
         return jax.eval_shape(made, first.states, first.examples, plan)
 
     def _count_bytes(self) -> None:
-        self.wire = ledger.wire(self.algorithm, trees.shapes(self.server), self._cohort())
+        server = trees.shapes(self.server)
+        self.wire, self.exact_wire = ledger.most(self.algorithm, server, self._cohort())
         self.base_bytes = trees.nbytes(self.server.base)
 
     @property
@@ -313,10 +316,10 @@ class Simulation:
         found = []
         for i, t in enumerate(block.rounds):
             here, told = jax.tree.map(lambda x, i=i: x[i], (block.plan, metrics))
-            ids, record = records.of_round(t, here, told, self.wire)
-            merge = int(metrics["broadcast"][i]) if "broadcast" in metrics else 0
+            record = records.record(t, here, told)
+            merge = self.algorithm.broadcast(self.server, t)
             pay = ledger.MERGES[self.host.merges]
-            extra, self.owed = pay(self.owed, ids, merge, self.base_bytes)
+            extra, self.owed = pay(self.owed, here.id, merge, self.base_bytes)
             found.append({**record, "seconds": seconds, "broadcast": extra})
         return found
 

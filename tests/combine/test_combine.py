@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxfed import Algorithm, Cohort, combine, lowrank, trees
+from jaxfed import Algorithm, Cohort, aggregate, combine, lowrank, trees
 from jaxfed.lowrank import Factors, Theta, restarts
 from jaxfed.simulation import ledger
 
@@ -89,15 +89,15 @@ def walk():
 
 
 def walked(every, restart, rounds):
-    """[(server before, key, server after, metrics)] of each round."""
+    """[(server before, key, server after, bytes broadcast)] of each round."""
     fed = combine.accumulate(walk(), every=every, restart=restart)
     server, seen = fed.init(jax.random.key(0)), []
     with jax.disable_jit():  # or each round would compile its merge anew
         for t in range(rounds):
             key = jax.random.key(t)
             cohort = Cohort(*[()] * 6, round=jnp.int32(t), round_key=key)
-            after, _, metrics = fed.run_round(server, cohort, None)
-            seen.append((server, key, after, metrics))
+            after, _, _ = fed.run_round(server, cohort, None)
+            seen.append((server, key, after, fed.broadcast(server, t)))
             server = after
     return seen
 
@@ -118,7 +118,7 @@ def test_the_base_is_what_it_was_and_the_sum_of_the_merged_products(name, every)
     base, start = weights(0)
     expected = {p: np.asarray(w, np.float64) for p, w in base.items()}
     bytes_merged = trees.nbytes(start.factors)
-    for done, (before, key, after, metrics) in enumerate(walked(every, RESTARTS[name], rounds=7)):
+    for done, (before, key, after, broadcast) in enumerate(walked(every, RESTARTS[name], rounds=7)):
         due = done > 0 and is_due(every, done)
         began = jax.tree.map(jnp.subtract, after.theta, noise(after.theta, key))
         if due:
@@ -135,18 +135,18 @@ def test_the_base_is_what_it_was_and_the_sum_of_the_merged_products(name, every)
             else:
                 origin = start if due and name == "residual" else before.theta
                 oracle.assert_close(f, origin.factors[p], rtol=1e-4, atol=1e-5)
-        assert metrics["broadcast"] == (bytes_merged if due else 0)
+        assert broadcast == (bytes_merged if due else 0)
 
 
 @pytest.mark.parametrize("rule", ["eager", "lazy"])
 @pytest.mark.parametrize("every", [2, [1, 4, 5]])
 def test_merges_cost_what_a_simulation_by_hand_says(rule, every):
-    """Six clients, two of them a round; the rule is fed with the metric `broadcast`."""
+    """Six clients, two of them a round; the rule is fed with what is broadcast."""
     draws = [np.random.default_rng(t).choice(6, 2, replace=False) for t in range(7)]
     owed, paid, expected, behind = np.zeros(6, np.int64), 0, 0, [0] * 6
     merge, most = trees.nbytes(weights(0)[1].factors), trees.nbytes(weights(0)[0])
-    for t, (_, _, _, metrics) in enumerate(walked(every, restarts.reinit, rounds=7)):
-        extra, owed = ledger.MERGES[rule](owed, draws[t], int(metrics["broadcast"]), most)
+    for t, (_, _, _, broadcast) in enumerate(walked(every, restarts.reinit, rounds=7)):
+        extra, owed = ledger.MERGES[rule](owed, draws[t], broadcast, most)
         paid += extra
         due = t > 0 and is_due(every, t)
         for i in range(6):
@@ -196,7 +196,7 @@ def test_a_client_that_is_not_finite_is_as_if_it_had_not_been_drawn(name):
 def test_a_client_that_is_not_finite_keeps_its_state():
     """SCAFFOLD: theta and every c_i as without it; only |S|, in the step of c, still counts it."""
     fed = algorithms.ALGORITHMS["scaffold"](algorithms.RATE)
-    guarded = combine.skip_nonfinite(fed, mean=combine.aggregate.uniform_mean)
+    guarded = combine.skip_nonfinite(fed, mean=aggregate.uniform_mean)
     server, states, _ = oracle.rounds(guarded, POISONED, WITH[:1])
     expected, expected_states, _ = oracle.rounds(fed, POISONED, WITHOUT[:1])
     tolerant((server.theta, states), (expected.theta, expected_states))

@@ -43,7 +43,9 @@ def test_every_method_sends_its_share(folders, method):
     state = jax.eval_shape(made.algorithm.init_client, server, jax.random.key(0))
     states = [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state)] * made.cohort
     world = oracle.World(made.data.train.examples, made.data.train.count)
-    wire = ledger.wire(made.algorithm, server, oracle.cohort(world, states, range(made.cohort), 0))
+    wire, _ = ledger.most(
+        made.algorithm, server, oracle.cohort(world, states, range(made.cohort), 0)
+    )
     kept = {"fedper": 4 * FACTORS, "fedsa": 4 * FACTORS // 2}
     assert wire == 2 * (4 * kept.get(method, 4 * FACTORS + HEAD),)
     assert made.rounds == (12 if method == "centralised" else 4)

@@ -53,7 +53,6 @@ def experiment(make=None, uniform=False, rounds=6, cohort=4, evaluate_every=3, *
     learned, data = digits(uniform)
     made = (make or plain)(learned)
     return jaxfed.Experiment(
-        learned,
         data,
         made,
         rounds=rounds,

@@ -1,7 +1,7 @@
 """The loop oracle: an algorithm's rounds with a Python loop over clients in place of the engine.
 
 `rounds` is the contract of algorithm.py written down a second time, as plainly as can be: clients'
-kept states are a dict, the cohort is built by hand, nothing is padded, and nothing is jitted but
+kept states are a dict, the cohort is built by hand, and nothing is jitted but
 one client's procedure. `engine_rounds` is the same through the engine.
 """
 
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.algorithm import Cohort, Data, client_slice
+from jaxfed import trees
+from jaxfed.algorithm import ACCOUNT, Cohort, Data, client_slice
 from jaxfed.simulation import engine
 
 
@@ -34,7 +35,7 @@ class World(NamedTuple):
 
 def loop(client, base, message, cohort):
     """The verb, as a loop."""
-    one = jax.jit(client)
+    one = jax.jit(partial(engine.noted, client))
     replies = [one(base, message, client_slice(cohort, i)) for i in range(len(cohort.id))]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replies)
 
@@ -56,6 +57,13 @@ def cohort(world, states, ids, t):
     )
 
 
+def plain(metrics):
+    """The metrics with the account's entries under names of their own, bytes as numbers."""
+    account = metrics[ACCOUNT]._asdict()
+    sizes = {name: trees.as_number(account.pop(name)) for name in ("down", "up")}
+    return {**{n: m for n, m in metrics.items() if n != ACCOUNT}, **account, **sizes}
+
+
 def rounds(algorithm, world, draws, verb=loop):
     """(server, {client: state}, [metrics]) after a round of each of the cohorts `draws`."""
     server = algorithm.init(jax.random.key(0))
@@ -65,7 +73,7 @@ def rounds(algorithm, world, draws, verb=loop):
         drawn = cohort(world, [states[i] for i in ids], ids, t)
         server, new, found = algorithm.run_round(server, drawn, verb)
         states |= {i: jax.tree.map(lambda s, n=n: s[n], new) for n, i in enumerate(ids)}
-        metrics.append(found)
+        metrics.append(plain(found))
     return server, states, metrics
 
 
@@ -97,31 +105,31 @@ def on_engine(algorithm, world, *, devices=1, chunk=None, uniform=False) -> Engi
     return Engine(machine, step, *placed, traces)
 
 
-def plan(world, draws, devices=1, uniform=False, first=0) -> engine.Plan:
+def plan(world, draws, devices=1, first=0) -> engine.Plan:
     """The rounds of these cohorts as the host would deal them over the devices."""
     drawn = np.asarray(draws)
     order = np.stack([engine.deal(world.count[ids], devices) for ids in drawn])
-    ids = np.where(order >= 0, np.take_along_axis(drawn, order, axis=1), 0)
-    owned = world.count[ids] * (order >= 0)
-    count = world.count[ids] if uniform else owned
-    slot = np.where(order >= 0, ids, len(world.count))
+    ids = np.take_along_axis(drawn, order, axis=1).astype(np.int32)
+    count = world.count[ids].astype(np.int32)
     return engine.Plan(
         np.asarray(range(first, first + len(draws)), np.int32),
-        ids.astype(np.int32),
-        *(x.astype(np.int32) for x in (slot, world.start[ids], count)),
-        owned / owned.sum(axis=1, keepdims=True),
+        id=ids,
+        slot=ids.copy(),
+        start=world.start[ids].astype(np.int32),
+        count=count,
+        weight=count / count.sum(axis=1, keepdims=True),
     )
 
 
-def engine_rounds(on, world, draws, *, fused=False, uniform=False):
+def engine_rounds(on, world, draws, *, fused=False):
     """(server, {client: state}, [metrics]) as `rounds`, by the engine; `on` can be used again."""
     parts = [(0, draws)] if fused else [(t, [ids]) for t, ids in enumerate(draws)]
     server, states = jax.tree.map(jnp.copy, (on.server, on.states))
     metrics = []
     for t, some in parts:
-        now = plan(world, some, len(on.machine.devices), uniform, first=t)
+        now = plan(world, some, len(on.machine.devices), first=t)
         server, states, found = on.step(server, states, on.examples, now)
-        metrics += [jax.tree.map(lambda m, i=i: m[i], found) for i in range(len(some))]
+        metrics += [plain(jax.tree.map(lambda m, i=i: m[i], found)) for i in range(len(some))]
     kept = {i: jax.tree.map(lambda s, i=i: s[i], states) for i in range(len(world.count))}
     return server, kept, metrics
 

@@ -39,5 +39,5 @@ def experiment(method: Literal["scaffold", "fedavg"] = "scaffold", rounds: int =
     else:
         algorithm = fedavg(made, work, client_optimizer=optax.sgd(0.2))
     return Experiment(
-        made, federate(source, parts), algorithm, rounds=rounds, cohort=CLIENTS, evaluate_every=0
+        federate(source, parts), algorithm, rounds=rounds, cohort=CLIENTS, evaluate_every=0
     )

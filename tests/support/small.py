@@ -58,6 +58,4 @@ def experiment(
             client_optimizer=optax.sgd(learning_rate),
             server_optimizer=fedopt.adam(0.05),
         )
-    return Experiment(
-        digits, data, algorithm, rounds=rounds, cohort=cohort, seed=seed, evaluate_every=20
-    )
+    return Experiment(data, algorithm, rounds=rounds, cohort=cohort, seed=seed, evaluate_every=20)

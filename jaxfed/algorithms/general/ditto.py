@@ -51,7 +51,7 @@ def ditto(
         return Reply(optax.tree.sub(w_k, w), v_k, metrics)
 
     return averaging(
-        task.init,
+        task,
         client,
         init_client=lambda server, key: server.theta,
         deploy=lambda server, v_k: (server.base, v_k),

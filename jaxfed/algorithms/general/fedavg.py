@@ -55,4 +55,4 @@ def fedavg(
     def deploy(server, state):
         return server.base, server.theta
 
-    return Algorithm(init, lambda server, key: (), run_round, deploy)
+    return Algorithm(init, lambda server, key: (), run_round, deploy, task)

@@ -50,7 +50,7 @@ def fedper(
     def deploy(server, own):
         return server.base, united(server.theta, own)
 
-    return averaging(init, client, init_client=init_client, deploy=deploy, mean=mean)
+    return averaging(task, client, init_client=init_client, deploy=deploy, mean=mean, init=init)
 
 
 def divide(theta: PyTree, personal: str) -> tuple[PyTree, PyTree]:

@@ -111,7 +111,7 @@ def perfedavg(
         return Reply(optax.tree.sub(trained, w), optax.tree.sub(mine, w), metrics)
 
     return averaging(
-        task.init,
+        task,
         client,
         init_client=lambda server, key: optax.tree.zeros_like(server.theta),
         deploy=lambda server, change: (server.base, optax.tree.add(server.theta, change)),

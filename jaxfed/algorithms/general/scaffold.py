@@ -81,4 +81,4 @@ def scaffold(
     def deploy(server, state):
         return server.base, server.theta
 
-    return Algorithm(init, init_client, run_round, deploy)
+    return Algorithm(init, init_client, run_round, deploy, task)

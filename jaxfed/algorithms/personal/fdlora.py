@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local, lowrank
+from jaxfed import aggregate, local, lowrank, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
 from jaxfed.templates import mixture
@@ -82,12 +82,9 @@ def fdlora(
         few, fusing = local.Work(shots, steps=1), local.only_if(k, k.round > rounds)
         weights, fused = local.each_step(fuse, (weights, jnp.zeros(())), fusing, few)
         delta = optax.tree.sub(trained, theta)
-        size = sum(x.nbytes for x in jax.tree.leaves(delta))
-        metrics = {
-            "loss": metrics["loss"] + inner["loss"] + fused,  # two of them are zero
-            "up": jnp.where(k.round > rounds, 0, jnp.int32(size)),
-        }
-        return Reply(delta, Kept(own, weights), metrics)
+        metrics = {"loss": metrics["loss"] + inner["loss"] + fused}  # two of them are zero
+        sent = trees.nbytes_if(k.round <= rounds, delta)
+        return Reply(delta, Kept(own, weights), metrics, sent=sent)
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
@@ -108,7 +105,7 @@ def fdlora(
     def deploy(server, kept):
         return server.base, mixture(server.theta, kept.own, *kept.weights)
 
-    return Algorithm(init, init_client, run_round, deploy)
+    return Algorithm(init, init_client, run_round, deploy, task)
 
 
 def compass(

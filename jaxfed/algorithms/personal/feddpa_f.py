@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local
+from jaxfed import aggregate, local, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
 from jaxfed.templates import averaging, check_weight, mixture
@@ -53,12 +53,9 @@ def feddpa_f(
             personal_work,
         )
         delta = optax.tree.sub(trained, theta)
-        size = sum(x.nbytes for x in jax.tree.leaves(delta))
-        metrics = {
-            "loss": jnp.where(federated, metrics["loss"], personal["loss"]),
-            "up": jnp.where(federated, jnp.int32(size), 0),
-        }
-        return Reply(delta, optax.tree.sub(mine, theta), metrics)
+        mean_loss = jnp.where(federated, metrics["loss"], personal["loss"])
+        own, sent = optax.tree.sub(mine, theta), trees.nbytes_if(federated, delta)
+        return Reply(delta, own, {"loss": mean_loss}, sent=sent)
 
     def deploy(server, own):
         mine = optax.tree.add(server.theta, own)
@@ -66,7 +63,7 @@ def feddpa_f(
         return server.base, mixture(server.theta, mine.factors, 1 - a, a)._replace(full=full)
 
     return averaging(
-        task.init,
+        task,
         client,
         init_client=lambda server, key: optax.tree.zeros_like(server.theta),
         deploy=deploy,

@@ -118,4 +118,4 @@ def pf2lora(
         theta = server.theta._replace(full={**server.theta.full, **state.head})
         return server.base, lowrank.joined(theta, state.y)
 
-    return Algorithm(init, init_client, run_round, deploy)
+    return Algorithm(init, init_client, run_round, deploy, task)

@@ -35,7 +35,8 @@ def hetlora(
     Its loss has the term `penalty` ||A[:, t:]||_F ||B[t:]||_F, t = floor(gamma r_k), summed over
     layers. Where the round made this sum smaller, r_k <- max(least, t). First ranks are `ranks`,
     one for each client of the population, or drawn uniformly when a client first takes part.
-    Weights trained whole are averaged with the same shares. The metrics `down` and `up` are bytes.
+    Weights trained whole are averaged with the same shares. A client declares the bytes of the
+    components that it receives and sends.
 
     Zeros that fill up shrink the later components in every round: unless local work outgrows that,
     they vanish from all clients.
@@ -69,8 +70,13 @@ def hetlora(
         trained, metrics = local.sgd(loss, client_optimizer, start, k, work)
         idle = _tails(trained, t) < _tails(start, t)
         rank = jnp.where(idle, jnp.maximum(t, least), k.state)  # self-pruning
-        metrics |= {"down": lowrank.nbytes(theta, k.state), "up": lowrank.nbytes(theta, rank)}
-        return Reply(_truncate(trained, rank), rank, metrics | {"rank": rank})
+        return Reply(
+            upload=_truncate(trained, rank),
+            state=rank,
+            metrics={**metrics, "rank": rank},
+            received=lowrank.nbytes(theta, k.state),
+            sent=lowrank.nbytes(theta, rank),
+        )
 
     def run_round(server, cohort, for_each_client):
         drawn = jax.vmap(partial(first, cohort.round_key))(cohort.id)
@@ -88,6 +94,7 @@ def hetlora(
         lambda server, key: jnp.int32(0),
         run_round,
         deploy,
+        task,
         clients=None if ranks is None else len(ranks),
         sends_change=False,
     )

@@ -43,7 +43,7 @@ def mfedloru(
     """mFedLoRU where client i of the population has the rank ranks[i], and a = alpha / max(ranks).
 
     Clients keep nothing. `every` and `restart` are those of `accumulate`. Weights that are trained
-    whole are averaged as they are. The metric `up` is the bytes that a client of its rank sends.
+    whole are averaged as they are. A client declares the bytes of its rank.
     """
     most = max(ranks)
     if min(ranks) < 1:
@@ -58,7 +58,7 @@ def mfedloru(
             return task.loss(base, recovered(theta, nested), batch, key)
 
         nested, metrics = local.sgd(loss, client_optimizer, Theta(theta.full, begun), k, work)
-        return Reply(nested, (), {**metrics, "up": lowrank.nbytes(nested, rank)})
+        return Reply(nested, (), metrics, sent=lowrank.nbytes(nested, rank))
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
@@ -72,6 +72,7 @@ def mfedloru(
         lambda server, key: (),
         run_round,
         lambda server, state: (server.base, server.theta),
+        task,
         clients=len(ranks),
         sends_change=False,
     )

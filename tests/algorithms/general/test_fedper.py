@@ -49,7 +49,7 @@ def test_only_the_shared_part_crosses_the_wire_and_only_the_rest_is_kept():
     state = fed.init_client(server, jax.random.key(0))
     a, b = trees.nbytes(problem.start.a) // 2, trees.nbytes(problem.start.b) // 2  # float32
     cohort = oracle.cohort(problem.world, [state] * 2, [0, 1], 0)
-    assert ledger.wire(fed, server, cohort) == ledger.Wire(a, a)
+    assert ledger.most(fed, server, cohort)[0] == ledger.Wire(a, a)
     assert trees.nbytes(state) == b
 
 

@@ -185,7 +185,7 @@ def test_what_is_sent_are_the_common_factors_and_a_common_head(personal_head):
     fed = made(personal_head=personal_head)
     server = jax.eval_shape(fed.init, jax.random.key(0))
     state = fed.init_client(fed.init(jax.random.key(0)), jax.random.key(0))
-    wire = ledger.wire(fed, server, oracle.cohort(WORLD, [state] * 2, [0, 1], 0))
+    wire, _ = ledger.most(fed, server, oracle.cohort(WORLD, [state] * 2, [0, 1], 0))
     numbers = RANK * (INPUTS + OUTPUTS) + (0 if personal_head else OUTPUTS)
     assert wire == ledger.Wire(8 * numbers, 8 * numbers)
 
