@@ -184,7 +184,7 @@ def _describe(arguments: list[str]) -> None:
     _, experiment, _, launch = _read(arguments, "describe")
     host = dataclasses.replace(launch.host(), chunk=1, fuse=1)
     simulation = Simulation(experiment, host, None)
-    server, wire = simulation.server, simulation.wire
+    server, wire = simulation.server, simulation.mean_wire()
     print(describe.weights(server.base, server.theta))
     print()
     print(describe.parameters(server.base, server.theta, wire))

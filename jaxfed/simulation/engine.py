@@ -10,20 +10,19 @@ The engine knows no algorithm, model or data set, and the meaning of no leaf.
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxfed import algorithm as contract
-from jaxfed import trees
-from jaxfed.algorithm import Account, Algorithm, Cohort, Data, ForEachClient, Leaf, PyTree
+from jaxfed.algorithm import Algorithm, Cohort, Data, ForEachClient, Leaf, PyTree
+from jaxfed.simulation import account
 
 AXIS = "devices"
 
@@ -83,7 +82,7 @@ def for_each_client(machine: Machine, *, uniform: bool = False) -> ForEachClient
         axes = contract.axes(cohort)
         if uniform:
             cohort, axes = cohort._replace(count=cohort.count[0]), axes._replace(count=None)
-        mapped = partial(_map_clients, partial(noted, client), axes, machine.chunk)
+        mapped = partial(_map_clients, partial(account.noted, client), axes, machine.chunk)
         if devices == 1:
             reply = mapped(base, message, cohort)
         elif machine.several_processes:
@@ -165,21 +164,6 @@ def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort)
     return jax.lax.map(rejoin, mapped, batch_size=chunk)
 
 
-def noted(client, base, message, k):
-    """The client's reply, with its Account among the metrics."""
-    reply = client(base, message, k)
-    contract.check_names(reply.metrics)
-    flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((reply.upload, reply.metrics))]
-    account = Account(
-        finite=jnp.all(jnp.stack(flags)) if flags else jnp.array(True),
-        skipped=jnp.array(False),
-        down=trees.byte_count(message, reply.received),
-        up=trees.byte_count(reply.upload, reply.sent),
-    )
-    metrics = {**reply.metrics, contract.ACCOUNT: account}
-    return reply._replace(metrics=metrics, received=None, sent=None)
-
-
 def _check_closure(client: Callable) -> None:
     """Raises TypeError if the client's procedure closes over an array: pmap could not run it."""
     while isinstance(client, partial):
@@ -214,7 +198,7 @@ def rounds(algorithm: Algorithm, verb: ForEachClient, seed: int, most: int) -> C
     def one_round(examples, carry, plan):
         server, states = carry
         here = cohort(states, examples, plan, seed, most)
-        server, new, metrics = _accounted(algorithm, server, here, verb)
+        server, new, metrics = account.run_round(algorithm, server, here, verb)
         states = jax.tree.map(lambda s, n: s.at[plan.slot].set(n, mode="drop"), states, new)
         return (server, states), metrics
 
@@ -227,51 +211,6 @@ def rounds(algorithm: Algorithm, verb: ForEachClient, seed: int, most: int) -> C
         return *carry, metrics
 
     return run
-
-
-def _accounted(algorithm: Algorithm, server: Any, cohort: Cohort, verb: ForEachClient) -> tuple:
-    """run_round's results, with the Account of all its exchanges among the metrics.
-
-    An exchange that run_round calls itself is noted here, whatever it hands on. One inside
-    lax.cond, scan or jit has values that live only there: its account must come back in the
-    metrics. So of the branches of a cond, the one that runs is counted.
-    """
-    direct: list[Account] = []
-    inside = []
-    trace = core.get_opaque_trace_state()
-
-    def hear(reply, message, cohort):
-        if core.get_opaque_trace_state() == trace:
-            direct.append(reply.metrics[contract.ACCOUNT])
-        else:
-            inside.append(message)
-        return reply
-
-    server, states, metrics = algorithm.run_round(server, cohort, contract.overheard(verb, hear))
-    own = {name: value for name, value in metrics.items() if name != contract.ACCOUNT}
-    contract.check_names(own)
-    returned = metrics.get(contract.ACCOUNT)
-    if inside and (returned is None or any(returned.down is account.down for account in direct)):
-        raise TypeError(
-            "an exchange inside lax.cond, scan or jit must hand on its reply.metrics, and "
-            "run_round must return them: its bytes are counted from there"
-        )
-    counted = [*direct, returned] if inside and returned is not None else direct
-    return server, states, {**own, contract.ACCOUNT: _total(counted, returned)}
-
-
-def _total(counted: Sequence[Account], returned: Account | None) -> Account:
-    """One Account of several exchanges; whom a guard left out is in the one that was returned."""
-    if not counted:
-        raise TypeError("run_round made no exchange: call for_each_client at least once")
-    skipped = counted[-1].skipped if returned is None else returned.skipped
-    finite = [account.finite | skipped for account in counted]
-    return Account(
-        finite=jnp.all(jnp.stack(finite), axis=0),
-        skipped=skipped,
-        down=trees.added([account.down for account in counted]),
-        up=trees.added([account.up for account in counted]),
-    )
 
 
 def cohort(states: PyTree, examples: PyTree, plan: Plan, seed: int, most: int) -> Cohort:

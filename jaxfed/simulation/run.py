@@ -382,6 +382,16 @@ class Simulation:
             *(part._replace(flops=float(np.average(part.flops, weights=share))) for part in found)
         )
 
+    def mean_wire(self) -> ledger.Wire:
+        """Bytes that a client receives and sends, in the mean over the first round's clients."""
+        if self.exact_wire:
+            return self.wire
+        one = dataclasses.replace(engine.machine(1), chunk=1)
+        train, first = self.experiment.data.train, self._block(range(1))
+        verb = engine.for_each_client(one, uniform=train.uniform)
+        rounds = engine.rounds(self.algorithm, verb, self.experiment.seed, train.most)
+        return ledger.mean(rounds, self.server, first.states, first.examples, first.plan)
+
     def memory(self, chunk: int) -> int:
         """Bytes that a device needs for one round beside its arguments, as compiled."""
         first = self._block(range(1))

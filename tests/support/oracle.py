@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxfed import trees
 from jaxfed.algorithm import ACCOUNT, Cohort, Data, client_slice
-from jaxfed.simulation import engine
+from jaxfed.simulation import account, engine
 
 
 class World(NamedTuple):
@@ -35,7 +35,7 @@ class World(NamedTuple):
 
 def loop(client, base, message, cohort):
     """The verb, as a loop."""
-    one = jax.jit(partial(engine.noted, client))
+    one = jax.jit(partial(account.noted, client))
     replies = [one(base, message, client_slice(cohort, i)) for i in range(len(cohort.id))]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replies)
 
@@ -59,9 +59,9 @@ def cohort(world, states, ids, t):
 
 def plain(metrics):
     """The metrics with the account's entries under names of their own, bytes as numbers."""
-    account = metrics[ACCOUNT]._asdict()
-    sizes = {name: trees.as_number(account.pop(name)) for name in ("down", "up")}
-    return {**{n: m for n, m in metrics.items() if n != ACCOUNT}, **account, **sizes}
+    notes = metrics[ACCOUNT]._asdict()
+    sizes = {name: trees.as_number(notes.pop(name)) for name in ("down", "up")}
+    return {**{n: m for n, m in metrics.items() if n != ACCOUNT}, **notes, **sizes}
 
 
 def rounds(algorithm, world, draws, verb=loop):

@@ -1,8 +1,9 @@
-"""The server optimizers of FedOpt: Reddi et al., ICLR 2021, Algorithm 2.
+"""FedOpt: Reddi et al., ICLR 2021, Algorithms 1 and 2: FedAvg with an optimizer on the server.
 
-Give one to any algorithm that takes a `server_optimizer`. They differ from optax.adam and its kin,
-which may be given as well: there is no bias correction, v starts at tau^2, and tau is added to
-sqrt(v) outside the root. With D_t the clients' mean change,
+FedAdagrad, FedYogi and FedAdam are `fedopt` with the server optimizers `adagrad`, `yogi` and `adam`
+of this module; give them to any algorithm that takes a `server_optimizer`. They differ from
+optax.adam and its kin, which may be given as well: there is no bias correction, v starts at tau^2,
+and tau is added to sqrt(v) outside the root. With D_t the clients' mean change,
 
     m_t = b1 m_{t-1} + (1 - b1) D_t
     v_t = v_{t-1} + D_t^2                                       (adagrad)
@@ -18,7 +19,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithm import PyTree
+from jaxfed import aggregate, local
+from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithms.general.fedavg import fedavg
+from jaxfed.tasks.task import Task
+
+
+def fedopt(
+    task: Task,
+    work: local.Work,
+    *,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation,
+    mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
+) -> Algorithm:
+    """FedAvg whose server takes the negative mean change as the gradient of its optimizer."""
+    return fedavg(
+        task,
+        work,
+        client_optimizer=client_optimizer,
+        server_optimizer=server_optimizer,
+        mean=mean,
+    )
 
 
 class Moments(NamedTuple):

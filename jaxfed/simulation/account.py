@@ -1,0 +1,81 @@
+"""The account of a round: what the engine notes of each client beside the algorithm's metrics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from jaxfed import algorithm as contract
+from jaxfed import trees
+from jaxfed.algorithm import (
+    ACCOUNT,
+    Account,
+    Algorithm,
+    Client,
+    Cohort,
+    ForEachClient,
+    PyTree,
+    Reply,
+)
+
+
+def noted(client: Client, base: PyTree, message: PyTree, k: Cohort) -> Reply:
+    """The client's reply, with its Account among the metrics."""
+    reply = client(base, message, k)
+    contract.check_names(reply.metrics)
+    flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((reply.upload, reply.metrics))]
+    account = Account(
+        finite=jnp.all(jnp.stack(flags)) if flags else jnp.array(True),
+        skipped=jnp.array(False),
+        down=trees.byte_count(message, reply.received),
+        up=trees.byte_count(reply.upload, reply.sent),
+    )
+    metrics = {**reply.metrics, ACCOUNT: account}
+    return reply._replace(metrics=metrics, received=None, sent=None)
+
+
+def run_round(algorithm: Algorithm, server: Any, cohort: Cohort, verb: ForEachClient) -> tuple:
+    """run_round's results, with the Account of all its exchanges among the metrics.
+
+    An exchange that run_round calls itself is noted here, whatever it hands on. One inside
+    lax.cond, scan or jit has values that live only there: its account must come back in the
+    metrics. So of the branches of a cond, the one that runs is counted.
+    """
+    direct: list[Account] = []
+    inside = []
+    trace = core.get_opaque_trace_state()
+
+    def hear(reply, message, cohort):
+        if core.get_opaque_trace_state() == trace:
+            direct.append(reply.metrics[ACCOUNT])
+        else:
+            inside.append(message)
+        return reply
+
+    server, states, metrics = algorithm.run_round(server, cohort, contract.overheard(verb, hear))
+    own = {name: value for name, value in metrics.items() if name != ACCOUNT}
+    contract.check_names(own)
+    returned = metrics.get(ACCOUNT)
+    if inside and (returned is None or any(returned.down is each.down for each in direct)):
+        raise TypeError(
+            "an exchange inside lax.cond, scan or jit must hand on its reply.metrics, and "
+            "run_round must return them: its bytes are counted from there"
+        )
+    counted = [*direct, returned] if inside and returned is not None else direct
+    return server, states, {**own, ACCOUNT: _total(counted, returned)}
+
+
+def _total(counted: Sequence[Account], returned: Account | None) -> Account:
+    """One Account of several exchanges; whom a guard left out is in the one that was returned."""
+    if not counted:
+        raise TypeError("run_round made no exchange: call for_each_client at least once")
+    skipped = counted[-1].skipped if returned is None else returned.skipped
+    finite = [each.finite | skipped for each in counted]
+    return Account(
+        finite=jnp.all(jnp.stack(finite), axis=0),
+        skipped=skipped,
+        down=trees.added([each.down for each in counted]),
+        up=trees.added([each.up for each in counted]),
+    )
