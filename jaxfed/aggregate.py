@@ -1,4 +1,4 @@
-"""Functions on stacked uploads: leaves [K, ...], one entry a client, and weights [K]."""
+"""Functions of stacked uploads: leaves [K, ...] with one entry per client, and weights [K]."""
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,19 @@ def weighted_mean(stacked: PyTree, weight: jax.Array) -> PyTree:
 
 
 def uniform_mean(stacked: PyTree, weight: jax.Array) -> PyTree:
-    """Mean over clients that counts each once, however many examples it has.
+    """Unweighted mean over clients: leaves [K, ...], weight [K] -> leaves [...].
 
-    Padded clients (weight zero) do not count. Leaves [K, ...], weight [K] -> leaves [...].
+    Clients of weight zero do not count.
     """
     present = (weight > 0).astype(weight.dtype)
     return weighted_mean(stacked, present / jnp.sum(present))
 
 
 def norm_weighted(stacked: PyTree, norm: jax.Array, weight: jax.Array) -> PyTree:
-    """Mean over clients in proportion to a norm of each: HETLoRA's sparsity-weighted average.
+    """Mean over clients weighted by their norms: HETLoRA's sparsity-weighted average.
 
-    p_k = norm_k / sum_j norm_j over the clients present (weight above zero); where all of these
-    norms are zero, p = weight. Leaves [K, ...], norm [K], weight [K] -> leaves [...].
+    p_k = norm_k / sum_j norm_j over the clients of weight above zero; if all these norms are zero,
+    p = weight. Leaves [K, ...], norm [K], weight [K] -> leaves [...].
     """
     norm = jnp.where(weight > 0, norm, 0)
     total = jnp.sum(norm)
@@ -33,7 +33,7 @@ def norm_weighted(stacked: PyTree, norm: jax.Array, weight: jax.Array) -> PyTree
 
 
 def finite(stacked: PyTree) -> jax.Array:
-    """Which clients' leaves are all finite: leaves [K, ...] -> bool [K]."""
+    """True for each client whose leaves are all finite: leaves [K, ...] -> bool [K]."""
     flags = [
         jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in jax.tree.leaves(stacked)
     ]
@@ -41,7 +41,7 @@ def finite(stacked: PyTree) -> jax.Array:
 
 
 def choose(which: jax.Array, stacked: PyTree, other: PyTree) -> PyTree:
-    """Leaves [K, ...] of `stacked` where which [K] holds, else of `other` ([K, ...] or [...])."""
+    """Leaves [K, ...]: those of `stacked` if which [K], else those of `other` [K, ...] or [...]."""
     return jax.tree.map(
         lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), stacked, other
     )

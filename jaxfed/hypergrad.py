@@ -1,15 +1,15 @@
-"""Hypergradients: how f(x, y(x)) changes with x where y itself follows x.
+"""Hypergradients: the derivative of f(x, y(x)) by x if y depends on x.
 
-All functions take an objective f(x, y) -> scalar and arguments that may be any trees of arrays.
-A second objective `upper` may stand in place of f wherever y+ or y*, and not y, is put in: for a
-fresh minibatch. Without one they are the same.
+All functions take an objective f(x, y) -> scalar; x and y may be any trees of arrays. A second
+objective `upper` replaces f where it is evaluated at y+ or y* instead of y, for example to use a
+fresh minibatch. By default `upper` is f.
 
     one_step, unrolled, alternating, simultaneous:
         (f, x, y, inner_rate, *, upper) -> (value, h, y+)   exchangeable: y+ is y after SGD on f
     implicit:
         (f, x, y, *, solve, upper) -> (value, h)            y minimises f(x, .)
 
-The second derivatives are products with vectors, by jvp of grad: none is ever formed.
+Second derivatives appear only in products with vectors (jvp of grad); no Hessian is ever formed.
 """
 
 from collections.abc import Callable
@@ -24,19 +24,19 @@ Operator = Callable[[PyTree], PyTree]
 
 
 def hvp(f: Callable[[PyTree], jax.Array], x: PyTree, v: PyTree) -> PyTree:
-    """grad^2 f(x) v, for v like x."""
+    """The Hessian-vector product grad^2 f(x) v, for v like x."""
     return jax.jvp(jax.grad(f), (x,), (v,))[1]
 
 
 def mixed(f: Objective, x: PyTree, y: PyTree, v: PyTree) -> PyTree:
-    """grad_xy f(x, y) v = d/dt grad_x f(x, y + t v) at t = 0, for v like y; it is like x."""
+    """grad_xy f(x, y) v = d/dt grad_x f(x, y + t v) at t = 0: a tree like x, for v like y."""
     return jax.jvp(lambda y: jax.grad(f)(x, y), (y,), (v,))[1]
 
 
 def one_step(
     f: Objective, x: PyTree, y: PyTree, inner_rate: float, *, upper: Objective | None = None
 ) -> tuple[jax.Array, PyTree, PyTree]:
-    """(upper(x, y+), h, y+) after one step of SGD on y: PF2LoRA's (arXiv 2503.03920).
+    """(upper(x, y+), h, y+) after one SGD step on y: PF2LoRA's hypergradient (arXiv 2503.03920).
 
     y+ = y - inner_rate grad_y f(x, y)
     h  = grad_x upper(x, y+) - inner_rate grad_xy f(x, y) grad_y upper(x, y+)
@@ -59,10 +59,10 @@ def unrolled(
     steps: int,
     upper: Objective | None = None,
 ) -> tuple[jax.Array, PyTree, PyTree]:
-    """(upper(x, y_T), h, y_T) after T = `steps` of SGD on y, differentiated through all of them.
+    """(upper(x, y_T), h, y_T) after T = `steps` SGD steps on y; h differentiates through them all.
 
     y_{t+1} = y_t - inner_rate grad_y f(x, y_t),  h = d/dx upper(x, y_T(x)) with y_0 held constant.
-    Memory grows with T: reverse mode keeps what each step needs.
+    Memory grows with T, because reverse mode stores the intermediate values of each step.
     """
 
     def solved(x):
@@ -81,7 +81,7 @@ def alternating(
 ) -> tuple[jax.Array, PyTree, PyTree]:
     """(upper(x, y+), grad_x upper(x, y+), y+): `one_step` without its cross term.
 
-    First y moves, then x, each as if the other were constant.
+    y is updated first, then x; each update treats the other as constant.
     """
     stepped = optax.tree.add_scale(y, -inner_rate, jax.grad(f, 1)(x, y))
     value, h = jax.value_and_grad(upper or f)(x, stepped)
@@ -91,9 +91,9 @@ def alternating(
 def simultaneous(
     f: Objective, x: PyTree, y: PyTree, inner_rate: float, *, upper: Objective | None = None
 ) -> tuple[jax.Array, PyTree, PyTree]:
-    """(upper(x, y), grad_x upper(x, y), y+): both levels at once, from where they stand."""
+    """(upper(x, y), grad_x upper(x, y), y+): both levels are updated at once, from (x, y)."""
     if upper is None or upper is f:
-        # Once: XLA does not always see that two evaluations are the same.
+        # One evaluation: XLA does not always merge two equal ones.
         value, (h, gradient) = jax.value_and_grad(f, (0, 1))(x, y)
     else:
         (value, h), gradient = jax.value_and_grad(upper)(x, y), jax.grad(f, 1)(x, y)
@@ -108,11 +108,11 @@ def implicit(
     solve: Callable[[Operator, PyTree], PyTree],
     upper: Objective | None = None,
 ) -> tuple[jax.Array, PyTree]:
-    """(upper(x, y), h) where y minimises f(x, .), by the implicit function theorem.
+    """(upper(x, y), h) by the implicit function theorem, if y minimises f(x, .).
 
     h = grad_x upper - grad_xy f [grad_yy f]^{-1} grad_y upper, all at (x, y).
 
-    `solve(H, b)` gives H^{-1} b from products H(v) alone: `partial(conjugate_gradients, ...)` or
+    `solve(H, b)` gives H^{-1} b, using only products H(v): `partial(conjugate_gradients, ...)` or
     `partial(neumann, ...)`. H must be positive definite.
     """
     value, (direct, b) = jax.value_and_grad(upper or f, (0, 1))(x, y)
@@ -124,15 +124,15 @@ def implicit(
 def conjugate_gradients(
     apply: Operator, b: PyTree, *, iterations: int, tolerance: float = 0.0
 ) -> PyTree:
-    """H^{-1} b for positive definite H: at most so many iterations, or to |H v - b| <= tol |b|."""
+    """v = H^{-1} b for positive definite H, to |H v - b| <= tolerance |b| or after `iterations`."""
     return jax.scipy.sparse.linalg.cg(apply, b, maxiter=iterations, tol=tolerance)[0]
 
 
 def neumann(apply: Operator, b: PyTree, *, inner_rate: float, terms: int) -> PyTree:
     """eta sum_{i < terms} (I - eta H)^i b with eta = inner_rate: H^{-1} b in the limit.
 
-    It converges if 0 < eta H < 2. At the minimum it equals what `unrolled` computes in as many
-    steps of that rate.
+    It converges if 0 < eta H < 2. At the minimum, `implicit` then gives the same h as `unrolled`
+    with as many steps of the same rate.
     """
 
     def step(_, carry):

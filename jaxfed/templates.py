@@ -1,7 +1,7 @@
-"""What methods share whose clients keep something: the server that averages, and two adapters.
+"""Templates for algorithms whose clients keep state: an averaging server, and two adapters.
 
-Clients send the change of theta, the shared part, and the server adds the mean of it. What a client
-keeps is its state, which never crosses the wire; each algorithm's file says what it is.
+Clients upload the change of theta, the shared part, and the server adds its mean. A client's state
+never crosses the wire; each algorithm's file defines it.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from jaxfed.tasks.task import Task
 
 
 class Server(NamedTuple):
+    """The server's state."""
+
     base: PyTree  # frozen
     theta: PyTree  # trained, and shared
 
@@ -31,10 +33,10 @@ def averaging(
     mean: Callable[[PyTree, jax.Array], PyTree],
     init: Callable[[jax.Array], tuple[PyTree, PyTree]] | None = None,
 ) -> Algorithm:
-    """FedAvg's server around clients that keep something: theta <- theta + mean_k upload_k.
+    """An algorithm with FedAvg's server, theta <- theta + mean_k upload_k, and clients with state.
 
-    `client(base, theta, k)` uploads its change of theta. `init` gives (base, theta) from a key; by
-    default it is the task's.
+    `client(base, theta, k)` uploads its change of theta. `init(key)` gives (base, theta); by
+    default it is `task.init`.
     """
     begin = task.init if init is None else init
 
@@ -56,13 +58,13 @@ def two_adapters(
     mean: Callable[[PyTree, jax.Array], PyTree],
     join: Callable[[Theta, Mapping[str, Factors]], Theta] = lowrank.joined,
 ) -> Algorithm:
-    """`averaging` where each client keeps a second adapter, of its own rank and scale alpha / rank.
+    """`averaging` in which each client keeps a second adapter, of scale alpha / rank.
 
-    It starts with a random down and a zero up factor, so a client starts as the shared model. The
-    client runs join(theta, own).
+    The second adapter starts with a random down factor and a zero up factor, so a client's first
+    model is the shared one. The client deploys join(theta, own).
     """
     if rank < 1:
-        raise ValueError(f"rank={rank} leaves clients nothing of their own; use at least 1")
+        raise ValueError(f"rank={rank} gives clients no adapter of their own; use at least 1")
 
     def init_client(server, key):
         return lowrank.beside(server.theta.factors, rank, key, alpha=alpha)
@@ -76,7 +78,7 @@ def two_adapters(
 def mixture(
     theta: Theta, own: Mapping[str, Factors], w: jax.Array | float, w_own: jax.Array | float
 ) -> Theta:
-    """Theta for W + w s A B + w_own s_own C D: both adapters by weight, which may be traced."""
+    """Theta for W + w s A B + w_own s_own C D: the sum of both adapters; weights may be traced."""
 
     def weighed(factors, w):
         return {p: dataclasses.replace(f, b=w * f.b) for p, f in factors.items()}
@@ -86,5 +88,6 @@ def mixture(
 
 
 def check_weight(a: float) -> None:
+    """Raises ValueError if the local adapter's weight `a` is not in [0, 1]."""
     if not 0 <= a <= 1:
-        raise ValueError(f"a={a} is no share of the local adapter; use a number from 0 to 1")
+        raise ValueError(f"a={a} is not a weight of the local adapter; use a number from 0 to 1")

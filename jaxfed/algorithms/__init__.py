@@ -1,4 +1,4 @@
-"""Algorithms, one function each. general: any theta; shared: one set of factors; personal: own."""
+"""Algorithms, one function each: general (any theta), shared (common factors), personal."""
 
 from jaxfed.algorithms.general.centralised import centralised as centralised
 from jaxfed.algorithms.general.ditto import ditto as ditto

@@ -1,4 +1,4 @@
-"""Combinators: Algorithm -> Algorithm. They wrap the server, or the verb that a round is lent."""
+"""Combinators: Algorithm -> Algorithm. They wrap the server or the verb `for_each_client`."""
 
 from jaxfed.combine.guard import skip_nonfinite as skip_nonfinite
 from jaxfed.combine.measure import with_discrepancy as with_discrepancy

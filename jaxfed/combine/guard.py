@@ -1,4 +1,4 @@
-"""A guard around an algorithm: clients whose update is not finite are left out."""
+"""A guard around an algorithm, which leaves out clients whose update is not finite."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,13 @@ def skip_nonfinite(
     *,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """The algorithm without the clients whose upload or loss is not finite in a round.
+    """The algorithm, but each round leaves out clients whose upload or loss is not finite.
 
-    Such a client's upload is replaced by the mean of the others', which leaves that mean as if the
-    client had not been drawn; give the `mean` that the algorithm uses. It keeps its old state, and
-    the record lists it under `skipped`. If no upload is finite, all count as zero. A server that
-    counts its cohort beside the mean (SCAFFOLD's |S| in c) still counts them.
+    The mean of the other clients' uploads replaces such an upload, so the mean is the same as if
+    the client had not been drawn. `mean` must be the one that the algorithm uses. The client keeps
+    its old state, and the record lists it under `skipped`. If no upload is finite, all are replaced
+    by zero. A server that counts its cohort outside the mean (SCAFFOLD's |S| in the update of c)
+    still counts these clients.
     """
 
     def run_round(server, cohort, for_each_client):

@@ -1,8 +1,8 @@
-"""The gap of averages: what averaging A and B separately loses of the mean of the products A B.
+"""The discrepancy of averages: the mean of the products A B minus the product of the means.
 
     M - A' B' = sum_k p_k (A_k - A') (B_k - B'),    M = sum_k p_k A_k B_k,  A' = sum_k p_k A_k, ...
 
-the covariance of the factors over clients. It is zero if the clients share one factor.
+This is the covariance of the factors over clients. It is zero if all clients share one factor.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ from jaxfed.lowrank.factors import Factors, Theta
 
 
 def discrepancy(factors: Mapping[str, Factors], weight: jax.Array) -> jax.Array:
-    """||M - A' B'||_F / ||M||_F over all paths together, of factors [K, ...] and weight [K].
+    """||M - A' B'||_F / ||M||_F over all paths, for factors [K, ...] and weight [K]; zero if M is.
 
-    Weights sum to one. One matrix [in, out] for all clients together is formed, or, where that is
-    less work, one of inner products [K r, K r]; no product of one client's. Zero if M is.
+    Weights sum to one. Each path forms one matrix [in, out] for all clients together or, if that is
+    less work, one of inner products [K r, K r]. It never forms a single client's product.
     """
     squares = jnp.zeros(2)
     for f in factors.values():
@@ -28,7 +28,7 @@ def discrepancy(factors: Mapping[str, Factors], weight: jax.Array) -> jax.Array:
 
 
 def _squares(f: Factors, weight: jax.Array) -> jax.Array:
-    """[2]: ||M - A' B'||^2 and ||M||^2 of one weight, without its scale."""
+    """(||M - A' B'||^2, ||M||^2) [2] of one weight, without its scale."""
     clients, rank = f.a.shape[0], f.b.shape[1]
     a, b = f.a.reshape(clients, -1, rank), f.b.reshape(clients, rank, -1)
     mean_a, mean_b = (jnp.tensordot(weight, x, axes=1) for x in (a, b))
@@ -44,16 +44,17 @@ def _squares(f: Factors, weight: jax.Array) -> jax.Array:
 
 
 def after_training(message: PyTree, upload: PyTree) -> dict[str, Factors]:
-    """The clients' factors [K, ...] after training: what was sent, and the change that came back.
+    """The clients' factors [K, ...] after training: the message plus the uploaded change.
 
-    For algorithms that upload theta's change, as FedAvg's kin do; either may be the field `theta`
-    of something larger. ValueError if there are no factors in them.
+    This is for algorithms that upload a change of theta, such as FedAvg. Message and upload are
+    theta and its change, or have them as their field `theta`. Raises ValueError if they have no
+    factors.
     """
     before, change = (getattr(tree, "theta", tree) for tree in (message, upload))
     if not (isinstance(before, Theta) and isinstance(change, Theta) and before.factors):
         raise ValueError(
-            "clients upload no change of factors, so averages of them have no discrepancy; train "
-            "factors, or say with trained=... how the clients' factors follow from an upload"
+            "clients upload no change of factors, so their averages have no discrepancy; train "
+            "factors, or define with trained=... how to compute them from an upload"
         )
     return jax.tree.map(jnp.add, before.factors, change.factors)
 
@@ -63,28 +64,28 @@ def with_discrepancy(
     *,
     trained: Callable[[PyTree, PyTree], Mapping[str, Factors]] = after_training,
 ) -> Algorithm:
-    """The algorithm with the metric `discrepancy`: that of the factors which clients trained.
+    """The algorithm with the metric `discrepancy` of the factors that clients trained.
 
-    `trained(message, upload)` gives the clients' factors [K, ...]. The mean is that by
-    cohort.weight. Of a round with several exchanges, the last counts. Stands directly around the
-    algorithm that averages, inside `combine.accumulate` or around it. ValueError if `trained` is
-    needed and not given.
+    `trained(message, upload)` gives the clients' factors [K, ...]; cohort.weight weights their
+    means. If a round has several exchanges, the last one counts. Wrap the averaging algorithm
+    directly, or wrap `combine.accumulate` around it. Raises ValueError if the algorithm does not
+    upload a change of theta and `trained` is not given.
     """
     if trained is after_training and not algorithm.sends_change:
         raise ValueError(
-            "clients of this algorithm do not upload a change of factors; say with trained=... how "
-            "their factors follow from an upload"
+            "clients of this algorithm do not upload a change of factors; define with trained=... "
+            "how to compute their factors from an upload"
         )
 
     def run_round(server, cohort, for_each_client):
-        found = []
+        gaps = []
 
         def hear(reply, message, cohort):
-            found.append(discrepancy(trained(message, reply.upload), cohort.weight))
+            gaps.append(discrepancy(trained(message, reply.upload), cohort.weight))
             return reply
 
         verb = overheard(for_each_client, hear)
         server, states, metrics = algorithm.run_round(server, cohort, verb)
-        return server, states, {**metrics, "discrepancy": found[-1]}
+        return server, states, {**metrics, "discrepancy": gaps[-1]}
 
     return algorithm._replace(run_round=run_round)

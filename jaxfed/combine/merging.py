@@ -1,4 +1,4 @@
-"""FedLoRU's merge around any algorithm: factors are folded into the base every tau rounds."""
+"""FedLoRU's merge around any algorithm: every tau rounds it folds the factors into the base."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -14,17 +14,19 @@ from jaxfed.lowrank.factors import Theta
 
 
 class Accumulated(NamedTuple):
-    """The server of `accumulate`; base and theta are those of the algorithm inside."""
+    """The server's state in `accumulate`: that of the inner algorithm, and the first factors."""
 
     inner: Any
-    start: Theta  # the factors that training began with
+    start: Theta  # the factors before the first round
 
     @property
     def base(self) -> PyTree:
+        """The inner server's frozen weights."""
         return self.inner.base
 
     @property
     def theta(self) -> Theta:
+        """The inner server's trained weights."""
         return self.inner.theta
 
 
@@ -34,24 +36,24 @@ def accumulate(
     every: int | Sequence[int],
     restart: Callable[[PyTree, Theta, Theta, jax.Array], tuple[PyTree, Theta]],
 ) -> Algorithm:
-    """The algorithm with its factors folded into the base every `every` rounds: FedLoRU's merge.
+    """The algorithm, with its factors folded into the base every `every` rounds: FedLoRU's merge.
 
     `every` is tau, or a list of rounds t (from 1) after which to merge. `restart` is `keep`,
-    `reinit` or `residual`. Around FedLoRA this is FedLoRU (arXiv 2409.12371); any algorithm whose
-    server has the fields `base` and `theta`, with factors in theta, may stand inside.
+    `reinit` or `residual`. Around FedLoRA this is FedLoRU (arXiv 2409.12371). The inner algorithm
+    may be any whose server has the fields `base` and `theta`, with factors in theta.
 
-    The merge that is due after round t is made at the start of round t + 1, before anything is
-    sent: so the model that is evaluated after round t is the one that was aggregated in it, as in
-    the authors' code, and no merge trails after the last round. Optimizer moments and control
-    variates of the algorithm inside are carried across a merge. A merge is broadcast: every client,
-    drawn or not, must receive the factors that were merged.
+    A merge due after round t happens at the start of round t + 1, before the server sends anything.
+    So the evaluation after round t sees the model aggregated in round t, as in the authors' code,
+    and no merge follows the last round. A merge does not change the inner algorithm's optimizer
+    moments and control variates. A merge is broadcast: every client, drawn or not, must receive the
+    merged factors.
     """
     cycle = operator.index(every) if isinstance(every, int | np.integer) else None
     listed = _rounds(every) if isinstance(every, Sequence) else ()
     if cycle is not None and cycle < 1:
-        raise ValueError(f"every={every} is no cycle; merge every 1 round or more")
+        raise ValueError(f"every={every} is no cycle; use 1 round or more")
 
-    def due(done):  # rounds done before this one
+    def due(done):  # number of rounds before this one
         if cycle is not None:
             return (done > 0) & (done % cycle == 0)
         return jnp.any(done == jnp.asarray(listed))
@@ -91,10 +93,10 @@ def accumulate(
 
 
 def _rounds(every: Sequence[int]) -> tuple[int, ...]:
-    """A list of rounds to merge after, checked."""
+    """The rounds after which to merge, as a tuple; ValueError if they are not integers from 1."""
     whole = all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in every)
     if not len(every) or not whole or min(every) < 1:
         raise ValueError(
-            f"every={every}: give the rounds, whole numbers from 1, after which to merge"
+            f"every={every} is not a list of rounds; use integers from 1, after which to merge"
         )
     return tuple(int(t) for t in every)

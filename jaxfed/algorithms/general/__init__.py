@@ -1,1 +1,1 @@
-"""Algorithms over any theta; none knows of factors."""
+"""Algorithms that train any theta; none depends on factors."""

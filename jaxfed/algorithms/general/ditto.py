@@ -1,12 +1,12 @@
 """Ditto: Li et al., ICML 2021, Algorithm 1, around FedAvg.
 
     server sends w; client k of the cohort:
-        w_k <- local training of F_k from w                       sent: w_k - w
-        v_k <- v_k - eta (grad F_k(v_k) + lambda (v_k - w))       s local steps; v_k stays at home
+        w_k <- local training of F_k from w                       uploads w_k - w
+        v_k <- v_k - eta (grad F_k(v_k) + lambda (v_k - w))       s local steps; v_k is never sent
     w <- w + sum_k p_k (w_k - w)
 
-A client runs its v_k, which minimises h_k(v; w) = F_k(v) + lambda/2 ||v - w||^2: with lambda = 0 it
-has learned alone, and as lambda grows it goes to w.
+Client k deploys v_k, which minimises h_k(v; w) = F_k(v) + lambda/2 ||v - w||^2. With lambda = 0 the
+client learns alone; as lambda grows, v_k approaches w.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,20 @@ def ditto(
     personal_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """Ditto over theta; each client keeps v_k, a theta of its own, which starts at the server's.
+    """Ditto over theta; each client keeps v_k, its own theta, which starts at the server's.
 
-    The paper draws clients by p_k and averages them uniformly; here they are drawn uniformly, and
-    the mean weighs them. The record's loss is F_k along w_k, `personal_loss` F_k along v_k.
+    The paper draws clients with probability p_k and averages them uniformly. Here clients are drawn
+    uniformly, and the mean weights them by p_k. The record's `loss` is the mean of F_k over the
+    local steps of w_k, and `personal_loss` over those of v_k.
+
+    Args:
+        task: the model and its loss F_k.
+        work: local work on w_k in each round.
+        lam: lambda, the pull of v_k towards w; 0 for none.
+        personal_work: local work on v_k in each round; the paper's s steps.
+        client_optimizer: of w_k; restarted in each round.
+        personal_optimizer: of v_k, likewise; the paper uses SGD with rate eta.
+        mean: of the uploads; weighted by examples by default.
     """
     if lam < 0:
         raise ValueError(f"lam={lam} would push clients away from the server; use lam >= 0")

@@ -1,7 +1,7 @@
 """FedAvg: McMahan et al., AISTATS 2017, Algorithm 1, with the server step of FedOpt.
 
-With every weight trained this is FedAvg. With factors as theta it is FedLoRA: each client trains
-its A and B, and the server averages A and B separately (arXiv 2409.12371, the baseline FedLoRA).
+If every weight is trained, this is FedAvg. With factors as theta it is FedLoRA: each client trains
+A and B, and the server averages A and B separately (the baseline FedLoRA of arXiv 2409.12371).
 """
 
 from collections.abc import Callable
@@ -17,6 +17,8 @@ from jaxfed.tasks.task import Task
 
 
 class Server(NamedTuple):
+    """The server's state."""
+
     base: PyTree  # frozen
     theta: PyTree  # trained, w_t
     opt: PyTree  # the server optimizer's state
@@ -30,10 +32,10 @@ def fedavg(
     server_optimizer: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (immutable)
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """FedAvg over theta, whatever theta is. Clients keep nothing.
+    """FedAvg over any theta. Clients keep nothing.
 
-    w_{t+1} = w_t + sum_k p_k (w^k - w_t) with the default server optimizer; any other optax
-    optimizer sees the negative mean change as its gradient (Reddi et al., ICLR 2021, Algorithm 1).
+    w_{t+1} = w_t + sum_k p_k (w^k - w_t) with the default server optimizer. Another optax
+    optimizer gets the negative mean change as its gradient (Reddi et al., ICLR 2021, Algorithm 1).
     """
 
     def init(key):

@@ -1,9 +1,9 @@
 """FedOpt: Reddi et al., ICLR 2021, Algorithms 1 and 2: FedAvg with an optimizer on the server.
 
 FedAdagrad, FedYogi and FedAdam are `fedopt` with the server optimizers `adagrad`, `yogi` and `adam`
-of this module; give them to any algorithm that takes a `server_optimizer`. They differ from
-optax.adam and its kin, which may be given as well: there is no bias correction, v starts at tau^2,
-and tau is added to sqrt(v) outside the root. With D_t the clients' mean change,
+of this module. Any algorithm with a `server_optimizer` accepts them. They differ from optax.adam
+and its relatives, which are accepted too: they do not correct bias, v starts at tau^2, and tau is
+added outside the root. With D_t the clients' mean change,
 
     m_t = b1 m_{t-1} + (1 - b1) D_t
     v_t = v_{t-1} + D_t^2                                       (adagrad)
@@ -33,7 +33,7 @@ def fedopt(
     server_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """FedAvg whose server takes the negative mean change as the gradient of its optimizer."""
+    """FedAvg with a server optimizer whose gradient is the negative mean change."""
     return fedavg(
         task,
         work,
@@ -44,26 +44,28 @@ def fedopt(
 
 
 class Moments(NamedTuple):
+    """The state of a server optimizer: first and second moment of D_t."""
+
     m: PyTree
     v: PyTree
 
 
 def adagrad(eta: float, *, b1: float = 0.0, tau: float = 1e-3) -> optax.GradientTransformation:
-    """FedAdagrad; the paper's experiments use b1 = 0."""
+    """FedAdagrad's server optimizer with learning rate `eta`; the paper uses b1 = 0."""
     return _fedopt(lambda v, d2: v + d2, eta, b1, tau)
 
 
 def yogi(
     eta: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
-    """FedYogi."""
+    """FedYogi's server optimizer with learning rate `eta`."""
     return _fedopt(lambda v, d2: v - (1 - b2) * d2 * jnp.sign(v - d2), eta, b1, tau)
 
 
 def adam(
     eta: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
-    """FedAdam."""
+    """FedAdam's server optimizer with learning rate `eta`."""
     return _fedopt(lambda v, d2: b2 * v + (1 - b2) * d2, eta, b1, tau)
 
 

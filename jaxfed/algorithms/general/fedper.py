@@ -1,10 +1,10 @@
 """FedPer: Arivazhagan et al., arXiv 1912.00818: a shared body and a personal head.
 
     client k: (body, head_k) <- local training of both, from the server's body and its own head
-    body <- sum_k p_k body_k;  head_k stays at home
+    body <- sum_k p_k body_k;  head_k stays on the client
 
-Any part of theta may be the personal one. It is chosen by a pattern on the leaves' paths: in a
-Theta "full/head/kernel", and "factors/dense_0/kernel/a" and ".../b" for the two factors.
+Any part of theta may be personal. A pattern on the paths of the leaves selects it. Paths in a Theta
+are, for example, "full/head/kernel", "factors/dense_0/kernel/a" and "factors/dense_0/kernel/b".
 """
 
 import re
@@ -28,10 +28,10 @@ def fedper(
     client_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """FedAvg over the part of theta that `personal`, a regular expression, is not found in.
+    """FedAvg over the leaves of theta whose paths do not match `personal`, a regular expression.
 
-    Each client keeps the rest, which begins as `task.init` of the client's own key has it. Raises
-    ValueError when it starts if the pattern is found in no path.
+    Each client keeps the other leaves; they start at `task.init` of the client's own key. `init`
+    raises ValueError if no path matches.
     """
 
     def init(key):
@@ -54,9 +54,10 @@ def fedper(
 
 
 def divide(theta: PyTree, personal: str) -> tuple[PyTree, PyTree]:
-    """(shared, own): theta twice, each with None in place of the leaves of the other.
+    """(shared, own): theta without its personal leaves, and the personal leaves alone.
 
-    None is no leaf: it is neither sent nor kept. Raises ValueError if no path has the pattern.
+    None replaces a missing leaf, so it is neither sent nor kept. Raises ValueError if no path
+    matches.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(theta)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]

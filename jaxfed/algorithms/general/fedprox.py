@@ -23,6 +23,14 @@ def fedprox(
     """FedAvg whose clients minimise h_k(w; w_t) = F_k(w) + mu/2 ||w - w_t||^2.
 
     The record's loss is F_k, without the proximal term.
+
+    Args:
+        task: the model and its loss F_k.
+        work: local work of a client in each round.
+        mu: weight of the proximal term; the paper tunes it over 0.001 to 1.
+        client_optimizer: of the local steps; restarted in each round.
+        server_optimizer: takes the negative mean change as its gradient; averages by default.
+        mean: of the uploads; weighted by examples by default.
     """
     if mu < 0:
         raise ValueError(f"mu={mu} would push clients away from the server; use mu >= 0")
@@ -36,7 +44,7 @@ def fedprox(
 
 
 def pull(mu: float) -> optax.GradientTransformation:
-    """Adds mu (w - w_t), the gradient of the proximal term; w_t is where the optimizer started."""
+    """A transformation that adds mu (w - w_t) to the gradient; w_t are the parameters at `init`."""
 
     def update(grads, w_t, w=None):
         return jax.tree.map(lambda g, new, old: g + mu * (new - old), grads, w, w_t), w_t

@@ -1,4 +1,4 @@
-"""Per-FedAvg: Fallah et al., NeurIPS 2020, Algorithm 1: a start that is good after one step.
+"""Per-FedAvg: Fallah et al., NeurIPS 2020, Algorithm 1: a start that adapts well in one step.
 
     min_w (1/n) sum_i F_i(w),  F_i(w) = f_i(w - alpha grad f_i(w))
 
@@ -7,7 +7,7 @@
         w  <- w - beta (I - alpha grad^2 f_i(w; D'')) grad f_i(w~; D')
     server: w <- mean of the clients' w
 
-The second derivative is a product with one vector; the paper's Section 5 has two ways to save it.
+The second derivative is one Hessian-vector product; Section 5 of the paper avoids it in two ways.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ from jaxfed.tasks.task import Task
 from jaxfed.templates import averaging
 
 Loss = Callable[[PyTree, dict], jax.Array]  # of theta and a batch
-Slope = tuple[jax.Array, PyTree]  # F(w), or near it, and its gradient
+Slope = tuple[jax.Array, PyTree]  # f(w~; D') and the gradient of F at w, exact or not
 
 
 def first_order(
     loss: Loss, w: PyTree, inner_rate: float, inner: dict, outer: dict, _: dict
 ) -> Slope:
-    """Per-FedAvg (FO): grad f(w~; D'), without the second derivative."""
+    """(f(w~; D'), grad f(w~; D')): Per-FedAvg (FO), without the second derivative."""
     adapted = optax.tree.add_scale(w, -inner_rate, jax.grad(loss)(w, inner))
     return jax.value_and_grad(loss)(adapted, outer)
 
@@ -37,14 +37,17 @@ def first_order(
 def exact(
     loss: Loss, w: PyTree, inner_rate: float, inner: dict, outer: dict, curved: dict
 ) -> Slope:
-    """(I - alpha grad^2 f(w; D'')) grad f(w~; D')."""
+    """(f(w~; D'), (I - alpha grad^2 f(w; D'')) grad f(w~; D'))."""
     value, g = first_order(loss, w, inner_rate, inner, outer, curved)
     product = hypergrad.hvp(lambda w: loss(w, curved), w, g)
     return value, optax.tree.add_scale(g, -inner_rate, product)
 
 
 def hessian_free(delta: float) -> Callable[..., Slope]:
-    """Per-FedAvg (HF): `exact` with (grad f(w + delta g) - grad f(w - delta g)) / (2 delta)."""
+    """Per-FedAvg (HF): `exact` with a finite difference for the Hessian-vector product.
+
+    (grad f(w + delta g) - grad f(w - delta g)) / (2 delta), with g = grad f(w~; D').
+    """
 
     def gradient(loss, w, inner_rate, inner, outer, curved):
         value, g = first_order(loss, w, inner_rate, inner, outer, curved)
@@ -58,12 +61,12 @@ def hessian_free(delta: float) -> Callable[..., Slope]:
 
 
 def same(batch: dict) -> tuple[dict, dict, dict]:
-    """One minibatch for D, D' and D''."""
+    """(D, D', D''): the whole batch for each."""
     return batch, batch, batch
 
 
 def thirds(batch: dict) -> tuple[dict, dict, dict]:
-    """Three fresh minibatches, as in the paper: give `work` batches of three times the size."""
+    """(D, D', D''): a third of the batch each, as the paper draws them; triple the batch size."""
     if len(batch["mask"]) % 3:
         raise ValueError(f"a batch of {len(batch['mask'])} has no thirds; use a multiple of three")
     first, second, third = ({n: v[i::3] for n, v in batch.items()} for i in range(3))
@@ -81,12 +84,20 @@ def perfedavg(
     personal_work: local.Work,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
 ) -> Algorithm:
-    """Per-FedAvg over theta; `gradient` is exact, hessian_free(delta) or first_order.
+    """Per-FedAvg over theta; each client keeps the change that its personal steps made.
 
-    The paper's client optimizer is optax.sgd(beta), and its personal model is one SGD step of rate
-    `inner_rate` (the paper's alpha) after download, which is `personal_work` here. A client keeps
-    the change that these steps made to the theta that it last received, and runs the server's
-    current theta with that change. The record's loss is f_i(w~; D').
+    The personal steps start from the theta that the client received last. The client deploys the
+    server's current theta plus that change. The record's loss is f_i(w~; D').
+
+    Args:
+        task: the model and its loss f_i.
+        work: local work in each round, with rate beta.
+        inner_rate: alpha, the learning rate of the inner step and of the personal steps.
+        gradient: `exact`, `hessian_free(delta)` or `first_order`.
+        minibatches: how a batch is split into D, D' and D''; the paper draws three (`thirds`).
+        client_optimizer: takes the meta-gradient; the paper uses optax.sgd(beta).
+        personal_work: SGD steps after download; the paper takes one.
+        mean: of the uploads; uniform by default, as in the paper.
     """
 
     def client(base, w, k):

@@ -14,17 +14,23 @@ from jaxfed.tasks.task import Task
 
 
 class Server(NamedTuple):
+    """The server's state."""
+
     base: PyTree  # frozen
     theta: PyTree  # trained, x
     c: PyTree  # the server's control variate
 
 
 class Message(NamedTuple):
+    """The message to each client."""
+
     theta: PyTree
     c: PyTree
 
 
 class Upload(NamedTuple):
+    """The upload of each client."""
+
     theta: PyTree  # y_i - x
     c: PyTree  # c_i^+ - c_i
 
@@ -38,10 +44,18 @@ def scaffold(
     server_learning_rate: float = 1.0,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
 ) -> Algorithm:
-    """SCAFFOLD over theta; each of the population's `clients` keeps its control variate c_i.
+    """SCAFFOLD over theta; each client keeps its control variate c_i, which starts at zero.
 
-    The local step is y <- y - eta_l (g(y) - c_i + c), plain SGD: option II divides by the learning
-    rate, so no other optimizer will do. The paper averages uniformly.
+    The local step is y <- y - eta_l (g(y) - c_i + c). It must be plain SGD, because option II
+    divides by the learning rate.
+
+    Args:
+        task: the model and its loss.
+        work: local work of a client in each round; the paper's K steps.
+        learning_rate: eta_l of the local steps; above 0.
+        clients: N, the size of the population.
+        server_learning_rate: eta_g; the paper's experiments use 1.
+        mean: of the uploads; uniform by default, as in the paper.
     """
     if learning_rate <= 0:
         raise ValueError(f"learning_rate={learning_rate}: option II divides by it; use one above 0")
@@ -62,7 +76,7 @@ def scaffold(
         y, metrics = local.sgd(partial(task.loss, base), optimizer, x, k, work)
         steps = work.local_steps(k.count)
         delta = optax.tree.sub(y, x)
-        # c_i^+ = c_i - c + (x - y) / (K eta_l); a client without a step keeps its c_i
+        # c_i^+ = c_i - c + (x - y) / (K eta_l); a client that takes no step keeps its c_i
         change = optax.tree.add_scale(
             optax.tree.scale(-1, c), -1 / (jnp.maximum(steps, 1) * learning_rate), delta
         )

@@ -1,1 +1,1 @@
-"""Algorithms whose clients keep factors of their own."""
+"""Algorithms whose clients keep their own factors."""

@@ -7,9 +7,9 @@ stage 2, rounds 1 .. T:   theta_s,k <- inner optimizer on F_k, from theta_s
                           theta_s <- outer optimizer on the mean of theta_s - theta_s,k
 stage 3, from round T+1:  (w_s, w_p) <- argmin F_k(W + w_s s A B + w_p s C_k D_k), by AdaFusion
 
-Written from accounts of the algorithm, which agree but for the search that AdaFusion makes and how
-it adds up: here a compass search over the two numbers, on a few of the client's examples, and the
-weighted sum of the two products.
+This follows descriptions of the algorithm. They disagree on the search in AdaFusion and on how it
+combines the adapters. Here it is a compass search over the two weights on a few of the client's
+examples, and the adapters enter as the weighted sum of their products.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,16 @@ from jaxfed.templates import mixture
 
 
 class Server(NamedTuple):
+    """The server's state."""
+
     base: PyTree  # frozen
     theta: PyTree  # trained, theta_s
     opt: PyTree  # the outer optimizer's state
 
 
 class Kept(NamedTuple):
+    """A client's state."""
+
     own: dict[str, lowrank.Factors]  # theta_p,k
     weights: jax.Array  # [2] w_s, w_p
 
@@ -51,12 +55,24 @@ def fdlora(
     search: int,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
 ) -> Algorithm:
-    """FDLoRA with T = `rounds` and H = `sync` (None: never); round 0 and stage 3 come on top of T.
+    """FDLoRA; each client keeps its own factors theta_p,k and the two weights of the fusion.
 
-    `personal_work` is that of stage 1, `work` that of stage 2; AdaFusion makes `search` moves on
-    `shots` examples. Draw all clients in round 0 and once from round T + 1 on, as the paper does:
-    one who misses the first has the common start for its own LoRA until the next synchronisation,
-    and one who misses the last runs with weights 1/2. Weights trained whole stay the server's.
+    All clients should take part in round 0 and once after round T, as in the paper. A client that
+    misses round 0 keeps the common start as its own LoRA until the next synchronisation. A client
+    that misses stage 3 deploys with weights 1/2. Weights trained whole are the server's.
+
+    Args:
+        task: the model and its loss F_k.
+        work: local work of stage 2 in each round.
+        rounds: T, the rounds of stage 2; round 0 and stage 3 are additional.
+        sync: H, the rounds between two synchronisations; None for no synchronisation.
+        personal_work: local work of stage 1.
+        personal_optimizer: of stage 1.
+        inner_optimizer: of the local steps of stage 2; restarted in each round.
+        outer_optimizer: the server's; its gradient is the mean of theta_s - theta_s,k.
+        shots: examples of a client on which AdaFusion searches.
+        search: moves of the search, each with 4 evaluations of the loss.
+        mean: of the uploads; uniform by default.
     """
 
     def init(key):
@@ -91,7 +107,7 @@ def fdlora(
         delta = mean(reply.upload, cohort.weight)
         gradient = optax.tree.scale(-1, delta)
         updates, opt = outer_optimizer.update(gradient, server.opt, server.theta)
-        # stage 1 averages, stage 2 takes the outer step, in stage 3 the server stands still
+        # stage 1 averages, stage 2 takes the outer step, stage 3 leaves the server unchanged
         first, federated = cohort.round == 0, cohort.round <= rounds
         theta, opt = jax.tree.map(
             lambda *stages: jnp.select([first, federated], stages[:2], stages[2]),
@@ -111,9 +127,9 @@ def fdlora(
 def compass(
     f: Callable[[jax.Array], jax.Array], w: jax.Array, moves: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(w [d], f(w)) after a compass search for lower f: no gradients, 2 d values of f a move.
+    """(w [d], f(w)) after a compass search for lower f; a move evaluates f 2 d times.
 
-    Each move goes to the best of w +- h e_i if f is lower there; else h, at first 1/4, is halved.
+    A move goes to the best of w +- h e_i if f is lower there; otherwise it halves h, at first 1/4.
     """
     directions = jnp.concatenate([jnp.eye(len(w)), -jnp.eye(len(w))])  # [2 d, d]
 

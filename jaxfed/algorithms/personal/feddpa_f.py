@@ -1,12 +1,12 @@
 """FedDPA: Yang et al., NeurIPS 2024 (arXiv 2403.19211): a global adapter and a local one.
 
-FedDPA-F, after the federation:  (A, B) <- FedAvg; then (C_k, D_k) <- (A, B), trained alone
-FedDPA-T, in turn, each round:   (C_k, D_k) <- training of f_k(W + (1 - a) s A B + a s C_k D_k)
-                                 (A_k, B_k) <- training of f_k(W + s A B), which are averaged
+FedDPA-F trains in sequence:     (A, B) <- FedAvg; then (C_k, D_k) <- (A, B), trained locally
+FedDPA-T alternates each round:  (C_k, D_k) <- training of f_k(W + (1 - a) s A B + a s C_k D_k)
+                                 (A_k, B_k) <- training of f_k(W + s A B), then averaged
 
-A client runs W + (1 - a) s A B + a s C_k D_k with one `a` for all inputs. This is NOT the paper's
-instance-wise weight, which is a times the cosine similarity between an input's embedding and those
-of some training examples: it needs the embeddings of the model, which no Task has.
+A client deploys W + (1 - a) s A B + a s C_k D_k with one `a` for all inputs. The paper instead uses
+an instance-wise weight: a times the cosine similarity between an input's embedding and those of
+some training examples. That needs the model's embeddings, which a Task does not provide.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,20 @@ def feddpa_f(
     personal_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """FedDPA-F: `rounds` of FedAvg, and then clients that are drawn train an adapter of their own.
+    """FedDPA-F: `rounds` rounds of FedAvg; afterwards each drawn client trains its own adapter.
 
-    In those later rounds the server stands still and nothing goes up. A client keeps what its own
-    theta has more than the server's, so that before its training it runs the server's.
+    In the later rounds clients upload nothing and the server does not change. A client keeps the
+    difference between its own theta and the server's, which is zero until it trains.
+
+    Args:
+        task: the model and its loss f_k.
+        work: local work in each round of FedAvg.
+        rounds: rounds of FedAvg, from round 0.
+        a: weight of the local adapter in the deployed model, from 0 to 1; the paper's code: 0.5.
+        personal_work: local work on the local adapter in each later round.
+        client_optimizer: of the local steps of FedAvg; restarted in each round.
+        personal_optimizer: of the local adapter, likewise.
+        mean: of the uploads; weighted by examples by default.
     """
     check_weight(a)
 

@@ -1,12 +1,12 @@
 """FedDPA: Yang et al., NeurIPS 2024 (arXiv 2403.19211): a global adapter and a local one.
 
-FedDPA-F, after the federation:  (A, B) <- FedAvg; then (C_k, D_k) <- (A, B), trained alone
-FedDPA-T, in turn, each round:   (C_k, D_k) <- training of f_k(W + (1 - a) s A B + a s C_k D_k)
-                                 (A_k, B_k) <- training of f_k(W + s A B), which are averaged
+FedDPA-F trains in sequence:     (A, B) <- FedAvg; then (C_k, D_k) <- (A, B), trained locally
+FedDPA-T alternates each round:  (C_k, D_k) <- training of f_k(W + (1 - a) s A B + a s C_k D_k)
+                                 (A_k, B_k) <- training of f_k(W + s A B), then averaged
 
-A client runs W + (1 - a) s A B + a s C_k D_k with one `a` for all inputs. This is NOT the paper's
-instance-wise weight, which is a times the cosine similarity between an input's embedding and those
-of some training examples: it needs the embeddings of the model, which no Task has.
+A client deploys W + (1 - a) s A B + a s C_k D_k with one `a` for all inputs. The paper instead uses
+an instance-wise weight: a times the cosine similarity between an input's embedding and those of
+some training examples. That needs the model's embeddings, which a Task does not provide.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,21 @@ def feddpa_t(
     personal_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """FedDPA-T; each client keeps factors of the given `rank` and scale alpha / rank.
+    """FedDPA-T; each client keeps a local adapter of the given `rank`.
 
-    As in the released code the local adapter goes first, beside the global one as received, and the
-    global one is then trained by itself. Weights trained whole are shared.
+    As in the released code, the local adapter is trained first, beside the global adapter as
+    received. Then the global adapter is trained without it. Weights trained whole are shared.
+
+    Args:
+        task: the model and its loss f_k.
+        work: local work on the global adapter in each round.
+        rank: of the local adapter.
+        alpha: the local adapter has scale alpha / rank; 1 by default.
+        a: weight of the local adapter, from 0 to 1; the paper's code: 0.5.
+        personal_work: local work on the local adapter in each round.
+        client_optimizer: of the global adapter; restarted in each round.
+        personal_optimizer: of the local adapter, likewise.
+        mean: of the uploads; weighted by examples by default.
     """
     check_weight(a)
 

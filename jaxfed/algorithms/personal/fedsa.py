@@ -1,9 +1,9 @@
 """FedSA-LoRA: Guo et al., ICLR 2025 (arXiv 2410.01463): share A, keep B.
 
     client k: (A, B_k, head_k) <- local training of all three, from the server's A
-    A <- sum_k p_k A_k;  B_k and the classifier stay at home
+    A <- sum_k p_k A_k;  B_k and head_k stay on the client
 
-A learns what clients have in common, B what is their own. It is FedPer with another part personal.
+A learns general features, B_k features of one client. This is FedPer with another personal part.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ def fedsa(
     client_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """FedAvg over the down factors a; up factors b and weights trained whole stay at home.
+    """FedAvg over the down factors a; clients keep the up factors b and the weights trained whole.
 
-    What is trained whole beside the factors is the classifier in the paper. To share such weights,
-    call fedper with the first half of PERSONAL.
+    In the paper the classifier is the only weight trained whole. To share such weights, call fedper
+    with the first half of PERSONAL.
     """
     return fedper(task, work, personal=PERSONAL, client_optimizer=client_optimizer, mean=mean)

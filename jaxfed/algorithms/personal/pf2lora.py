@@ -2,8 +2,9 @@
 
     min_x (1/M) sum_k f_k(x, y_k*(x)),   y_k*(x) in argmin_y f_k(x, y),   W_k = W_0 + B A + D_k C_k
 
-x = (A, B) is common: it is sent and averaged. y_k = (C_k, D_k), of a smaller rank, never leaves its
-client. A local step moves y by SGD, then x by the hypergradient through that one step.
+x = (A, B) is common: clients send it and the server averages it. y_k = (C_k, D_k) has a smaller
+rank and never leaves its client. A local step updates y by SGD, then x by the hypergradient through
+that one SGD step.
 """
 
 from collections.abc import Callable
@@ -20,24 +21,28 @@ from jaxfed.tasks.task import Task
 
 
 class Server(NamedTuple):
+    """The server's state."""
+
     base: PyTree  # frozen, W_0
     theta: Theta  # common, x
-    head: dict[str, jax.Array]  # where every client's own head begins; {} if the head is common
+    head: dict[str, jax.Array]  # the start of every client's head; {} if the head is common
 
 
 class State(NamedTuple):
+    """A client's state."""
+
     y: dict[str, Factors]  # personal, (C_k, D_k)
     head: dict[str, jax.Array]
-    opt: PyTree  # the upper optimizer's state; () if it begins anew in each round
+    opt: PyTree  # the upper optimizer's state; () if each round restarts it
 
 
 def same(batch: dict) -> tuple[dict, ...]:
-    """One minibatch for both levels, as the formula is printed."""
+    """(batch,): one minibatch for both levels, as in the printed formula."""
     return (batch,)
 
 
 def halves(batch: dict) -> tuple[dict, ...]:
-    """(lower, upper): every other example for each level, so give `work` twice as many."""
+    """(lower, upper): every other example for each level; double the batch size of `work`."""
     if len(batch["mask"]) % 2:
         raise ValueError(f"a batch of {len(batch['mask'])} has no halves; use an even batch_size")
     return {n: v[::2] for n, v in batch.items()}, {n: v[1::2] for n, v in batch.items()}
@@ -57,14 +62,24 @@ def pf2lora(
     gradient: Callable = hypergrad.one_step,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
 ) -> Algorithm:
-    """PF2LoRA over the task's factors, with personal ones of `rank` r~ and that `scale` beside.
+    """PF2LoRA over the task's factors x; each client keeps its factors y_k of the given `rank`.
 
-    `work` is the local work between two averages (theirs: 10 steps), `inner_rate` the lower level's
-    learning rate (their alpha), and `upper_optimizer` (theirs: AdamW) takes h_k. Its moments stay
-    on the client across averages, or start again after each. A personal head (all that is trained
-    whole) is neither sent nor averaged. The ablations replace the gradient:
-    `hypergrad.alternating` leaves out the cross term, `hypergrad.simultaneous` updates both levels
-    at once. The record's loss is f_k(x, y+).
+    The record's loss is f_k(x, y+), where y+ is y after the lower step.
+
+    Args:
+        task: the model and its loss f_k; its factors are x.
+        work: local work between two averages; the paper takes 10 steps.
+        rank: r~ of the personal factors; the paper uses 2 beside r = 8.
+        inner_rate: alpha, the learning rate of the lower level; the paper: 1e-4 on CoLA, else 1e-3.
+        upper_optimizer: takes the hypergradient h_k; the paper uses AdamW.
+        keep_moments: True if clients keep the upper optimizer's state across averages, False if
+            each round restarts it.
+        personal_head: True if clients keep all weights trained whole, False if they are averaged.
+        scale: s of the personal factors.
+        minibatches: how a batch is split over the two levels, `same` or `halves`.
+        gradient: `hypergrad.one_step`; for the ablations `hypergrad.alternating`, which omits the
+            cross term, or `hypergrad.simultaneous`, which updates both levels at once.
+        mean: of the uploads; uniform by default, as in the paper.
     """
     if inner_rate < 0:
         raise ValueError(
@@ -86,8 +101,8 @@ def pf2lora(
         return State(y, server.head, upper_optimizer.init(x) if keep_moments else ())
 
     def client(base, theta, k):
-        # The paper leaves open who trains a personal head. Here it moves with x: y is (C_k, D_k)
-        # alone, and at the lower level's rate (1e-4 on CoLA) a new head would stay where it began.
+        # The paper does not say which level trains a personal head. Here it is the upper level: at
+        # the lower level's rate (1e-4 on CoLA) a new head would hardly change.
         x = theta._replace(full={**theta.full, **k.state.head})
 
         def step(carry, batch, key):
@@ -110,7 +125,7 @@ def pf2lora(
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
-        # A and B each on their own, at the end of every `work`
+        # A and B are averaged separately, after each `work`
         theta = optax.tree.add(server.theta, mean(reply.upload, cohort.weight))
         return server._replace(theta=theta), reply.state, reply.metrics
 

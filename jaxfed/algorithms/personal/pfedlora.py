@@ -1,13 +1,13 @@
-"""pFedLoRA: Yi et al., arXiv 2310.13283, as PF2LoRA's experiments carry it over to one model.
+"""pFedLoRA: Yi et al., arXiv 2310.13283, adapted to a common model as in PF2LoRA's experiments.
 
-In the paper each client has a model of its own and a small adapter of common shape, and trains them
-in turn. Here the client's own part is a second adapter (C_k, D_k) beside a common W and (A, B); in
-the tables of arXiv 2503.03920 both have rank 5.
+In the paper, each client has its own model and a small adapter of common shape, and trains the two
+alternately. Here the client's own part is a second adapter (C_k, D_k) beside the common W and
+(A, B). In the tables of arXiv 2503.03920 both adapters have rank 5.
 
     client k of the cohort, in this order:
         (C_k, D_k) <- local training of f_k(W + s A B + s_p C_k D_k), A and B frozen
         (A_k, B_k) <- local training of the same, C_k and D_k frozen
-    A <- sum_k p_k A_k,  B <- sum_k p_k B_k;  C_k and D_k stay at home
+    A <- sum_k p_k A_k,  B <- sum_k p_k B_k;  C_k and D_k stay on the client
 """
 
 from collections.abc import Callable
@@ -32,10 +32,19 @@ def pfedlora(
     personal_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """pFedLoRA; each client keeps factors of the given `rank` and scale alpha / rank.
+    """pFedLoRA; each client keeps its own factors of the given `rank`.
 
-    `personal_work` is done on the client's factors, `work` on the shared ones and on the weights
-    that are trained whole.
+    Weights trained whole are shared, and trained with the shared factors.
+
+    Args:
+        task: the model and its loss f_k.
+        work: local work on the shared factors in each round.
+        rank: of the client's own factors; 5 in arXiv 2503.03920.
+        alpha: the client's own factors have scale s_p = alpha / rank; 1 by default.
+        personal_work: local work on the client's own factors in each round.
+        client_optimizer: of the shared factors; restarted in each round.
+        personal_optimizer: of the client's own factors, likewise.
+        mean: of the uploads; weighted by examples by default.
     """
 
     def client(base, theta, k):

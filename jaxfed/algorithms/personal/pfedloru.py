@@ -1,4 +1,4 @@
-"""pFedLoRU: Park and Klabjan, arXiv 2409.12371: FedLoRU for clients whose data differ.
+"""pFedLoRU: Park and Klabjan, arXiv 2409.12371: FedLoRU for statistically heterogeneous clients.
 
 Client k has W + s L U + s_p A_k B_k: global factors (L, U) and its own (A_k, B_k).
 
@@ -8,8 +8,8 @@ Client k has W + s L U + s_p A_k B_k: global factors (L, U) and its own (A_k, B_
     L <- sum_k p_k L_k,  U <- sum_k p_k U_k
     if t mod tau == 0:  W <- W + s L U          (combine.accumulate; A_k B_k is never merged)
 
-That the global factors come first and have more epochs is from the authors' rebuttal, which tells
-no numbers. B_k starts at zero, so a client starts as the global model.
+The authors' rebuttal says that the global factors come first and have more epochs, but gives no
+numbers. B_k starts at zero, so a client's first model is the global model.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,10 +36,21 @@ def pfedloru(
     personal_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """pFedLoRU; each client keeps factors of the given `rank` and scale alpha / rank.
+    """pFedLoRU; each client keeps its own factors of the given `rank`.
 
-    `work` is done on the global factors, `personal_work` on the client's. `every` and `restart`
-    are those of `accumulate`. Weights that are trained whole go with the global factors.
+    Weights trained whole are global, and trained with the global factors.
+
+    Args:
+        task: the model and its loss f_k.
+        work: local work on the global factors in each round.
+        every: tau, or the rounds after which to merge; see combine.accumulate.
+        restart: how the global factors continue after a merge, likewise.
+        rank: of the client's own factors.
+        alpha: the client's own factors have scale s_p = alpha / rank; 1 by default.
+        personal_work: local work on the client's own factors, with fewer epochs than `work`.
+        client_optimizer: of the global factors; restarted in each round.
+        personal_optimizer: of the client's own factors, likewise.
+        mean: of the uploads; weighted by examples by default.
     """
 
     def client(base, theta, k):

@@ -1,1 +1,1 @@
-"""Algorithms over one set of factors that all clients share."""
+"""Algorithms whose clients all share one set of factors."""

@@ -1,8 +1,8 @@
 """HETLoRA: Cho et al., EMNLP 2024 (arXiv 2401.06432).
 
-Client k trains factors of its own rank r_k: it gets the first r_k components of the server's,
-prunes itself where its last components do not grow, and sends r_k components back, which the server
-fills up with zeros and averages, each client by the norm of its product.
+Client k trains factors of its own rank r_k. It receives the first r_k components of the server's
+factors, lowers r_k if its last components shrink, and uploads r_k components. The server pads the
+uploads with zeros and averages them, weighted by the norm of each client's product A_k B_k.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,24 @@ def hetlora(
 ) -> Algorithm:
     """HETLoRA with ranks from `least` to `most`; each client keeps its r_k.
 
-    Its loss has the term `penalty` ||A[:, t:]||_F ||B[t:]||_F, t = floor(gamma r_k), summed over
-    layers. Where the round made this sum smaller, r_k <- max(least, t). First ranks are `ranks`,
-    one for each client of the population, or drawn uniformly when a client first takes part.
-    Weights trained whole are averaged with the same shares. A client declares the bytes of the
-    components that it receives and sends.
+    A client's loss has the additional term `penalty` ||A[:, t:]||_F ||B[t:]||_F, summed over
+    layers, with t = floor(gamma r_k). If a round decreases this sum, r_k <- max(least, t). Weights
+    trained whole are averaged with the same shares. A client declares the bytes of the components
+    that it receives and sends.
 
-    Zeros that fill up shrink the later components in every round: unless local work outgrows that,
-    they vanish from all clients.
+    Zero-padding shrinks the later components in every round. Unless local training outweighs this,
+    they decay to zero everywhere.
+
+    Args:
+        task: the model and its loss; its factors have rank `most`.
+        work: local work of a client in each round; the paper takes 5 steps of batches of 8.
+        least: r_min; the paper uses 5.
+        most: r_max; the paper uses 50.
+        gamma: share of the rank that pruning keeps, from 0 to 1; the paper uses 0.99.
+        penalty: lambda, the weight of the additional term; 0 for none.
+        client_optimizer: of the local steps; restarted in each round.
+        ranks: the first rank of each client of the population; None draws it uniformly when a
+            client first takes part, as in the paper.
     """
     if not 1 <= least <= most or not 0 <= gamma <= 1 or penalty < 0:
         raise ValueError(
@@ -47,13 +57,18 @@ def hetlora(
             "with gamma in [0, 1] and penalty >= 0"
         )
     if ranks is not None and not least <= min(ranks) <= max(ranks) <= most:
-        raise ValueError(f"ranks={ranks} are not all from least={least} to most={most}")
+        raise ValueError(
+            f"ranks={ranks} are not all from least={least} to most={most}; give ranks in that range"
+        )
 
     def init(key):
         server = Server(*task.init(key))
-        found = {p: f.rank for p, f in server.theta.factors.items()}
-        if set(found.values()) != {most}:
-            raise ValueError(f"the server's factors are of rank most={most}; the task has {found}")
+        widths = {p: f.rank for p, f in server.theta.factors.items()}
+        if set(widths.values()) != {most}:
+            raise ValueError(
+                f"the task's factors have ranks {widths}, not most={most}; select them with "
+                f"rank={most}"
+            )
         return server
 
     def first(key, i):
@@ -86,7 +101,7 @@ def hetlora(
         theta = aggregate.norm_weighted(reply.upload, norm, cohort.weight)
         return server._replace(theta=theta), reply.state, reply.metrics
 
-    def deploy(server, state):  # who was never drawn has no rank yet, and runs all of theta
+    def deploy(server, state):  # a client that was never drawn has no rank: it deploys all of theta
         return server.base, _truncate(server.theta, jnp.where(state > 0, state, most))
 
     return Algorithm(

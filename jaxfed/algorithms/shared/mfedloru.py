@@ -1,17 +1,17 @@
-"""mFedLoRU: Park and Klabjan, arXiv 2409.12371: FedLoRU for clients of unequal means.
+"""mFedLoRU: Park and Klabjan, arXiv 2409.12371: FedLoRU for clients of unequal resources.
 
-The server keeps A [m, r] and B [r, n]. Client k trains factors of these factors, of its own rank:
+The server keeps A [m, r] and B [r, n]. Client k trains nested factors of its own rank r_k:
 
     W + s (A + a A_d A_u) (B + a B_d B_u)     A_d [m, r_k], A_u [r_k, r], B_d [r, r_k], B_u [r_k, n]
 
-    client k of the cohort: A_u = B_u = 0; trains the four, and sends them
+    client k of the cohort: starts with A_u = B_u = 0, trains the four and uploads them
     A <- A + a sum_k p_k A_d A_u,   B <- B + a sum_k p_k B_d B_u
     if t mod tau == 0:  W <- W + s A B          (combine.accumulate)
 
-What the server recovers is linear in the clients' products, so A and B are exact means (their
-product is not). THIS SCHEME IS FROM A DESCRIPTION: that updates are nested and ranks suit each
-client is the authors' word, but neither pseudo-code nor code of theirs could be had. Our own choice
-are one r_k for A and B, one a for all clients, and down factors drawn anew in each round.
+The server's update is linear in the clients' products, so A and B are exact means (A B is not).
+THIS SCHEME FOLLOWS A DESCRIPTION: the authors state that updates are nested and that each client
+has its own rank, but neither pseudo-code nor code was available. We chose one r_k for A and B, one
+a for all clients, and new random down factors A_d and B_d in each round.
 """
 
 import dataclasses
@@ -40,10 +40,19 @@ def mfedloru(
     client_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """mFedLoRU where client i of the population has the rank ranks[i], and a = alpha / max(ranks).
+    """mFedLoRU over the factors; clients keep nothing.
 
-    Clients keep nothing. `every` and `restart` are those of `accumulate`. Weights that are trained
-    whole are averaged as they are. A client declares the bytes of its rank.
+    Weights trained whole are averaged as in FedAvg. A client declares the bytes of its own rank.
+
+    Args:
+        task: the model and its loss; its factors are A and B.
+        work: local work of a client in each round.
+        every: tau, or the rounds after which to merge; see combine.accumulate.
+        restart: how A and B continue after a merge, likewise.
+        ranks: r_i of each client i of the population; at least 1.
+        alpha: the nested products have scale a = alpha / max(ranks).
+        client_optimizer: of the local steps; restarted in each round.
+        mean: of the recovered changes of A and B; weighted by examples by default.
     """
     most = max(ranks)
     if min(ranks) < 1:
@@ -52,12 +61,12 @@ def mfedloru(
     def client(base, theta, k):
         rank = jnp.asarray(ranks, jnp.int32)[k.id]
         drawn = lowrank.beside(around(theta), most, k.key, alpha=alpha)
-        begun = {p: lowrank.truncate(f, rank) for p, f in drawn.items()}
+        start = {p: lowrank.truncate(f, rank) for p, f in drawn.items()}
 
         def loss(nested, batch, key):
             return task.loss(base, recovered(theta, nested), batch, key)
 
-        nested, metrics = local.sgd(loss, client_optimizer, Theta(theta.full, begun), k, work)
+        nested, metrics = local.sgd(loss, client_optimizer, Theta(theta.full, start), k, work)
         return Reply(nested, (), metrics, sent=lowrank.nbytes(nested, rank))
 
     def run_round(server, cohort, for_each_client):
@@ -80,7 +89,7 @@ def mfedloru(
 
 
 def around(theta: Theta) -> dict[str, Factors]:
-    """{"path/a": (A, I), "path/b": (I, B)}: what factors of A and of B stand beside."""
+    """{"path/a": (A, I), "path/b": (I, B)}: A and B as products, for nested factors beside them."""
     beside: dict[str, Factors] = {}
     for p, f in theta.factors.items():
         one = jnp.eye(f.rank, dtype=f.a.dtype)
@@ -89,7 +98,7 @@ def around(theta: Theta) -> dict[str, Factors]:
 
 
 def recovered(theta: Theta, nested: Theta) -> Theta:
-    """Theta with A + a A_d A_u and B + a B_d B_u for A and B, and the whole weights of `nested`."""
+    """Theta with A + a A_d A_u for A, B + a B_d B_u for B, and the whole weights of `nested`."""
     sides = {f"{p}/{side}": getattr(f, side) for p, f in theta.factors.items() for side in "ab"}
     grown = lowrank.merge(sides, nested)
     return nested._replace(

@@ -177,5 +177,5 @@ def test_what_makes_no_sense_is_refused(options, match):
 
 
 def test_the_servers_rank_must_be_that_of_the_task():
-    with pytest.raises(ValueError, match=r"rank most=3; the task has \{'w': 4\}"):
+    with pytest.raises(ValueError, match=r"ranks \{'w': 4\}, not most=3"):
         made(most=3, ranks=None).init(jax.random.key(0))
