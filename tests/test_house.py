@@ -64,11 +64,14 @@ MAY_IMPORT = {
                  "simulation.population", "simulation.run_folder"},
     "cli": set(),
     "cli.options": set(),
+    "cli.errors": {"cli.options"},
+    "cli.__main__": {"cli.main"},
     "cli.launching": {"cli.options", "simulation.experiment"},
     "cli.describe": {"data", "lowrank", "simulation.flops", "simulation.ledger", "trees"},
     "cli.report": {"analysis"},
-    "cli.main": {"analysis", "cli.describe", "cli.launching", "cli.options", "cli.report",
-                 "simulation.experiment", "simulation.run", "simulation.run_folder", "trees"},
+    "cli.main": {"analysis", "cli.describe", "cli.errors", "cli.launching", "cli.options",
+                 "cli.report", "simulation.experiment", "simulation.run", "simulation.run_folder",
+                 "trees"},
 }  # fmt: skip
 
 # {what: the rooms that may import it}, for packages that are not ours.

@@ -318,11 +318,20 @@ def test_wrong_input_is_refused_before_a_round_is_run(
     ("call", "sentence"),
     [
         (lambda: small("--rank=many"), "small.py: --rank wants int, not 'many'\n"),
-        (lambda: small("--rank=64"), "small.py, line 38)\n"),
+        (lambda: small("--rank=64"), "small.py, line 40)\n"),
         (lambda: config("1 +\n"), "jaxfed: mine.py, line 1: invalid syntax: 1 +\n"),
+        (lambda: config("import no_such\n"), "No module named 'no_such' (mine.py, line 1)\n"),
+        (
+            lambda: config("from jaxfed import local\n\nlocal.Work(3, epoch=1)\n"),
+            "unexpected keyword argument 'epoch' (mine.py, line 3)\n",
+        ),
+        (
+            lambda: config("def experiment(n: int = 3):\n    return int('x')\n"),
+            "invalid literal for int() with base 10: 'x' (mine.py, line 2)\n",
+        ),
         (lambda: command("resume", "x"), "jaxfed: x has no settings.json"),
     ],
-    ids=["type", "in the config", "syntax", "resume"],
+    ids=["type", "in the config", "syntax", "import", "argument", "literal", "resume"],
 )
 def test_the_command_line_refuses_in_one_sentence(call, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

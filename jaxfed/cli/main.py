@@ -3,14 +3,14 @@
 import dataclasses
 import inspect
 import os
+import platform
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 import tyro
@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from jaxfed import trees
 from jaxfed.analysis import probe, tables
-from jaxfed.cli import describe, launching, options, report
+from jaxfed.cli import describe, errors, launching, options, report
 from jaxfed.cli.launching import Launch
+from jaxfed.cli.options import Config
 from jaxfed.simulation import run_folder
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.run import Simulation
@@ -31,6 +32,8 @@ USAGE = """jaxfed: federated learning with low-rank updates, clients as an array
   jaxfed report DIR [DIR ...] [--to DIR]     table and plots of one run, or of several together
   jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training
   jaxfed analyse DIR [--name value ...]      Hessian spectra, likeness of clients, ranks of updates
+
+`jaxfed COMMAND --help` lists a command's options; `jaxfed --version` the versions.
 
 A wrong input ends in one sentence; JAXFED_TRACEBACK=1 shows where it was raised.
 """
@@ -46,20 +49,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "describe": _describe,
         "analyse": _analyse,
     }
-    if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
+        return
+    if arguments[0] == "--version":
+        packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxfed", "jax"))
+        print(f"{packages}, Python {platform.python_version()}")
         return
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         if arguments[0] not in commands:
             raise ValueError(f"no command {arguments[0]!r}; there are {', '.join(commands)}")
+        if arguments[1:] in (["-h"], ["--help"]):
+            _help(arguments[0])
         commands[arguments[0]](arguments[1:])
     except KeyboardInterrupt:
         _end("interrupted", 128 + signal.SIGINT)
     except Exception as error:
-        if os.environ.get("JAXFED_TRACEBACK") or not _is_sentence(error):
+        if os.environ.get("JAXFED_TRACEBACK") or not (sentence := errors.sentence(error)):
             raise
-        _end(_sentence(error), 2)
+        _end(sentence, 2)
+
+
+def _help(command: str) -> None:
+    """Prints the options that a command has with any config or run, and ends."""
+    settings = f"`jaxfed {command} CONFIG --help` lists the config's settings as well.\n\nArgs:\n"
+    options_of: dict[str, tuple[str, type]] = {
+        "run": (" CONFIG", launching.with_launch({}, {}, settings)),
+        "describe": (" CONFIG", launching.with_launch({}, {}, settings)),
+        "resume": (" DIR", launching.with_launch({"rounds": (int | None, None)}, {}, RESUME)),
+        "report": ("", Report),
+        "analyse": (" DIR", probe.Probe),
+    }
+    what, accepted = options_of[command]
+    options.parse(accepted, ["--help"], f"jaxfed {command}{what}")
 
 
 def _end(sentence: str, status: int) -> None:
@@ -67,50 +90,20 @@ def _end(sentence: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def _is_sentence(error: Exception) -> bool:
-    """Whether a user can act on the message alone: the system's, the config's own, or raised here.
-
-    Anything else, such as what JAX has to say about a new algorithm, needs its traceback.
-    """
-    if isinstance(error, OSError | SyntaxError):
-        return True
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(last.filename).is_relative_to(Path(__file__).parents[1])
-    raised = ours and (last.line or "").startswith("raise ")
-    known = isinstance(error, ValueError | TypeError | FloatingPointError)
-    return known and (raised or last.filename in options.configs())
-
-
-def _sentence(error: Exception) -> str:
-    """The message, and the line of the config that led to it."""
-    if isinstance(error, SyntaxError):
-        line = f"{_short(error.filename)}, line {error.lineno}"
-        return f"{line}: {error.msg}: {(error.text or '').strip()}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename in options.configs():
-            return f"{error} ({_short(frame.filename)}, line {frame.lineno})"
-    return str(error)
-
-
-def _short(path: Any) -> str:
-    """The path from here, if that is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)
-
-
 # ---------------------------------------------------------------------- commands
 
 
 def _run(arguments: list[str]) -> None:
-    path, experiment, settings, launch = _read(arguments, "run")
-    out = launch.out or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config, experiment, settings, launch = _read(arguments, "run")
+    out = launch.out or Path("runs") / f"{config.path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     about = {
-        "config": str(path),
+        "config": arguments[0],
+        "directory": str(config.directory),
         "arguments": arguments[1:],
         "settings": settings,
         "launch": launch.remembered(),
     }
-    text = path.read_text()
-    _go(Simulation(experiment, launch.host(), out, about=about, config=text), out)
+    _go(Simulation(experiment, launch.host(), out, about=about, config=config.text), out)
 
 
 def _resume(arguments: list[str]) -> None:
@@ -121,7 +114,7 @@ def _resume(arguments: list[str]) -> None:
     parsed = options.parse(accepted, arguments[1:], f"jaxfed resume {path}")
     launch = launching.chosen(parsed)
     launching.prepare_jax(launch)
-    experiment, _, _ = _call(path / "config.py", saved["arguments"], "run")
+    experiment, _, _ = _call(options.stored(path, saved), saved["arguments"], "run")
     if parsed.rounds != experiment.rounds:
         warnings.warn(
             f"the run now ends after round {parsed.rounds}; schedules in its config still count "
@@ -158,19 +151,20 @@ Args:
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Table and plots of one run, or of several together.
+
+    Args:
+        runs: the runs' folders.
+        to: where the plots go; by default the plots folder of the (first) run.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    to: Path | None = None
+
+
 def _report(arguments: list[str]) -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Report:
-        """Table and plots of one run, or of several together.
-
-        Args:
-            runs: the runs' folders.
-            to: where the plots go; by default the plots folder of the (first) run.
-        """
-
-        runs: tyro.conf.Positional[tuple[Path, ...]]
-        to: Path | None = None
-
     asked = options.parse(Report, arguments, "jaxfed report")
     if not asked.runs:
         raise ValueError("give the folders of runs: jaxfed report DIR [DIR ...]")
@@ -206,7 +200,7 @@ def _analyse(arguments: list[str]) -> None:
     path, saved = _begun(arguments, "analyse")
     asked = options.parse(probe.Probe, arguments[1:], f"jaxfed analyse {path}")
     launching.prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]))
-    experiment, _, _ = _call(path / "config.py", saved["arguments"], "run")
+    experiment, _, _ = _call(options.stored(path, saved), saved["arguments"], "run")
     found = probe.of_run(experiment, path, asked)
     print(tables.tables(found))
     for picture in tables.draw(found, path / "plots"):
@@ -288,20 +282,27 @@ def _summary(simulation: Simulation) -> str:
 # ---------------------------------------------------------------------- configs and options
 
 
-def _read(arguments: list[str], command: str) -> tuple[Path, Experiment, dict, Launch]:
+def _read(arguments: list[str], command: str) -> tuple[Config, Experiment, dict, Launch]:
     """(config, experiment, settings, launch) of `jaxfed COMMAND CONFIG [--name value ...]`."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"give a config: jaxfed {command} CONFIG [--name value ...]")
     path = Path(arguments[0])
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}")
+    config = options.read(path)
     launching.prepare_jax(launching.early(arguments[1:]))
-    return path, *_call(path, arguments[1:], command)
+    return config, *_call(config, arguments[1:], command)
 
 
-def _call(path: Path, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
+def _call(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
     """(experiment, settings, launch) of a config called with these arguments."""
-    function = options.function(options.load(path), path)
+    with options.at_home(config), errors.reading():
+        return _called(config, arguments, command)
+
+
+def _called(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
+    path = options.short(config.path)
+    function = options.function(options.load(config.path, config.text))
     fields = options.settings(function, path, reserved=launching.NAMES)
     docstring = inspect.getdoc(sys.modules[function.__module__]) or ""
     text = docstring + "\n\nArgs:\n" + options.args(function)

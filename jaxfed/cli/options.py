@@ -3,27 +3,78 @@
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import inspect
 import io
 import itertools
+import linecache
+import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
 
-def load(path: Path) -> ModuleType:
-    """The config at this path, executed."""
-    spec = importlib.util.spec_from_file_location(f"{CONFIG}{path.stem}", path)
-    if spec is None or spec.loader is None:
+class Config(NamedTuple):
+    """A config as it is executed."""
+
+    text: str
+    path: Path  # its `__file__`, absolute
+    directory: Path  # its relative paths start there
+
+
+def read(path: Path) -> Config:
+    """The config at this path; the file is read once."""
+    if path.suffix != ".py":
         raise ValueError(f"{path} is no Python file; a config ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # so that annotations can be resolved
-    spec.loader.exec_module(module)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
+    return Config(text, path.absolute(), Path.cwd())
+
+
+def stored(folder: Path, saved: Mapping[str, Any]) -> Config:
+    """The config that a run's folder holds, with its settings.json `saved`.
+
+    It gets the path and the directory that it had when the run started, if they still exist, so
+    that it finds its data and modules from wherever it is resumed.
+    """
+    config = read(folder / "config.py")
+    directory = Path(str(saved.get("directory", "")))
+    if not (directory.is_absolute() and directory.is_dir()):
+        return config
+    original = directory / str(saved.get("config", ""))
+    return config._replace(
+        path=original if original.is_file() else config.path, directory=directory
+    )
+
+
+@contextlib.contextmanager
+def at_home(config: Config) -> Iterator[None]:
+    """While a config is loaded and called: relative paths start from its directory, and it can
+    import modules beside its file. Installed packages come before those.
+    """
+    before = list(sys.path)
+    with contextlib.chdir(config.directory):
+        if not (config.path.parent / "settings.json").exists():  # nobody's modules lie in a run's
+            sys.path.append(str(config.path.parent))
+        try:
+            yield
+        finally:
+            sys.path[:] = before
+
+
+def load(path: Path, text: str) -> ModuleType:
+    """The module that this text makes, with `path` as its file. No compiled file is read."""
+    module = ModuleType(f"{CONFIG}{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # so that annotations can be resolved
+    # Tracebacks show the lines that were executed, also if the file has changed since.
+    linecache.cache[str(path)] = len(text), None, text.splitlines(keepends=True), str(path)
+    exec(compile(text, path, "exec", dont_inherit=True), vars(module))
     return module
 
 
@@ -35,16 +86,25 @@ def configs() -> set[str]:
     return {str(m.__file__) for name, m in sys.modules.items() if name.startswith(CONFIG)}
 
 
-def function(module: ModuleType, path: Path) -> Callable:
+def short(path: str | Path) -> str:
+    """The path from here, if that is shorter."""
+    try:
+        return min(str(path), os.path.relpath(path), key=len)
+    except ValueError:  # on another drive of Windows
+        return str(path)
+
+
+def function(module: ModuleType) -> Callable:
     """A config's function `experiment`."""
     function = getattr(module, "experiment", None)
     if not callable(function):
+        path = short(module.__file__ or "")
         raise ValueError(f"{path} has no function `experiment`; see configs/quickstart.py")
     return function
 
 
 def settings(
-    function: Callable, path: Path, reserved: Collection[str]
+    function: Callable, path: str, reserved: Collection[str]
 ) -> dict[str, tuple[Any, Any]]:
     """{name: (type, default)} of a config's settings."""
     types = inspect.get_annotations(function, eval_str=True)

@@ -4,17 +4,21 @@ import fcntl
 import json
 import os
 import pty
+import py_compile
 import re
 import struct
 import subprocess
 import sys
 import termios
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 import launched
+import numpy as np
 import pytest
 
-from jaxfed.cli import describe, main
+import jaxfed
+from jaxfed.cli import describe, main, options
 from jaxfed.simulation import flops
 
 SMALL = launched.SMALL
@@ -25,11 +29,119 @@ def command(*arguments):
     main.main(list(map(str, arguments)))
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["run", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_the_commands(arguments, capsys):
     command(*arguments)
     printed = capsys.readouterr().out
     assert all(f"jaxfed {name}" in printed for name in ("run", "resume", "report", "describe"))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("run", "--out"),
+        ("describe", "--chunk"),
+        ("resume", "--rounds"),
+        ("report", "--to"),
+        ("analyse", "--depth"),
+    ],
+)
+def test_help_of_a_command_lists_its_options(name, option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(name, "--help")
+    assert not ended.value.code
+    assert option in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    command("--version")
+    assert capsys.readouterr().out.startswith(f"jaxfed {jaxfed.__version__}, jax ")
+    module = [sys.executable, "-m", "jaxfed.cli", "--version"]
+    assert f"jaxfed {jaxfed.__version__}" in subprocess.check_output(module, text=True)
+
+
+BESIDE = """
+from pathlib import Path
+import numpy as np
+import optax
+import split_of_mine
+from jaxfed import Experiment, local, models, tasks
+from jaxfed.algorithms import fedavg
+from jaxfed.data import federate, sources
+
+def experiment(data: Path = Path("data.npz"), rounds: int = 2) -> Experiment:
+    assert (Path(__file__).parent / "notes.txt").read_text() == "beside"
+    source = sources.npz(data)
+    task = tasks.classification(models.MLP((4,), classes=2), source.test)
+    algorithm = fedavg(task, local.Work(4, epochs=1), client_optimizer=optax.sgd(0.1))
+    population = federate(source, split_of_mine.halves(len(source.train["label"])))
+    return Experiment(task, population, algorithm, rounds=rounds, cohort=2, evaluate_every=2)
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A folder with a config, and beside it a module, a text and data."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "mine.py").write_text(BESIDE)
+    (folder / "notes.txt").write_text("beside")
+    (folder / "split_of_mine.py").write_text(
+        "import numpy as np\n\n\ndef halves(n):\n    return np.array_split(np.arange(n), 2)\n"
+    )
+    image, label = np.zeros((8, 2, 2), np.uint8), np.arange(8) % 2
+    np.savez(folder / "data.npz", train_image=image, train_label=label, test_image=image,
+             test_label=label)  # fmt: skip
+    return folder
+
+
+@pytest.mark.slow
+def test_a_config_finds_what_lies_beside_it_from_wherever_it_is_resumed(
+    study, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(study)
+    monkeypatch.setattr(sys, "path", before := list(sys.path))
+    command("run", "mine.py", "--out", "r", *QUICK)
+    monkeypatch.chdir(tmp_path)
+    command("resume", "study/r", "--rounds", 3)
+    assert [r["round"] for r in launched.records(study / "r")] == [1, 2, 3]
+    assert sys.path == before
+    assert Path.cwd() == tmp_path
+
+
+def test_a_config_that_was_moved_away_is_executed_from_the_runs_folder(study, tmp_path):
+    (study / "r").mkdir()
+    (study / "r/config.py").write_text("stored")
+    saved = {"directory": str(study), "config": "mine.py"}
+    original = options.stored(study / "r", saved)
+    assert original == ("stored", study / "mine.py", study)
+    (study / "mine.py").unlink()
+    assert options.stored(study / "r", saved).path == study / "r/config.py"
+    for damaged in ({}, {"directory": "."}, {"directory": [], "config": 3}):
+        assert options.stored(study / "r", damaged).directory == Path.cwd()
+
+
+def test_modules_in_a_runs_folder_are_not_imported(study, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (study / "settings.json").write_text("{}")
+    (study / "planted.py").write_text("")
+    (study / "config.py").write_text("import planted\n")
+    config = options.stored(study, {})
+    with options.at_home(config), pytest.raises(ImportError):
+        options.load(config.path, config.text)
+
+
+def test_the_text_that_was_read_is_executed(tmp_path):
+    """Not the file as it is later, and not what Python compiled of it once."""
+    path = tmp_path / "mine.py"
+    path.write_text("x = 1\n")
+    config = options.read(path)
+    path.write_text("x = 2\n")
+    compiled = py_compile.compile(str(path), invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
+    assert compiled
+    module = options.load(config.path, config.text)
+    assert module.x == 1
+    assert Path(module.__file__) == path
 
 
 def test_help_of_a_config_tells_its_settings_and_the_options(capsys):
