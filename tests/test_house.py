@@ -30,8 +30,8 @@ MAY_IMPORT = {
     "tasks": {"algorithm", "lowrank", "trees"},
     "templates": {"algorithm", "lowrank", "tasks"},
     "combine": {"aggregate", "algorithm", "lowrank", "trees"},
-    "algorithms": {"algorithms.general", "algorithms.personal", "algorithms.shared", "combine",
-                   "hypergrad", "local", "lowrank", "tasks"},
+    "algorithms": {"algorithm", "algorithms.general", "algorithms.personal", "algorithms.shared",
+                   "combine", "local", "lowrank", "tasks"},
     "algorithms.general": {"aggregate", "algorithm", "hypergrad", "local", "tasks", "templates"},
     "algorithms.shared": {"aggregate", "algorithm", "algorithms.general", "combine", "local",
                           "lowrank", "tasks", "templates", "trees"},
@@ -77,8 +77,8 @@ MAY_IMPORT = {
 # {what: the rooms that may import it}, for packages that are not ours.
 ONLY_IN = {
     "flax": {"models", "lowrank"},
-    "optax": {"aggregate", "algorithms.general", "algorithms.personal", "algorithms.shared",
-              "combine", "hypergrad", "local", "tasks", "templates"},
+    "optax": {"aggregate", "algorithms", "algorithms.general", "algorithms.personal",
+              "algorithms.shared", "combine", "hypergrad", "local", "tasks", "templates"},
     "orbax": {"simulation.checkpoint"},
     "tensorflow_datasets": {"data"},
     "tokenizers": {"data", "pretrained"},
@@ -256,6 +256,13 @@ def test_an_algorithm_is_one_short_file_that_defines_it(module):
         made.__dict__[name].__annotations__["return"]
         is importlib.import_module("jaxfed.algorithm").Algorithm
     )
+
+
+def test_every_algorithm_has_a_row_and_a_name_in_the_zoo():
+    zoo = importlib.import_module("jaxfed.algorithms.zoo")
+    files = {module.rpartition(".")[2] for module in ALGORITHM_FILES}
+    assert {row.function.__name__ for row in zoo.ROWS} == files == set(zoo.__all__)
+    assert len({row.name for row in zoo.ROWS}) == len(zoo.ROWS)
 
 
 @pytest.mark.parametrize("module", [m for m in ALGORITHM_FILES if ".general." in m])

@@ -178,7 +178,7 @@ SICK = 2
 POISONED = jax.tree.map(np.copy, algorithms.UNEQUAL)
 POISONED.examples["image"][POISONED.start[SICK]] = np.nan
 WITH, WITHOUT = [[4, SICK, 1, 6], [0, 5, SICK, 7]], [[4, 1, 6], [0, 5, 7]]
-GUARDABLE = ["fedavg", "fedprox", "fedadam", "fedloru reinit"]
+GUARDABLE = ["fedavg", "fedprox", "fedadam", "fedloru"]
 tolerant = partial(oracle.assert_close, rtol=1e-4, atol=1e-6)
 
 

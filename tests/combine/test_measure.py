@@ -84,7 +84,7 @@ def test_a_round_tells_it_and_is_otherwise_the_same():
         expected.append(by_definition(after, cohort.weight))
         return reply
 
-    fed = algorithms.ALGORITHMS["accumulated scaffold"](algorithms.RATE)
+    fed = algorithms.ALGORITHMS["fedloru-scaffold"](algorithms.RATE)
     plain = oracle.rounds(fed, algorithms.UNEQUAL, rounds, verb=watched)
     found = oracle.rounds(measure.with_discrepancy(fed), algorithms.UNEQUAL, rounds)
     oracle.assert_close(found[:2], plain[:2])

@@ -1,4 +1,4 @@
-"""ALGORITHMS: name -> factory(rate). Every algorithm and combination that must keep the contract.
+"""ALGORITHMS: name -> factory(rate). Every row of the zoo, and more settings and combinations.
 
 A factory's `rate` is the clients' learning rate; with zero nothing may move. The little world that
 they live in is the same for all.
@@ -15,22 +15,14 @@ from oracle import World
 from jaxfed import combine, local, lowrank, models, tasks
 from jaxfed.algorithms import (
     centralised,
-    ditto,
-    fdlora,
     fedavg,
-    feddpa_f,
-    feddpa_t,
     fedloru,
-    fedper,
     fedprox,
-    fedsa,
-    hetlora,
-    mfedloru,
     perfedavg,
     pf2lora,
-    pfedlora,
-    pfedloru,
+    row,
     scaffold,
+    zoo,
 )
 from jaxfed.algorithms.general import fedopt
 from jaxfed.algorithms.general.perfedavg import exact, thirds
@@ -105,10 +97,6 @@ def controlled(select, rate):
     )
 
 
-def proximal(select, rate):
-    return fedprox(classifier(select), WORK, mu=0.5, client_optimizer=optax.sgd(rate))
-
-
 def two_level(rate, *, personal_head, work=WORK, upper=adamw, **options):
     """PF2LoRA; both levels have the rate. Moments are kept where the head is common."""
     return pf2lora(
@@ -123,116 +111,61 @@ def two_level(rate, *, personal_head, work=WORK, upper=adamw, **options):
     )
 
 
-def mixed_ranks(rate):
-    """HETLoRA; client 1, whose round alone is looked at, has the server's own rank."""
-    return hetlora(
-        classifier(LORA),
-        WORK,
-        least=1,
-        most=2,
-        gamma=0.9,
-        penalty=0.1,
-        client_optimizer=optax.sgd(rate),
-        ranks=[1, 2, 2, 1, 2, 1, 2, 1, 2],
-    )
-
-
-def dual(make, select, rate, **options):
-    """Clients that train a shared and a personal part, both at the same rate."""
-    return make(
-        classifier(select),
-        WORK,
-        personal_work=ONE_EPOCH,
-        client_optimizer=optax.sgd(rate),
-        personal_optimizer=optax.sgd(rate),
-        **options,
-    )
-
-
-def divided(make, select, rate, **options):
-    return make(classifier(select), WORK, client_optimizer=optax.sgd(rate), **options)
-
-
-def meta(select, work, rate, **options):
+def meta(rate):
     return perfedavg(
-        classifier(select),
-        work,
+        classifier(LORA),
+        THIRDS,
         inner_rate=0.1,
+        gradient=exact,
+        minibatches=thirds,
         client_optimizer=momentum(rate),
         personal_work=ONE_EPOCH,
-        **options,
     )
 
 
-def dual_in_stages(rate):
-    """FDLoRA: stage 1, three rounds of stage 2, stage 3."""
-    return fdlora(
-        classifier(LORA),
-        WORK,
-        rounds=3,
-        sync=2,
-        personal_work=ONE_EPOCH,
-        personal_optimizer=optax.sgd(rate),
-        inner_optimizer=optax.sgd(rate),
-        outer_optimizer=optax.sgd(0.7, momentum=0.9, nesterov=True),
-        shots=6,
-        search=8,
+def setting(rate):
+    return row.Setting(
+        work=WORK, rate=rate, clients=CLIENTS, rank=2, rounds=5, personal_work=ONE_EPOCH
     )
 
 
-def nested(rate):
-    """mFedLoRU; client i sends rank 1 or 2 of the server's 2."""
-    return divided(
-        mfedloru,
-        SCRATCH,
-        rate,
-        every=2,
-        restart=restarts.residual,
-        ranks=[1, 2] * 4 + [1],
-        alpha=2.0,
-    )
+def from_row(one, rate):
+    select = {"any": WHOLE, "factors": LORA, "scratch": SCRATCH}[one.trains]
+    return one.make(classifier(select), setting(rate))
 
 
-ALGORITHMS = {
-    "fedavg": partial(averaging, WHOLE, work=SHUFFLED),
-    "fedavg steps": partial(averaging, WHOLE, work=STEPS, client=momentum),
-    "fedavg adamw": partial(averaging, LORA, client=adamw),
-    "fedlora": partial(averaging, LORA),
-    "fedprox": partial(proximal, WHOLE),
+ROWS = {one.name: partial(from_row, one) for one in zoo.ROWS}
+
+# Other settings of these methods, and combinations, that take other ways through the code.
+VARIANTS = {
     "scaffold": partial(controlled, WHOLE),
-    "fedadagrad": partial(averaging, WHOLE, server=fedopt.adagrad(0.1)),
-    "fedyogi": partial(averaging, WHOLE, server=fedopt.yogi(0.1)),
-    "fedadam": partial(averaging, WHOLE, server=fedopt.adam(0.1)),
-    "server momentum": partial(averaging, WHOLE, server=optax.sgd(1.0, momentum=0.9)),
-    "fedloru keep": partial(loru, restarts.keep),
-    "fedloru reinit": partial(loru, restarts.reinit),
-    "fedloru residual": partial(loru, restarts.residual),
-    "fedloru schedule": partial(loru, restarts.reinit, every=[1, 4]),
-    "accumulated scaffold": lambda rate: combine.accumulate(
+    "fedloru-scaffold": lambda rate: combine.accumulate(
         controlled(SCRATCH, rate), every=2, restart=restarts.residual
     ),
+    "fedavg shuffled": partial(averaging, WHOLE, work=SHUFFLED),
+    "fedavg steps": partial(averaging, WHOLE, work=STEPS, client=momentum),
+    "fedavg adamw": partial(averaging, LORA, client=adamw),
+    "server momentum": partial(averaging, WHOLE, server=optax.sgd(1.0, momentum=0.9)),
+    "fedloru keep": partial(loru, restarts.keep),
+    "fedloru residual": partial(loru, restarts.residual),
+    "fedloru schedule": partial(loru, restarts.reinit, every=[1, 4]),
     "accumulated fedadam": lambda rate: combine.accumulate(
         averaging(SCRATCH, rate, server=fedopt.adam(0.1)), every=2, restart=restarts.reinit
     ),
     "accumulated fedprox": lambda rate: combine.accumulate(
-        proximal(SCRATCH, rate), every=2, restart=restarts.keep
+        fedprox(classifier(SCRATCH), WORK, mu=0.5, client_optimizer=optax.sgd(rate)),
+        every=2,
+        restart=restarts.keep,
     ),
-    "pf2lora": partial(two_level, personal_head=False),
+    "pf2lora moments": partial(two_level, personal_head=False),
     "pf2lora fresh": partial(
         two_level, personal_head=True, work=STEPS_OF_TWO, upper=momentum, minibatches=halves
     ),
-    "hetlora": mixed_ranks,
-    "centralised": lambda rate: centralised(classifier(LORA), batch_size=4, optimizer=adamw(rate)),
-    "ditto": partial(dual, ditto, WHOLE, lam=0.5),
-    "fedper": partial(divided, fedper, WHOLE, personal="head/bias"),
-    "fedsa": partial(divided, fedsa, LORA),
-    "perfedavg": partial(meta, LORA, THIRDS, gradient=exact, minibatches=thirds),
-    "pfedlora": partial(dual, pfedlora, LORA, rank=1),
-    "fdlora": dual_in_stages,
-    "feddpa-f": partial(dual, feddpa_f, LORA, rounds=3, a=0.4),
-    "feddpa-t": partial(dual, feddpa_t, LORA, rank=3, a=0.4),
-    "pfedloru": partial(dual, pfedloru, SCRATCH, every=2, restart=restarts.reinit, rank=1),
-    "mfedloru": nested,
+    "centralised adamw": lambda rate: centralised(
+        classifier(LORA), batch_size=4, optimizer=adamw(rate)
+    ),
+    "perfedavg thirds": meta,
     "guarded fedavg": lambda rate: combine.skip_nonfinite(averaging(WHOLE, rate)),
     "guarded fedloru": lambda rate: combine.skip_nonfinite(loru(restarts.reinit, rate)),
 }
+ALGORITHMS = {**ROWS, **VARIANTS}

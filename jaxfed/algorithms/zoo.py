@@ -1,0 +1,308 @@
+"""The table of the zoo: one row for each method. Docs, configs and tests read it.
+
+A new algorithm touches three places: its file, its row and its name here, and its test.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from jaxfed import combine
+from jaxfed.algorithm import Algorithm
+from jaxfed.algorithms.general import fedopt as optimizers
+from jaxfed.algorithms.general import perfedavg as meta
+from jaxfed.algorithms.general.centralised import centralised
+from jaxfed.algorithms.general.ditto import ditto
+from jaxfed.algorithms.general.fedavg import fedavg
+from jaxfed.algorithms.general.feddyn import feddyn
+from jaxfed.algorithms.general.fedopt import fedopt
+from jaxfed.algorithms.general.fedper import fedper
+from jaxfed.algorithms.general.fedprox import fedprox
+from jaxfed.algorithms.general.perfedavg import perfedavg
+from jaxfed.algorithms.general.scaffold import scaffold
+from jaxfed.algorithms.personal.fdlora import fdlora
+from jaxfed.algorithms.personal.feddpa_f import feddpa_f
+from jaxfed.algorithms.personal.feddpa_t import feddpa_t
+from jaxfed.algorithms.personal.fedsa import fedsa
+from jaxfed.algorithms.personal.pf2lora import pf2lora
+from jaxfed.algorithms.personal.pfedlora import pfedlora
+from jaxfed.algorithms.personal.pfedloru import pfedloru
+from jaxfed.algorithms.row import Row, Setting
+from jaxfed.algorithms.shared.fedloru import fedloru
+from jaxfed.algorithms.shared.hetlora import hetlora
+from jaxfed.algorithms.shared.mfedloru import mfedloru
+from jaxfed.lowrank import restarts
+from jaxfed.tasks.task import Task
+
+__all__ = [
+    "centralised",
+    "ditto",
+    "fdlora",
+    "fedavg",
+    "feddpa_f",
+    "feddpa_t",
+    "feddyn",
+    "fedloru",
+    "fedopt",
+    "fedper",
+    "fedprox",
+    "fedsa",
+    "hetlora",
+    "mfedloru",
+    "perfedavg",
+    "pf2lora",
+    "pfedlora",
+    "pfedloru",
+    "scaffold",
+]
+
+
+MERGES: dict[str, Any] = {"every": 2, "restart": restarts.reinit}
+
+
+def _opt(name: str) -> Callable[[Task, Setting], Algorithm]:
+    """FedOpt with one of its server optimizers."""
+
+    def make(task: Task, s: Setting) -> Algorithm:
+        server = getattr(optimizers, name)(s.rate / 2)
+        return fedopt(task, s.work, client_optimizer=s.sgd, server_optimizer=server)
+
+    return make
+
+
+ROWS = (
+    Row(
+        "fedavg",
+        fedavg,
+        "any",
+        lambda task, s: fedavg(task, s.work, client_optimizer=s.sgd),
+        "theta",
+        "nothing",
+        "McMahan et al., AISTATS 2017",
+    ),
+    Row(
+        "fedlora",
+        fedavg,
+        "factors",
+        lambda task, s: fedavg(task, s.work, client_optimizer=s.sgd),
+        "A and B",
+        "nothing",
+        "FedAvg over LoRA's factors (HOMLoRA in arXiv 2503.03920)",
+    ),
+    Row(
+        "fedprox",
+        fedprox,
+        "any",
+        lambda task, s: fedprox(task, s.work, mu=0.5, client_optimizer=s.sgd),
+        "theta",
+        "nothing",
+        "Li et al., MLSys 2020",
+    ),
+    Row(
+        "scaffold",
+        scaffold,
+        "any",
+        lambda task, s: scaffold(task, s.work, learning_rate=s.rate, clients=s.clients),
+        "theta and a control variate",
+        "a control variate",
+        "Karimireddy et al., ICML 2020",
+    ),
+    Row(
+        "feddyn",
+        feddyn,
+        "any",
+        lambda task, s: feddyn(
+            task, s.work, penalty=0.5, clients=s.clients, client_optimizer=s.sgd
+        ),
+        "theta",
+        "its gradient, h_k",
+        "Acar et al., ICLR 2021",
+    ),
+    Row(
+        "fedadagrad",
+        fedopt,
+        "any",
+        _opt("adagrad"),
+        "theta",
+        "nothing",
+        "Reddi et al., ICLR 2021",
+    ),
+    Row("fedyogi", fedopt, "any", _opt("yogi"), "theta", "nothing", "Reddi et al., ICLR 2021"),
+    Row("fedadam", fedopt, "any", _opt("adam"), "theta", "nothing", "Reddi et al., ICLR 2021"),
+    Row(
+        "centralised",
+        centralised,
+        "any",
+        lambda task, s: centralised(task, batch_size=s.work.batch_size, optimizer=s.sgd),
+        "gradients",
+        "nothing",
+        "the reference: all data in one place",
+    ),
+    Row(
+        "ditto",
+        ditto,
+        "any",
+        lambda task, s: ditto(task, s.work, lam=0.5, **s.own),
+        "theta",
+        "a theta of its own",
+        "Li et al., ICML 2021",
+    ),
+    Row(
+        "fedper",
+        fedper,
+        "any",
+        lambda task, s: fedper(task, s.work, personal="head/bias", client_optimizer=s.sgd),
+        "the shared part of theta",
+        "the personal part of theta",
+        "Arivazhagan et al., arXiv 1912.00818",
+    ),
+    Row(
+        "perfedavg",
+        perfedavg,
+        "any",
+        lambda task, s: perfedavg(
+            task,
+            s.work,
+            inner_rate=0.1,
+            gradient=meta.exact,
+            minibatches=meta.same,
+            client_optimizer=s.sgd,
+            personal_work=s.own_work,
+        ),
+        "theta",
+        "the change made by its own step",
+        "Fallah et al., NeurIPS 2020",
+    ),
+    Row(
+        "fedloru",
+        fedloru,
+        "scratch",
+        lambda task, s: fedloru(task, s.work, **MERGES, client_optimizer=s.sgd),
+        "A and B; a merge is broadcast every tau rounds",
+        "nothing",
+        "Park and Klabjan, arXiv 2409.12371",
+    ),
+    Row(
+        "mfedloru",
+        mfedloru,
+        "scratch",
+        lambda task, s: mfedloru(
+            task, s.work, **MERGES, ranks=s.ranks, alpha=float(s.rank), client_optimizer=s.sgd
+        ),
+        "A and B down, factors of factors up",
+        "nothing",
+        "Park and Klabjan, arXiv 2409.12371",
+    ),
+    Row(
+        "hetlora",
+        hetlora,
+        "factors",
+        lambda task, s: hetlora(
+            task,
+            s.work,
+            least=1,
+            most=s.rank,
+            gamma=0.9,
+            penalty=0.1,
+            client_optimizer=s.sgd,
+            ranks=s.ranks,
+        ),
+        "r_k components of A and B",
+        "its rank",
+        "Cho et al., EMNLP 2024",
+    ),
+    Row(
+        "pfedloru",
+        pfedloru,
+        "scratch",
+        lambda task, s: pfedloru(task, s.work, **MERGES, rank=1, **s.own),
+        "A and B; a merge is broadcast every tau rounds",
+        "factors of its own",
+        "Park and Klabjan, arXiv 2409.12371",
+    ),
+    Row(
+        "pf2lora",
+        pf2lora,
+        "factors",
+        lambda task, s: pf2lora(
+            task,
+            s.work,
+            rank=1,
+            inner_rate=s.rate,
+            upper_optimizer=s.sgd,
+            keep_moments=False,
+            personal_head=False,
+        ),
+        "A and B",
+        "factors of its own",
+        "Hao et al., arXiv 2503.03920",
+    ),
+    Row(
+        "pfedlora",
+        pfedlora,
+        "factors",
+        lambda task, s: pfedlora(task, s.work, rank=1, **s.own),
+        "A and B",
+        "factors of its own",
+        "Yi et al., arXiv 2310.13283",
+    ),
+    Row(
+        "fdlora",
+        fdlora,
+        "factors",
+        lambda task, s: fdlora(
+            task,
+            s.work,
+            rounds=max(1, s.rounds - 2),
+            sync=2,
+            personal_work=s.own_work,
+            personal_optimizer=s.sgd,
+            inner_optimizer=s.sgd,
+            outer_optimizer=optax.sgd(0.7, momentum=0.9, nesterov=True),
+            shots=s.work.batch_size,
+            search=8,
+        ),
+        "A and B",
+        "factors of its own and two weights",
+        "Qi et al., arXiv 2406.07925",
+    ),
+    Row(
+        "feddpa-f",
+        feddpa_f,
+        "factors",
+        lambda task, s: feddpa_f(task, s.work, rounds=max(1, s.rounds // 2), a=0.4, **s.own),
+        "A and B, and nothing after the federation",
+        "its change of theta",
+        "Yang et al., NeurIPS 2024",
+    ),
+    Row(
+        "feddpa-t",
+        feddpa_t,
+        "factors",
+        lambda task, s: feddpa_t(task, s.work, rank=s.rank, a=0.4, **s.own),
+        "A and B",
+        "factors of its own",
+        "Yang et al., NeurIPS 2024",
+    ),
+    Row(
+        "fedsa",
+        fedsa,
+        "factors",
+        lambda task, s: fedsa(task, s.work, client_optimizer=s.sgd),
+        "A",
+        "B and the head",
+        "Guo et al., ICLR 2025",
+    ),
+    Row(
+        "fedloru-scaffold",
+        scaffold,
+        "scratch",
+        lambda task, s: combine.accumulate(
+            scaffold(task, s.work, learning_rate=s.rate, clients=s.clients), **MERGES
+        ),
+        "A and B and a control variate of each",
+        "a control variate",
+        "FedLoRU around SCAFFOLD (arXiv 2409.12371, rebuttal)",
+    ),
+)
