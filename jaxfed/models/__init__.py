@@ -1,4 +1,4 @@
-"""Models: flax.linen modules, called as model(x, train=..., mask=...)."""
+"""Models: flax.linen modules that are called as model(x, train=..., mask=...)."""
 
 from jaxfed.models.cnn import FemnistCNN as FemnistCNN
 from jaxfed.models.encoder import Encoder as Encoder

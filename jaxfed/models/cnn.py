@@ -1,4 +1,4 @@
-"""The FEMNIST convolutional network of LEAF (Caldas et al. 2018) as Reddi et al. 2021 shape it."""
+"""The FEMNIST convolutional network of LEAF (Caldas et al. 2018), as Reddi et al. 2021 use it."""
 
 from functools import partial
 
@@ -11,8 +11,8 @@ from jaxfed.models import conv
 class FemnistCNN(nn.Module):
     """Images [B, 28, 28, 1] -> logits [B, classes].
 
-    Two valid 3 x 3 convolutions of 32 and 64 channels, a 2 x 2 max-pool, a dense layer of 128, the
-    head. With dropout, `train=True` needs the key stream "dropout".
+    Two 3 x 3 convolutions without padding (32 and 64 channels), a 2 x 2 max-pool, a dense layer of
+    width 128, and the head. With dropout, `train=True` needs the key stream "dropout".
     """
 
     classes: int = 62

@@ -1,19 +1,19 @@
-"""Convolution and pooling as layers call them, in a form that is fast on the platform at hand.
+"""Convolution and pooling for layers, in the form that is fastest on the current platform.
 
-XLA's own convolution is right on a GPU. On the CPU it leaves its fast path inside scan and while,
-and more so under vmap over kernels. In CPU time, a local step of FEMNIST's second layer took 36
-times what it takes here, and 48 times under vmap over four clients. So on the CPU a convolution is
+On a GPU, XLA's own convolution is best. On the CPU, it leaves its fast path inside scan and while,
+and also under vmap over kernels. A local step of FEMNIST's second layer then took 36 times as much
+CPU time as here, and 48 times as much under vmap over four clients. So on the CPU a convolution is
 
 * Winograd's F(4 x 4, 3 x 3) for 3 x 3 kernels of stride 1: a quarter of the multiplications. With
-  gradients it took about half the CPU time of patches (FEMNIST's second layer 14 against 33 ms, a
-  ResNet's first, with a frozen kernel, 75 against 140 ms). In float32 its error is up to 1e-5 of
-  the largest output, that of patches 1e-6;
-* patches [positions, k k C] times the kernel [k k C, O] for everything else.
+  gradients it took about half the CPU time of patches (14 instead of 33 ms for FEMNIST's second
+  layer, 75 instead of 140 ms for a ResNet's first with a frozen kernel). In float32 its error is up
+  to 1e-5 of the largest output; that of patches is 1e-6;
+* patches [positions, k k C] times the kernel [k k C, O] in all other cases.
 
-Both are written with operations whose transposes are as cheap as they are, so plain autodiff gives
-gradients and Hessian-vector products, and nothing is computed for what is not differentiated. Under
-vmap over clients with a shared kernel each remains one product over all clients' examples, and two
-kernels on the same x share its patches or its transform (XLA removes the second copy).
+Both use only operations whose transposes are as cheap as they are. So plain autodiff gives fast
+gradients and Hessian-vector products, and skips inputs that are not differentiated. Under vmap over
+clients with a shared kernel, each remains one product over all clients' examples. Two kernels on
+the same x share its patches or its transform, because XLA removes the second copy.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from jax import lax
 Padding = Sequence[tuple[int, int]]
 
 # Lavin & Gray 2016: for one row, output = A ((G kernel) * (B tile)), with interpolation points
-# 0, 1, -1, 2, -2 and infinity. Tiles are 6 wide, every 4, and give 4 outputs each.
+# 0, 1, -1, 2, -2 and infinity. A tile has 6 inputs and gives 4 outputs; tiles start every 4.
 _TILE, _HALO, _TAPS = 4, 2, 3
 _B = np.array(
     [
@@ -57,10 +57,10 @@ def convolve(
     feature_group_count: int = 1,
     precision: lax.PrecisionLike = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=convolve)`.
+    """The result of `lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=convolve)`.
 
     x [B, H, W, C], kernel [kh, kw, C, O] -> [B, H', W', O], in any number of spatial dimensions.
-    Groups, dilated inputs and other layouts are left to XLA, on every platform.
+    XLA computes groups, dilated inputs and other layouts, on every platform.
     """
     n = len(window_strides)
     channels_last = lax.ConvDimensionNumbers(
@@ -89,7 +89,7 @@ def convolve(
         kernel.shape[:-2] == (_TAPS, _TAPS)
         and max(*window_strides, *dilation) == 1
         and min(kernel.shape[-2:]) >= _ENOUGH_CHANNELS
-        and x.dtype in (jnp.float32, jnp.float64)  # narrower numbers would lose too many digits
+        and x.dtype in (jnp.float32, jnp.float64)  # narrower types would lose too many digits
     ):
         return _winograd(x, kernel, padding, precision)
     return _patches(x, kernel, window_strides, padding, dilation) @ kernel.reshape(
@@ -100,8 +100,8 @@ def convolve(
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Maximum over 2 x 2 windows of stride 2: [B, H, W, C] -> [B, H // 2, W // 2, C].
 
-    As a reshape, because the gradient of XLA's pooling is a slow loop on the CPU. Where a window's
-    maximum is attained more than once, its gradient is divided among them.
+    It is a reshape, because the gradient of XLA's pooling is a slow loop on the CPU. If several
+    entries of a window attain the maximum, they share its gradient.
     """
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
@@ -115,7 +115,7 @@ def _patches(
     padding: Padding,
     dilation: Sequence[int],
 ) -> jax.Array:
-    """What the kernel sees at each position: [B, H, W, C] -> [B, H', W', kh kw C]."""
+    """The inputs under the kernel at each position: [B, H, W, C] -> [B, H', W', kh kw C]."""
     x = _pad(x, padding)
     size = kernel.shape[:-2]
     last = [(k - 1) * d for k, d in zip(size, dilation, strict=True)]  # offset of the last tap
@@ -133,15 +133,15 @@ def _winograd(
 ) -> jax.Array:
     """3 x 3 convolution of stride 1 in tiles of 4 x 4 outputs: [B, H, W, C] -> [B, H', W', O].
 
-    Each tile and the kernel are transformed to 6 x 6 points, multiplied there (a matrix product
-    over channels at each of the 36 points), and the products are transformed back.
+    Each tile and the kernel are transformed to 6 x 6 points. Each of the 36 points is a matrix
+    product over channels. The products are transformed back.
     """
     (b, *size, c), o = x.shape, kernel.shape[-1]
     h, w = (n + low + high - _HALO for n, (low, high) in zip(size, padding, strict=True))
     th, tw = -(-h // _TILE), -(-w // _TILE)  # tiles of a column, of a row
     grid = (th * _TILE + _HALO, tw * _TILE + _HALO)
     x = _pad(x, [(low, g - n - low) for g, n, (low, _) in zip(grid, size, padding, strict=True)])
-    x = lax.optimization_barrier(x)  # or what made x is computed again for each of its many readers
+    x = lax.optimization_barrier(x)  # otherwise XLA computes x again for each of its many readers
 
     x = _combine(_B, _tiles(x, 2))  # [6, B, 4 th + 2, tw, C], points of the rows
     x = _combine(_B, _tiles(x, 2))  # [6, 6, B, th, tw, C], of the columns before them
@@ -162,8 +162,9 @@ def _winograd(
 def _tiles(x: jax.Array, axis: int) -> jax.Array:
     """Overlapping tiles along `axis`: [..., 4 n + 2, ...] -> [6, ..., n, ...].
 
-    The last two of a tile's six are the next one's first two. All is split and concatenated, whose
-    transposes are of the same kind; that of a slice is a sum of padded arrays, twice as slow.
+    The last two of a tile's six entries are the first two of the next tile. Only split and concat
+    are used: the transpose of each is the other. That of a slice is a sum of padded arrays, which
+    is twice as slow.
     """
 
     def blocks(x: jax.Array, width: int) -> jax.Array:
@@ -181,8 +182,8 @@ def _tiles(x: jax.Array, axis: int) -> jax.Array:
 def _combine(matrix: np.ndarray, x: jax.Array) -> jax.Array:
     """matrix [m, n] times x [n, ...] -> [m, ...], as sums of whole slices.
 
-    With so few and so simple entries this beats a matrix product, whose transpose would moreover
-    have to move the points to the last axis and back.
+    The matrix is small and mostly simple numbers, so this is faster than a matrix product, whose
+    transpose would also have to move the points to the last axis and back.
     """
     slices = [s[0] for s in jnp.split(x, len(x))]
     return jnp.stack(

@@ -1,9 +1,9 @@
-"""Encoders of text: BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019).
+"""Text encoders: BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019).
 
 Parameter paths are `token|position|type/embedding`, `norm`, `layer_<i>/query|key|value|out`,
-`layer_<i>/norm_0`, `layer_<i>/up|down`, `layer_<i>/norm_1`, the head's hidden layer `pooler`
-(BERT's, which comes with the checkpoint) or `head_dense` (RoBERTa's, which does not), and `head`.
-So `query|value` selects what LoRA adapts, and `^head` what is new for a task, in both.
+`layer_<i>/norm_0`, `layer_<i>/up|down`, `layer_<i>/norm_1`, `head`, and the head's hidden layer:
+`pooler` (BERT's, part of the checkpoint) or `head_dense` (RoBERTa's, not part of it). So in both,
+`query|value` selects the usual layers for LoRA, and `^head` the layers that a task adds.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 ACTIVATIONS = {
-    # As PyTorch has it; jax.nn.gelu takes erfc, with which a local step took 2 % longer on a CPU.
+    # PyTorch's form. jax.nn.gelu uses erfc, which made a local step 2 % slower on a CPU.
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
     "gelu_tanh": nn.gelu,
     "relu": nn.relu,
@@ -24,7 +24,7 @@ HIDDEN_HEAD = {"pooler": "pooler", "dense": "head_dense"}
 
 
 class Layer(nn.Module):
-    """Self-attention, then two dense layers, each with the norm after its sum."""
+    """Self-attention, then two dense layers, each followed by the residual sum and a norm."""
 
     width: int
     heads: int
@@ -38,9 +38,9 @@ class Layer(nn.Module):
     def __call__(
         self, x: jax.Array, every: jax.Array, real: jax.Array | None, train: bool
     ) -> jax.Array:
-        """Outputs [B, Q, d] at the positions x [B, Q, d], which attend to every [B, L, d].
+        """Outputs [B, Q, d] at the positions x [B, Q, d], which attend to `every` [B, L, d].
 
-        `real` [B, L] tells which of these are tokens and not padding; None: all are.
+        `real` [B, L] is True for tokens and False for padding; None means no padding.
         """
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
@@ -65,9 +65,9 @@ class Layer(nn.Module):
 
 
 def _stored_as(dtype: DTypeLike | None) -> dict:
-    """Options of a dense layer whose weights, and the inputs that they meet, have this type.
+    """Options of a dense layer that stores its weights, and multiplies its inputs, in `dtype`.
 
-    The sums are in float32, so that what is added to them is not rounded to `dtype`.
+    It accumulates in float32, so a low-rank term added to its output is not rounded to `dtype`.
     """
     if dtype is None:
         return {}
@@ -78,14 +78,14 @@ def _stored_as(dtype: DTypeLike | None) -> dict:
 class Encoder(nn.Module):
     """Tokens [B, L] and their types [B, L] -> logits [B, classes], from the first position.
 
-    `positions` and `types` are the rows of these tables; with `types=0` there is none. Tokens equal
-    to `pad` are not attended to; with `pad=None` every token is real. `counted=True` numbers the
-    real tokens from pad + 1, as RoBERTa does; else positions run from 0. `head` is "pooler" or
-    "dense" (a hidden layer with tanh) or "linear" (none). With `dropout`, `train=True` needs the
-    key stream "dropout". `dtype=jnp.bfloat16` is for weights that stay frozen: the tokens' table
-    and the layers' dense weights are kept and multiplied in it; sums and all else are float32.
-    Raises ValueError for a text with more tokens than positions, and if heads do not divide the
-    width.
+    `positions` and `types` are the numbers of rows of these tables; `types=0` omits that table.
+    Attention ignores tokens equal to `pad`; with `pad=None` every token is real. `counted=True`
+    numbers the real tokens from pad + 1, as RoBERTa does; otherwise positions run from 0. `head` is
+    "pooler" or "dense" (a hidden layer with tanh) or "linear" (no hidden layer). With `dropout`,
+    `train=True` needs the key stream "dropout". Use `dtype=jnp.bfloat16` for frozen weights: it is
+    the type of the token table and of the layers' dense weights and their products; sums and all
+    other weights are float32. Raises ValueError for a text with more tokens than positions, and if
+    `heads` does not divide `width`.
     """
 
     vocabulary: int
@@ -105,8 +105,11 @@ class Encoder(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
+        """Creates the layers; ValueError if the options contradict each other."""
         if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+            raise ValueError(
+                f"{self.heads} heads do not divide a width of {self.width}; use a divisor"
+            )
         if self.counted and self.pad is None:
             raise ValueError("counted=True numbers the tokens that are not padding; give `pad`")
         self.token = nn.Embed(self.vocabulary, self.width, param_dtype=self.dtype or jnp.float32)
@@ -129,11 +132,11 @@ class Encoder(nn.Module):
         train: bool = False,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits [B, classes]. `mask` is not needed: examples do not mix."""
+        """Logits [B, classes]. `mask` is ignored, because examples do not interact."""
         every = self._embed(tokens, types, train)
         for layer in self.layer[:-1]:
             every = layer(every, every, self._real(tokens), train)
-        # Of the last layer's output only the first position is read, so nothing else is computed.
+        # The head reads only the first position of the last layer, so only that one is computed.
         x = self.layer[-1](every[:, :1], every, self._real(tokens), train)[:, 0]  # [B, d]
         if self.head != "linear":
             x = nn.tanh(self.hidden_head(x))
@@ -142,7 +145,7 @@ class Encoder(nn.Module):
     def hidden(
         self, tokens: jax.Array, types: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """The last layer's output at every position [B, L, d]; by apply(..., method="hidden")."""
+        """The last layer's output at every position [B, L, d]; use apply(..., method="hidden")."""
         x = self._embed(tokens, types, train)
         for layer in self.layer:
             x = layer(x, x, self._real(tokens), train)

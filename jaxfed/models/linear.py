@@ -1,11 +1,11 @@
-"""A linear model."""
+"""Linear regression or classification."""
 
 import flax.linen as nn
 import jax
 
 
 class Linear(nn.Module):
-    """x [B, d] -> x W [B, outputs] without a bias; W is `dense/kernel`, and starts at zero."""
+    """x [B, d] -> x W [B, outputs], without a bias; W is `dense/kernel` and starts at zero."""
 
     outputs: int
 

@@ -1,8 +1,8 @@
 """ResNets for small images: He et al. 2016, with a 3 x 3 stem of stride 1 and no max-pool.
 
 Parameter paths are `stem`, `norm_stem`, `layer<1-4>_<block>/conv_0|conv_1|conv_down`,
-`layer<1-4>_<block>/norm_0|norm_1|norm_down` and `head`, so that `^layer.*conv` selects every
-convolution but the stem, `norm` every normalisation, and so on.
+`layer<1-4>_<block>/norm_0|norm_1|norm_down` and `head`. So `^layer.*conv` selects every convolution
+except the stem, and `norm` every normalisation.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from jaxfed.models import conv
 
 
 class Initialisers(NamedTuple):
-    """Of convolution kernels, of the head's kernel and of the scales of the norms; biases are 0."""
+    """Initialisers of convolutions, of the head's kernel and of the norms' scales; biases are 0."""
 
     conv: nn.initializers.Initializer
     head: nn.initializers.Initializer
@@ -34,16 +34,17 @@ INITIALISERS = {
     "he": Initialisers(
         nn.initializers.he_normal(), nn.initializers.lecun_normal(), nn.initializers.ones
     ),
-    # What the authors of FedLoRU run: Xavier kernels, and scales drawn from N(1, 1).
+    # As in the code of FedLoRU's authors: Xavier kernels, and scales drawn from N(1, 1).
     "fedloru": Initialisers(_xavier_normal, _xavier_normal, _scale_around_one),
 }
 
 
 class GroupNorm(nn.Module):
-    """Wu & He 2018: each example's channels are normalised in `groups` groups.
+    """Group normalisation (Wu & He 2018) of each example's channels in `groups` groups.
 
-    x [B, ..., C] -> scale * (x - mean) / sqrt(variance + epsilon) + bias, mean and variance over
-    positions and the C / groups channels of a group. `mask` is not needed: examples do not mix.
+    x [B, ..., C] -> scale * (x - mean) / sqrt(variance + epsilon) + bias, with mean and variance
+    over the positions and the C / groups channels of a group. `mask` is ignored, because examples
+    do not interact.
     """
 
     groups: int
@@ -54,14 +55,16 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, channels = x.shape[0], x.shape[-1]
         if channels % self.groups:
-            raise ValueError(f"{channels} channels do not divide into {self.groups} groups")
+            raise ValueError(
+                f"{channels} channels do not divide into {self.groups} groups; use a divisor"
+            )
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         positions = tuple(range(1, x.ndim - 1))
 
         def group_mean(x: jax.Array) -> jax.Array:
-            # Positions first, then the few channels of a group: on the CPU with gradients this
-            # took a sixth less time than one sum over both, which is along two axes apart.
+            # Positions first, then the few channels of a group: with gradients on the CPU this is a
+            # sixth faster than one sum over both, whose axes are not adjacent.
             channel = jnp.mean(x, positions, keepdims=True)  # [B, 1, 1, C]
             group = jnp.mean(channel.reshape(batch, self.groups, -1), -1)  # [B, G]
             return jnp.repeat(group, channels // self.groups, -1).reshape(channel.shape)
@@ -72,10 +75,10 @@ class GroupNorm(nn.Module):
 
 
 class BatchStatisticsNorm(nn.Module):
-    """Batch normalisation by the batch's own mean and variance, in training and at test.
+    """Batch normalisation by the batch's own mean and variance, in training and in testing.
 
     x [B, ..., C] -> scale * (x - mean) / sqrt(variance + epsilon) + bias. There are no running
-    statistics, hence nothing that is not a parameter. `mask` [B] leaves padded examples out.
+    statistics, so all state is parameters. `mask` [B] excludes padded examples.
     """
 
     epsilon: float = 1e-5
@@ -94,7 +97,10 @@ class BatchStatisticsNorm(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)), 1 x 1 where the shapes differ."""
+    """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
+
+    The shortcut is a 1 x 1 convolution and a norm if the shapes differ, otherwise the identity.
+    """
 
     width: int
     stride: int
@@ -116,9 +122,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Images [B, H, W, channels] -> logits [B, classes].
 
-    `blocks` and `widths` are the number of basic blocks and the channels of each stage; every
-    stage but the first halves height and width. `norm="group"` has `groups` groups;
-    `norm="batch"` uses the batch's own statistics, at test too, as FedLoRU's authors do.
+    `blocks` and `widths` are the numbers of basic blocks and of channels in each stage. Every stage
+    except the first halves height and width. `norm="group"` has `groups` groups. `norm="batch"`
+    uses the batch's own statistics, also in testing, as FedLoRU's authors do.
     """
 
     blocks: Sequence[int]

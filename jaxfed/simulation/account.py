@@ -1,4 +1,4 @@
-"""The account of a round: what the engine notes of each client beside the algorithm's metrics."""
+"""The account of a round: the engine's own notes on each client, beside the metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from jaxfed.algorithm import (
 
 
 def noted(client: Client, base: PyTree, message: PyTree, k: Cohort) -> Reply:
-    """The client's reply, with its Account among the metrics."""
+    """The client's reply, with its Account added to the metrics."""
     reply = client(base, message, k)
     contract.check_names(reply.metrics)
     flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((reply.upload, reply.metrics))]
@@ -37,11 +37,11 @@ def noted(client: Client, base: PyTree, message: PyTree, k: Cohort) -> Reply:
 
 
 def run_round(algorithm: Algorithm, server: Any, cohort: Cohort, verb: ForEachClient) -> tuple:
-    """run_round's results, with the Account of all its exchanges among the metrics.
+    """run_round's results, with the Account of all its exchanges added to the metrics.
 
-    An exchange that run_round calls itself is noted here, whatever it hands on. One inside
-    lax.cond, scan or jit has values that live only there: its account must come back in the
-    metrics. So of the branches of a cond, the one that runs is counted.
+    An exchange that run_round calls directly is counted here, whether or not its metrics are
+    returned. The values of an exchange inside lax.cond, scan or jit do not exist outside, so
+    its account must come back in the metrics. Of a cond, only the branch that runs is counted.
     """
     direct: list[Account] = []
     inside = []
@@ -60,15 +60,15 @@ def run_round(algorithm: Algorithm, server: Any, cohort: Cohort, verb: ForEachCl
     returned = metrics.get(ACCOUNT)
     if inside and (returned is None or any(returned.down is each.down for each in direct)):
         raise TypeError(
-            "an exchange inside lax.cond, scan or jit must hand on its reply.metrics, and "
-            "run_round must return them: its bytes are counted from there"
+            "an exchange inside lax.cond, scan or jit must pass on its reply.metrics, and "
+            "run_round must return them, because they hold its count of bytes"
         )
     counted = [*direct, returned] if inside and returned is not None else direct
     return server, states, {**own, ACCOUNT: _total(counted, returned)}
 
 
 def _total(counted: Sequence[Account], returned: Account | None) -> Account:
-    """One Account of several exchanges; whom a guard left out is in the one that was returned."""
+    """The Account of all exchanges together; `returned` lists the clients that a guard left out."""
     if not counted:
         raise TypeError("run_round made no exchange: call for_each_client at least once")
     skipped = counted[-1].skipped if returned is None else returned.skipped

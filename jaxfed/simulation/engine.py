@@ -1,10 +1,10 @@
-"""The engine: many clients at once, on one device or many. Every word about devices stands here.
+"""The engine: many clients at once, on one device or several. All code about devices is here.
 
-Within a device, clients are an array axis (vmap), `chunk` of them at a time. Across the devices of
-one process the axis is split by pmap; across processes by shard_map over a global mesh. A whole
-round, or several, is one jitted call that donates the server and the clients' kept states.
+On one device, clients are an array axis (vmap), `chunk` of them at a time. pmap splits this axis
+over the devices of one process; shard_map over a global mesh splits it over processes. A whole
+round, or several, is one jitted call that donates the server and the clients' states.
 
-The engine knows no algorithm, model or data set, and the meaning of no leaf.
+The engine depends on no algorithm, model or data set, and gives no meaning to any leaf.
 """
 
 import dataclasses
@@ -36,43 +36,45 @@ class Machine:
 
     @property
     def mesh(self) -> Mesh:
+        """The devices as a mesh with one axis."""
         return Mesh(np.array(self.devices), (AXIS,))
 
     @property
     def several_processes(self) -> bool:
+        """True if the devices belong to more than one process."""
         return len({d.process_index for d in self.devices}) > 1
 
     @property
     def sharing(self) -> int:
-        """How many devices share one memory: all of a CPU's."""
+        """How many devices share one memory: all of them on a CPU, else 1."""
         return len(self.devices) if self.devices[0].platform == "cpu" else 1
 
 
 def machine(devices: int | None = None, chunk: int | None = None) -> Machine:
-    """The first `devices` of all the processes' devices (None: every one)."""
-    found = jax.devices()
-    if devices is not None and not 1 <= devices <= len(found):
+    """A machine of the first `devices` of all processes' devices (None: all); see Machine."""
+    available = jax.devices()
+    if devices is not None and not 1 <= devices <= len(available):
         raise ValueError(
-            f"devices={devices}, but JAX sees {len(found)}; on a CPU ask for more with "
+            f"devices={devices}, but JAX sees {len(available)}; on a CPU create more with "
             "--cpu-devices, or jax.config.update('jax_num_cpu_devices', n) before anything else"
         )
-    if len({d.process_index for d in found[:devices]}) < jax.process_count():
+    if len({d.process_index for d in available[:devices]}) < jax.process_count():
         raise ValueError(
             f"devices={devices} leaves some of the {jax.process_count()} processes without one; "
             "leave it out, so that each uses its own"
         )
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} would run no client; use at least 1, or None for all")
-    return Machine(tuple(found[:devices]), chunk)
+    return Machine(tuple(available[:devices]), chunk)
 
 
 def for_each_client(machine: Machine, *, uniform: bool = False) -> ForEachClient:
     """The verb on this machine: (client, base, message, cohort) -> Reply with leaves [K, ...].
 
-    Any K will do: places are filled up to a multiple of the devices, and nothing of them comes
-    back. `uniform` promises that all clients have equally many examples: then every client runs the
-    same number of local steps, and none idles while another finishes. Each reply's Account is among
-    its metrics. Raises ValueError for a metric whose name is reserved.
+    K may be any number: the cohort is padded to a multiple of the devices, and the reply is cut to
+    K again. `uniform` promises that all clients have equally many examples: then every client runs
+    the same number of local steps, and none idles while another finishes. The metrics include each
+    reply's Account. Raises ValueError for a metric whose name is reserved.
     """
 
     def verb(client, base, message, cohort):
@@ -92,7 +94,7 @@ def for_each_client(machine: Machine, *, uniform: bool = False) -> ForEachClient
                 mesh=machine.mesh,
                 in_specs=(PartitionSpec(), PartitionSpec(), specs),
                 out_specs=PartitionSpec(AXIS),
-                check_vma=False,  # else gradients of replicated inputs are summed over devices
+                check_vma=False,  # otherwise gradients of replicated inputs are summed over devices
             )(base, message, cohort)
         else:
             split = _on_axis(axes, lambda x: x.reshape(devices, -1, *x.shape[1:]), cohort)
@@ -108,7 +110,7 @@ def for_each_client(machine: Machine, *, uniform: bool = False) -> ForEachClient
 
 
 def _filled_up(cohort: Cohort, spare: int) -> Cohort:
-    """The cohort with `spare` more places at its end: the first client again, without examples."""
+    """The cohort with `spare` places added: copies of the first client without examples."""
     if not spare:
         return cohort
 
@@ -142,7 +144,7 @@ def _specs(axes: Cohort, cohort: Cohort) -> Cohort:
 
 
 def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort):
-    """client over the cohort's axis: all at once, or `chunk` at a time."""
+    """The replies of all clients [K, ...], computed all at once or `chunk` at a time."""
     one = partial(client, base, message)
     here = cohort.id.shape[0]
     if chunk is None or chunk >= here:
@@ -165,7 +167,7 @@ def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort)
 
 
 def _check_closure(client: Callable) -> None:
-    """Raises TypeError if the client's procedure closes over an array: pmap could not run it."""
+    """Raises TypeError if the client's procedure closes over an array, which pmap cannot run."""
     while isinstance(client, partial):
         client = client.func
     for name, value in inspect.getclosurevars(client).nonlocals.items():
@@ -173,26 +175,27 @@ def _check_closure(client: Callable) -> None:
         if any(isinstance(x, jax.Array | np.ndarray) for x in leaves):
             raise TypeError(
                 f"the client procedure {client.__qualname__} closes over the array {name!r}; "
-                "arrays travel in base, message or k, or else they do not reach every device"
+                "pass it in base, message or k, so that it reaches every device"
             )
 
 
 class Plan(NamedTuple):
-    """Who is drawn, for R rounds at once; made by the host from (seed, round) alone."""
+    """The cohorts of R rounds, which the host draws from (seed, round) alone."""
 
     round: Leaf  # [R]
     id: Leaf  # [R, K]
-    slot: Leaf  # [R, K] where in `states` the client's kept state stands
+    slot: Leaf  # [R, K] the index of the client's state in `states`
     start: Leaf  # [R, K] its first row in `examples`
     count: Leaf  # [R, K] its number of rows
-    weight: Leaf  # [R, K] its share in the average; they sum to one in a round
+    weight: Leaf  # [R, K] its share in the average; shares sum to one in each round
 
 
 def rounds(algorithm: Algorithm, verb: ForEachClient, seed: int, most: int) -> Callable:
     """(server, states, examples, plan) -> (server, states, metrics [R, ...]): R rounds in one call.
 
-    Not jitted yet; see `compiled`. All randomness comes from (seed, round, client id) by fold_in,
-    and none of it is kept, so a round is a function of its number. The metrics have an Account.
+    Not jitted yet; see `compiled`. All randomness comes from (seed, round, client id) by fold_in
+    and is never stored, so a round's randomness depends on its number alone. The metrics include an
+    Account.
     """
 
     def one_round(examples, carry, plan):
@@ -204,7 +207,7 @@ def rounds(algorithm: Algorithm, verb: ForEachClient, seed: int, most: int) -> C
 
     def run(server, states, examples, plan):
         step = partial(one_round, examples)
-        if plan.round.shape[0] == 1:  # no loop around it: convolutions are faster outside
+        if plan.round.shape[0] == 1:  # no scan: convolutions are faster outside one
             carry, metrics = step((server, states), jax.tree.map(lambda x: x[0], plan))
             return *carry, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
         carry, metrics = jax.lax.scan(step, (server, states), plan)
@@ -232,9 +235,9 @@ def cohort(states: PyTree, examples: PyTree, plan: Plan, seed: int, most: int) -
 def compiled(
     function: Callable, machine: Machine, donate: tuple[int, ...] = ()
 ) -> jax.stages.Wrapped:
-    """`function` jitted for this machine; its results are whole on every device.
+    """`function` jitted for this machine; every device gets its whole results.
 
-    For `rounds(...)`, donate (0, 1): server and states are then updated in place.
+    For `rounds(...)`, donate (0, 1), which updates server and states in place.
     """
     if len(machine.devices) == 1:
         return jax.jit(function, donate_argnums=donate)
@@ -243,14 +246,14 @@ def compiled(
 
 
 def place(tree: PyTree, machine: Machine) -> PyTree:
-    """The tree on every device of the machine, as `compiled` expects it."""
+    """The tree copied to every device of the machine, as `compiled` functions expect it."""
     if len(machine.devices) == 1:
         return jax.device_put(tree, machine.devices[0])
     return jax.device_put(tree, NamedSharding(machine.mesh, PartitionSpec()))
 
 
 def distinct(tree: PyTree) -> PyTree:
-    """The tree with a copy of every array that stands in it twice: only then can it be donated."""
+    """The tree with repeated arrays copied, because an array can be donated only once."""
     seen: set[int] = set()
 
     def own(leaf: Leaf) -> Leaf:
@@ -262,18 +265,19 @@ def distinct(tree: PyTree) -> PyTree:
 
 
 def largest(value: float, machine: Machine) -> float:
-    """The largest of the processes' values, so that all of them decide alike."""
+    """The largest of the processes' values, so that all processes decide alike."""
     if not machine.several_processes:
         return value
     return float(np.max(multihost_utils.process_allgather(np.float32(value))))
 
 
 def deal(count: np.ndarray, devices: int) -> np.ndarray:
-    """An order [K] of a cohort's places: one block of ceil(K / devices) for each device.
+    """An order [K] of a cohort's clients: one block of ceil(K / devices) for each device.
 
-    Clients are dealt by size, largest first, back and forth over the devices, so that blocks cost
-    the same, and stand by size in each block, so that a chunk holds clients of like size and
-    unequal clients cost what they have. If K does not divide, the last blocks are short.
+    Clients are dealt to the devices by size, largest first, back and forth, so that all blocks cost
+    about the same. Each block is sorted by size, so that a chunk holds clients of similar size and
+    small clients do not wait for large ones. If the devices do not divide K, the last blocks are
+    shorter.
     """
     width = -(-len(count) // devices)
     room = np.clip(len(count) - width * np.arange(devices), 0, width)  # of each block
@@ -287,7 +291,7 @@ def deal(count: np.ndarray, devices: int) -> np.ndarray:
 
 
 def memory_limit(machine: Machine) -> int:
-    """Bytes that a device may still use: its own limit, or this computer's free memory."""
+    """Free bytes of a device's memory, or of this computer's if the device is a CPU."""
     stats = machine.devices[0].memory_stats() if machine.devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
@@ -295,5 +299,5 @@ def memory_limit(machine: Machine) -> int:
 
 
 def host_memory() -> int:
-    """Bytes of this computer's memory that are free."""
+    """Free bytes of this computer's memory."""
     return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,7 +1,7 @@
-"""Evaluation: the global model on the test set, every client's deployed model on its own.
+"""Evaluation: the global model on the test set, and each client's model on its own test examples.
 
-Both are client procedures run by the engine's verb, so they use every device: the test set is cut
-into as many pieces as there are devices, and each piece plays a client.
+The engine's verb runs both as client procedures, so they use every device. The test set is cut into
+as many pieces as there are devices, and each piece acts as a client.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ PERCENTILES = (10, 50, 90)
 
 
 def sums(algorithm: Algorithm, task: Task, verb: ForEachClient, batch_size: int) -> Callable:
-    """(server, states [K, ...], data, count [K]) -> {name: sum over each one's examples [K]}.
+    """(server, states [K, ...], data, count [K]) -> {name: sums over each client's examples [K]}.
 
     Not jitted yet; see engine.compiled.
     """
@@ -69,9 +69,9 @@ def global_model(
     parts: int,
     batch_size: int,
 ) -> Callable:
-    """(server, test examples [examples, ...]) -> {name: sum over `parts` pieces of them [parts]}.
+    """(server, test examples [examples, ...]) -> {name: sums over `parts` pieces of them [parts]}.
 
-    It is the model of a client that was never drawn. Not jitted yet.
+    The global model is the model of a client that was never drawn. Not jitted yet.
     """
     start, size = pieces(examples, parts, batch_size)
     summed = sums(algorithm, task, verb, batch_size)
@@ -89,8 +89,8 @@ def personal_models(
 ) -> Callable:
     """(server, states [P, ...], examples, start [P], count [P]) -> {name: sums [P]}.
 
-    Each client's own model on its rows start : start + count of the examples, of which there are
-    `most` at most. Not jitted yet.
+    Each client's own model is evaluated on the rows start : start + count of the examples; `most`
+    bounds count. Not jitted yet.
     """
     summed = sums(algorithm, task, verb, batch_size)
 
@@ -101,9 +101,9 @@ def personal_models(
 
 
 def parts(order: np.ndarray, devices: int, width: int) -> list[np.ndarray]:
-    """The clients of `order`, which has a block for each device, in parts [devices * width].
+    """Parts [devices * width] of the clients in `order`, which has one block for each device.
 
-    A part has the next `width` of each block; -1 is padding.
+    A part takes the next `width` clients of each block; -1 is padding.
     """
     blocks = order.reshape(devices, -1)
     blocks = np.pad(blocks, ((0, 0), (0, -blocks.shape[1] % width)), constant_values=-1)
@@ -113,49 +113,49 @@ def parts(order: np.ndarray, devices: int, width: int) -> list[np.ndarray]:
 def over_parts(
     measure: Callable, split: Split, parts: Sequence[np.ndarray], states_of: Callable
 ) -> tuple[dict, np.ndarray]:
-    """({name: sums [n]}, count [n]): the clients of all parts, one part after the other.
+    """({name: sums [n]}, count [n]) of the clients of all parts, one part after the other.
 
-    `measure(states, start, count)` is of one part, and `states_of(ids)` gives its clients' states,
-    so that memory is bounded by a part, whatever the population.
+    `measure(states, start, count)` gives the sums of one part, and `states_of(ids)` its clients'
+    states. So memory depends on the size of a part, not on that of the population.
     """
-    found, own = [], []
+    sums, own = [], []
     for ids in parts:
         known = np.maximum(ids, 0)
         own.append(np.where(ids >= 0, split.count[known], 0).astype(np.int32))
         states = states_of(np.where(ids >= 0, ids, split.clients))
-        found.append(jax.device_get(measure(states, split.start[known], own[-1])))
-    return jax.tree.map(lambda *sums: np.concatenate(sums), *found), np.concatenate(own)
+        sums.append(jax.device_get(measure(states, split.start[known], own[-1])))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *sums), np.concatenate(own)
 
 
 def pieces(examples: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(start [count], size [count]) of `count` consecutive pieces made of whole batches."""
+    """(start [count], size [count]) of `count` consecutive pieces, cut between whole batches."""
     width = -(-examples // (batch_size * count)) * batch_size
     start = np.minimum(np.arange(count) * width, examples)
     return start, np.minimum(width, examples - start)
 
 
 def overall(summary: Callable, sums: dict, count: int | np.ndarray) -> dict:
-    """{name: number} over `count` examples, of sums over pieces of them [K, ...].
+    """{name: number} over `count` examples, from sums over pieces of them [K, ...].
 
-    `summary` is the task's.
+    `summary` is the task's function of sums and count.
     """
     total = {n: np.sum(np.asarray(v, np.float64), axis=0) for n, v in sums.items()}
     return {n: float(v) for n, v in summary(total, count).items()}
 
 
 def check_measures(summary: Callable, sums: dict) -> None:
-    """Raises ValueError if a measure has a reserved name; `sums` are shapes [pieces, ...]."""
+    """Raises ValueError if a measure has a reserved name; `sums` have shapes [pieces, ...]."""
     zeros = {n: np.zeros(s.shape[1:]) for n, s in sums.items()}
     with np.errstate(all="ignore"):
         check_names(set(summary(zeros, 1)) - {"accuracy", "loss"})
 
 
 def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
-    """{name: {mean, min, p10, p50, p90, union}} over the clients that have examples of their own.
+    """{name: {mean, min, p10, p50, p90, union}} over the clients that have their own test examples.
 
-    `union` is over all their examples at once, each under its own client's model. Where a number
-    is no mean over examples, that is not the mean over clients of any size: Matthews correlation
-    is zero on a client whose examples have one label, and on the union it is not.
+    `union` is the number over all their examples together, each under its own client's model. If a
+    number is not a mean over examples, `union` can differ from every mean over clients: Matthews
+    correlation is zero on a client whose examples have one label, but not on the union.
     """
     has = count > 0
     mine = {n: np.asarray(v, np.float64)[has] for n, v in sums.items()}
@@ -173,18 +173,18 @@ def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """(server, states_of) -> {"accuracy", "test_loss", "personal"?}; made by `evaluation`."""
+    """(server, states_of) -> {"accuracy", "test_loss", "personal"?}; `evaluation` creates it."""
 
     sums: dict[str, Callable]  # {"test": ..., "personal": ...}, jitted; see `evaluation`
-    examples: dict[str, PyTree]  # of the same names, on the devices
+    examples: dict[str, PyTree]  # by the same names, on the devices
     data: Federated
-    parts: list[np.ndarray]  # the clients that are evaluated at once
-    summary: Callable  # the task's, of these sums
+    parts: list[np.ndarray]  # each part's clients are evaluated at once
+    summary: Callable  # the task's function of sums and count
 
     def __call__(self, server: Any, states_of: Callable) -> dict:
         sums = self.sums["test"](server, self.examples["test"])
-        found = overall(self.summary, sums, length(self.data.test))
-        found["test_loss"] = found.pop("loss")
+        numbers = overall(self.summary, sums, length(self.data.test))
+        numbers["test_loss"] = numbers.pop("loss")
         if self.parts:
 
             def measure(states, start, count):
@@ -192,16 +192,16 @@ class Evaluation:
                 return self.sums["personal"](server, states, examples, start, count)
 
             own = over_parts(measure, self.data.personal, self.parts, states_of)
-            found["personal"] = spread(self.summary, *own)
-        return found
+            numbers["personal"] = spread(self.summary, *own)
+        return numbers
 
 
 def evaluation(
     e: Experiment, algorithm: Algorithm, machine: engine.Machine, at_once: int
 ) -> Evaluation:
-    """The evaluation of this experiment, with test examples placed and nothing compiled yet.
+    """The evaluation of this experiment; test examples are on the devices, nothing is compiled yet.
 
-    Of clients' own models, about `at_once` are on the devices together.
+    About `at_once` clients' states are on the devices together.
     """
     devices, personal = len(machine.devices), e.data.personal
     batch = max(1, min(e.evaluate_batch, personal.most))

@@ -1,4 +1,4 @@
-"""The ledger: what goes over the wire, in bytes, per direction, client and round."""
+"""The ledger: bytes on the wire, per direction, client and round."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,11 +20,11 @@ class Wire(NamedTuple):
 
 
 def most(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> tuple[Wire, bool]:
-    """(what a client of one round receives and sends at most, True if it is exactly that).
+    """(the most bytes that a client receives and sends in a round, True if every client does).
 
-    By the shapes of messages and uploads: nothing is computed; server and cohort may be shapes. A
-    round of several exchanges adds them up. It is not exact where clients declare fewer bytes, or
-    where a condition decides which exchange runs.
+    This follows from the shapes of messages and uploads, summed over the round's exchanges. Nothing
+    is computed; server and cohort may be shapes. The bytes are not exact if clients declare fewer,
+    or if a condition decides which exchange runs.
     """
     clients = cohort.id.shape[0]
     crossed = contract.exchanges(algorithm, server, cohort)
@@ -35,9 +35,10 @@ def most(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> tuple[Wire, bo
 
 
 def mean(rounds: Callable, *arguments: PyTree) -> Wire:
-    """What a client receives and sends in the mean over the first round's clients, as declared.
+    """The bytes that a client receives and sends: the mean over the first round's clients.
 
-    `rounds` are engine.rounds and `arguments` theirs. Only what the bytes depend on is computed.
+    `rounds` is the result of engine.rounds, and `arguments` are its arguments. XLA computes only
+    the values on which the bytes depend.
     """
     account = jax.device_get(jax.jit(lambda *x: rounds(*x)[2][contract.ACCOUNT][2:])(*arguments))
     return Wire(*(round(float(trees.as_number(count)[0].mean())) for count in account))
@@ -46,8 +47,8 @@ def mean(rounds: Callable, *arguments: PyTree) -> Wire:
 def eager(owed: np.ndarray, ids: np.ndarray, merge: int, most: int) -> tuple[int, np.ndarray]:
     """(extra bytes of this round, owed): a merge is broadcast at once to all absent clients.
 
-    `ids` took part; `merge` is the size of the factors merged in this round, or zero. A client
-    that takes part pays nothing extra: what it merges comes with the round's message.
+    `ids` took part; `merge` is the bytes of the factors merged in this round, or zero. Clients that
+    take part pay nothing extra, because the round's message contains those factors.
     """
     return merge * (len(owed) - len(ids)), owed
 
@@ -55,7 +56,7 @@ def eager(owed: np.ndarray, ids: np.ndarray, merge: int, most: int) -> tuple[int
 def lazy(owed: np.ndarray, ids: np.ndarray, merge: int, most: int) -> tuple[int, np.ndarray]:
     """(extra bytes of this round, owed [N]): a client pays for missed merges when next drawn.
 
-    `owed` is what each of the N clients must still fetch; never more than `most`, the whole base.
+    `owed` is the bytes that each of the N clients must still fetch, at most `most`, the whole base.
     """
     extra = int(owed[ids].sum())
     owed = np.minimum(owed + merge, most)

@@ -1,4 +1,4 @@
-"""Who takes part in which round, and where: drawn on the host from (seed, round) alone."""
+"""Participation: the host draws each round's cohort from (seed, round) alone."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ from jaxfed.simulation.experiment import Experiment, Host
 
 
 def draw(seed: int, t: int, clients: int, cohort: int) -> np.ndarray:
-    """The ids [K] of the clients of round t (from 0), uniform without replacement."""
+    """The ids [K] of round t's clients (t from 0), uniform without replacement."""
     return np.random.default_rng([seed, t]).choice(clients, cohort, replace=False)
 
 
 def make(experiment: Experiment, devices: int, rounds: range) -> engine.Plan:
-    """Who takes part in these rounds, and where on the devices [R, K]."""
+    """The plan of these rounds: clients [R, K] in the order of the devices, and their examples."""
     e, train = experiment, experiment.data.train
     drawn = [draw(e.seed, t, e.data.clients, e.cohort) for t in rounds]
     places = np.stack([ids[engine.deal(train.count[ids], devices)] for ids in drawn])  # [R, K]
@@ -30,14 +30,14 @@ def make(experiment: Experiment, devices: int, rounds: range) -> engine.Plan:
 
 
 def packed(experiment: Experiment, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
-    """(the examples of one round's clients, the plan with where they stand in these)."""
+    """(the examples of one round's clients, the plan with each client's first row in them)."""
     train = experiment.data.train
     examples, start = pack(train, plan.id[0], capacity(train, experiment.cohort))
     return examples, plan._replace(start=start[None])
 
 
 def fuse(e: Experiment, h: Host, seconds: float) -> int:
-    """As many rounds in one call as take a quarter of a second, in step with the schedule."""
+    """The most rounds in one call that last a quarter of a second and divide the schedule."""
     step = np.gcd(e.evaluate_every or e.rounds, h.checkpoint_every or e.rounds)
     fits = [n for n in range(1, int(step) + 1) if step % n == 0 and n * seconds <= 0.25]
     return max(fits, default=1)

@@ -1,4 +1,4 @@
-"""What is recorded of a round: who took part, means over them, bytes on the wire."""
+"""The record of a round: who took part, means over clients, bytes on the wire."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ from jaxfed.simulation.engine import Plan
 
 
 def record(t: int, plan: Plan, metrics: dict) -> dict:
-    """The record of round t (from 0); `plan` and `metrics` are of that round alone.
+    """The record of round t (from 0), from the `plan` and `metrics` of that round alone.
 
-    Scalars stand as they are; of one number a client [K], the record has the mean over clients by
-    their examples. "down" and "up" are bytes of all clients together. Raises FloatingPointError,
-    with round and clients, if a client's reply is not finite.
+    Scalars are recorded as they are, and a number per client [K] as the mean over clients weighted
+    by their examples. "down" and "up" are the bytes of all clients together. Raises
+    FloatingPointError, with the round and the clients, if a client's reply is not finite.
     """
     account = metrics[ACCOUNT]
     if not account.finite.all():

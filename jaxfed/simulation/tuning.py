@@ -1,4 +1,4 @@
-"""How many clients at once, and how many rounds in a call: measured on a real round."""
+"""The number of clients that run at once, measured on a real round."""
 
 import dataclasses
 import time
@@ -12,12 +12,12 @@ from jaxfed.simulation.engine import Machine, largest, memory_limit
 
 
 def chunk_candidates(clients: int) -> list[int]:
-    """Divisors of the clients on one device, about a factor of two apart or more: [n, ..., 1]."""
-    found: list[int] = []
+    """Divisors [n, ..., 1] of the clients on one device, at least a factor of two apart."""
+    sizes: list[int] = []
     for size in (n for n in range(clients, 0, -1) if clients % n == 0):
-        if not found or size * 2 <= found[-1] or size == 1:
-            found.append(size)
-    return found
+        if not sizes or size * 2 <= sizes[-1] or size == 1:
+            sizes.append(size)
+    return sizes
 
 
 def measured_chunk(
@@ -27,13 +27,13 @@ def measured_chunk(
     candidates: Sequence[int],
     calls: int,
 ) -> tuple[int, float]:
-    """(the fastest chunk, its seconds) on a real round.
+    """(the fastest chunk, its seconds per call) on a real round.
 
-    `make(machine)` gives the jitted round and `arguments` its (server, states, examples, plan),
-    placed. Each of the candidates is timed twice on copies of what is donated. One that needs more
-    memory than there is, by the compiled program's own analysis, is left out. The search stops when
-    two in a row take over 1.15 times the best, or when the `calls` that lie ahead take less time
-    than that candidate took to compile.
+    `make(machine)` gives the jitted round, and `arguments` are its (server, states, examples,
+    plan), already placed. Each candidate is timed twice on copies of the donated arguments. A
+    candidate is skipped if the compiled program's own analysis says that it needs more memory than
+    is free. The search stops when two successive candidates take over 1.15 times the best time, or
+    when the remaining `calls` would take less time than compiling the last candidate.
     """
     seconds: dict[int, float] = {}
     limit, worse = memory_limit(machine), 0
@@ -50,7 +50,7 @@ def measured_chunk(
             break
     if not seconds:
         raise ValueError(
-            f"even one client at a time needs {needed} bytes, and {limit} are free; use a smaller "
+            f"even one client at a time needs {needed} bytes, but {limit} are free; use a smaller "
             "batch or a smaller model"
         )
     best = min(seconds, key=lambda chunk: seconds[chunk])
@@ -58,7 +58,7 @@ def measured_chunk(
 
 
 def temporary_bytes(program: Any) -> int:
-    """What a call of a compiled program needs on each device, beside its arguments."""
+    """Bytes that a call of a compiled program needs on each device, beside its arguments."""
     return getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
 
 

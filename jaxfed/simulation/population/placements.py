@@ -1,8 +1,8 @@
-"""Where clients' states are during a run: on the devices, or moving to them and back."""
+"""Placements of clients' states during a run: on the devices, or moved there for each round."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,18 @@ import numpy as np
 
 from jaxfed.algorithm import PyTree
 from jaxfed.simulation import engine
-from jaxfed.simulation.population.rows import File, Layout, Memory
+from jaxfed.simulation.population.rows import Layout, Rows
 
-NEVER = 2**32 - 1  # a round that does not come, whose key makes the first states
+NEVER = 2**32 - 1  # a round that is never reached; its key makes the first states
 
 
 def first_states(
     init_client: Callable, server: Callable[[], Any], width: int, seed: int, machine: engine.Machine
 ) -> Callable[[np.ndarray], PyTree]:
-    """ids [n] -> states [n, ...] on the devices: what these clients keep before they are drawn.
+    """ids [n] -> states [n, ...] on the devices: these clients' states before they are first drawn.
 
-    `server()` is the server before the first round; only what init_client reads of it is kept.
-    `width` clients are made at once, by one program, so that the same client has the same bits
-    whenever it is made.
+    `server()` is the server before the first round; only the leaves that init_client reads are
+    kept. One program computes `width` clients at once, so a client always gets the same bits.
     """
     shapes = jax.eval_shape(server)
     leaves, structure = jax.tree.flatten(shapes)
@@ -51,7 +50,7 @@ def first_states(
 
 
 def _read_leaves(init_client: Callable, server: PyTree) -> list[bool]:
-    """Which leaves of the server init_client computes with; shapes alone are not counted."""
+    """True for each leaf of the server whose values, not only its shape, init_client reads."""
     jaxpr = jax.make_jaxpr(init_client)(server, jax.random.key(0)).jaxpr
     read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
     read |= {id(v) for v in jaxpr.outvars}
@@ -59,16 +58,49 @@ def _read_leaves(init_client: Callable, server: PyTree) -> list[bool]:
 
 
 def pieces(ids: np.ndarray, width: int) -> Iterator[np.ndarray]:
+    """The ids in consecutive pieces of `width`; the last may be shorter."""
     return (ids[i : i + width] for i in range(0, len(ids), width))
 
 
 def filled_up(ids: np.ndarray, width: int, spare: int) -> np.ndarray:
-    """The ids as [width], with `spare` in the places that are left over."""
+    """The ids as [width], with `spare` in the remaining places."""
     return np.pad(ids, (0, width - len(ids)), constant_values=spare).astype(np.int32)
 
 
+class Placement(Protocol):
+    """A placement of all clients' states, which it lends to the rounds of a plan."""
+
+    @property
+    def moves(self) -> bool:
+        """True if states move to the devices for each round, so a call can run only one round."""
+
+    def lend(self, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
+        """(states on the devices, the plan with its slots pointing into them)."""
+
+    def keep(self, plan: engine.Plan, states: PyTree) -> None:
+        """Takes back the states after the rounds of the plan, which may still be running."""
+
+    def settle(self) -> None:
+        """Writes states that were taken back but not yet stored."""
+
+    def states_of(self, ids: np.ndarray) -> PyTree:
+        """The states [n, ...] of these clients on the devices; ids from N up are padding."""
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """The states of these clients as rows [n, nbytes]."""
+
+    def write(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Replaces the states of these clients by rows [n, nbytes]."""
+
+    def clear(self) -> None:
+        """Resets all clients to their first states."""
+
+    def close(self) -> None:
+        """Releases files; states in memory remain readable."""
+
+
 class OnDevice:
-    """Every client's state, stacked [N, ...] on the devices."""
+    """All clients' states, stacked [N, ...] on the devices."""
 
     moves = False
 
@@ -81,89 +113,100 @@ class OnDevice:
         self.clear()
 
     def lend(self, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
+        """(the states of all N clients, the plan as it is)."""
         return self.states, plan
 
     def keep(self, plan: engine.Plan, states: PyTree) -> None:
+        """Replaces the states of all N clients."""
         self.states = states
 
     def settle(self) -> None:
-        """There is nothing that is not where it belongs."""
+        """Does nothing: all states are already stored."""
 
     def states_of(self, ids: np.ndarray) -> PyTree:
+        """The states [n, ...] of these clients; padding gets the last client's."""
         return self.take(self.states, ids.astype(np.int32))
 
     def read(self, ids: np.ndarray) -> np.ndarray:
+        """The rows [n, nbytes] of at most `width` clients."""
         states = self.states_of(filled_up(ids, self.width, self.clients))
         return self.layout.rows(jax.device_get(states))[: len(ids)]
 
     def write(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Replaces the states of at most `width` clients."""
         spare = np.zeros((self.width - len(ids), self.layout.nbytes), np.uint8)
         states = self.layout.states(np.concatenate([rows, spare]))
         self._set(ids, states)
 
     def clear(self) -> None:
-        """All as before the first round."""
+        """Computes all first states again, `width` clients at a time."""
         if self.layout.nbytes:
             for ids in pieces(np.arange(self.clients), self.width):
                 self._set(ids, self.first(filled_up(ids, self.width, 0)))
 
     def close(self) -> None:
-        """The states stay as they are, to be looked at."""
+        """Does nothing: the states remain readable."""
 
     def _set(self, ids: np.ndarray, states: PyTree) -> None:
         self.states = self.set(self.states, filled_up(ids, self.width, self.clients), states)
 
 
 class Moving:
-    """Rows in host memory or in a file, of which the devices have the cohort's."""
+    """Rows in host memory or in a file; only the cohort's states are on the devices."""
 
     moves = True
 
-    def __init__(self, layout: Layout, first: Callable, rows: Memory | File, machine):
+    def __init__(self, layout: Layout, first: Callable, rows: Rows, machine):
         self.layout, self.first, self.rows = layout, first, rows
         self.clients = len(rows.row)
         self.select = engine.compiled(_select, machine)
-        self.reply: tuple[np.ndarray, PyTree] | None = None  # ids and states, not written yet
+        self.reply: tuple[np.ndarray, PyTree] | None = None  # ids and states to write
 
     def lend(self, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
+        """(the states of the cohort [K, ...], the plan with slots 0 ... K - 1)."""
         places = np.arange(plan.id.shape[1], dtype=np.int32)
         return self._stack(plan.id[0]), plan._replace(slot=places[None])
 
     def keep(self, plan: engine.Plan, states: PyTree) -> None:
-        self.settle()  # the round before has ended, and this one is at work
+        """Holds the cohort's states, and writes those of the round before while this one runs."""
+        self.settle()  # the previous round has ended, and this one is running
         self.reply = (plan.id[0], states)
 
     def states_of(self, ids: np.ndarray) -> PyTree:
+        """The states [n, ...] of these clients; padding gets those of another client."""
         self.settle()
         return self._stack(ids)
 
     def read(self, ids: np.ndarray) -> np.ndarray:
+        """The rows [n, nbytes] of clients that have one."""
         self.settle()
         return self.rows.read(ids)
 
     def write(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Replaces the rows of these clients."""
         self.rows.write(ids, rows)
 
     def settle(self) -> None:
-        """Writes the last reply to its rows; waits for the devices if it must."""
+        """Writes the last reply to its rows, after waiting for the devices if necessary."""
         if self.reply is not None:
             (ids, states), self.reply = self.reply, None
             present = ids < self.clients
             self.rows.write(ids[present], self.layout.rows(jax.device_get(states))[present])
 
     def clear(self) -> None:
-        """All as before the first round."""
+        """Removes all rows; first states are computed again when needed."""
         self.reply = None
         self.rows.clear()
 
     def close(self) -> None:
+        """Closes the rows; a last reply that is not written is lost."""
         self.reply = None
         self.rows.close()
 
     def _stack(self, ids: np.ndarray) -> PyTree:
-        """States [n, ...] on the devices: from the last reply, from rows, or first ones.
+        """States [n, ...] on the devices: from the last reply, from rows, or first states.
 
-        A padded place gets what some client of them has.
+        A padded place gets the state of one of these clients.
         """
         ids = np.where(ids < self.clients, ids, ids.min())
         drawn, reply = self.reply or (np.zeros(0, np.int32), None)
@@ -193,5 +236,5 @@ def _set(states: PyTree, ids: jax.Array, new: PyTree) -> PyTree:
 
 
 def _select(stacks: list[PyTree], source: jax.Array) -> PyTree:
-    """Row source[i] of the stacks, as if they stood one after the other."""
+    """Rows `source` [n] of the concatenated stacks."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[source], *stacks)

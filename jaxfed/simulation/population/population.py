@@ -1,21 +1,21 @@
-"""What the clients of a population keep between rounds, and where it lies: three placements.
+"""The states that a population's clients keep between rounds, in one of three placements.
 
-    device   the states of all N clients, one stack in the devices' memory
+    device   the states of all N clients, as one stack in the devices' memory
     host     a row of bytes for each client that was drawn, in this computer's memory
     mapped   a row for each client that was drawn, in a file, through the system's page cache
 
-All are used alike. `lend` gives the states that a plan's slots point into, `keep` takes them back
-as they are after the round. On the device these are all N. Elsewhere they are the cohort's: the
-next cohort's rows are read, and the last cohort's written, while the device works, and a client
-that is drawn twice in a row has its state taken from the reply, where it is still on the device.
+All placements have the same interface. `lend` gives the states that a plan's slots point into;
+`keep` takes back the states after the round. "device" lends all N states. The others lend those of
+the cohort: while the device works, they read the next cohort's rows and write the last cohort's. If
+a client is drawn in two consecutive rounds, its state comes from the reply, which is still on the
+device.
 
-A client's first state is init_client(server, key), with the server as it was before the first
-round and a key of (seed, client). It is made when it is needed, so that elsewhere than on the
-device a population of any size costs some 15 bytes a client until it is drawn. The three placements
-give the same bits.
+A client's first state is init_client(server, key), with the server before the first round and a key
+that depends on (seed, client). "host" and "mapped" compute it when the client is first drawn, so
+until then a client costs about 15 bytes. The three placements give the same bits.
 
-A checkpoint writes the rows of the clients that were drawn since the one before, and a list of
-where each client's row lies. Rows that an earlier checkpoint needs are never overwritten.
+A checkpoint writes the rows of the clients drawn since the previous checkpoint, and a list of each
+client's row. Rows that an earlier checkpoint needs are never overwritten.
 """
 
 import dataclasses
@@ -28,62 +28,68 @@ import numpy as np
 
 from jaxfed.algorithm import PyTree
 from jaxfed.simulation import engine
-from jaxfed.simulation.population.placements import Moving, OnDevice, first_states, pieces
+from jaxfed.simulation.population.placements import (
+    Moving,
+    OnDevice,
+    Placement,
+    first_states,
+    pieces,
+)
 from jaxfed.simulation.population.rows import File, Layout, Memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """What N clients keep, in one of three placements. Made by `open_population`."""
+    """The states of N clients in one of three placements; `open_population` creates it."""
 
     name: str  # of the placement
-    place: OnDevice | Moving
-    log: File | None  # where checkpoints have their rows
+    place: Placement
+    log: File | None  # the rows of checkpoints
     layout: Layout
-    changed: np.ndarray  # bool [N] kept since the last checkpoint
+    changed: np.ndarray  # bool [N] changed since the last checkpoint
     width: int
 
     @property
     def moves(self) -> bool:
-        """Whether a call may run one round only, as the next one's states come from elsewhere."""
+        """True if states move to the devices for each round, so a call can run only one round."""
         return self.place.moves
 
     @property
     def held(self) -> int:
-        """Bytes in a device's memory all the time."""
+        """Bytes that the states always occupy in a device's memory."""
         return self.layout.nbytes * (self.width if self.moves else len(self.changed))
 
     @property
     def at_once(self) -> int:
-        """How many clients' states may be looked at together: those of 256 MB."""
+        """How many clients' states may be on the devices for evaluation: those of 256 MB."""
         return 2**28 // max(1, self.layout.nbytes)
 
     @property
     def kinds(self) -> PyTree:
-        """An empty stack [0, ...] of states: in a checkpoint it tells what a client kept."""
+        """An empty stack [0, ...] of states, which records their types in a checkpoint."""
         empty = [np.zeros((0, *x.shape), x.dtype) for x in self.layout.leaves]
         return jax.tree.unflatten(self.layout.structure, empty)
 
     def lend(self, plan: engine.Plan) -> tuple[PyTree, engine.Plan]:
-        """(states, plan) for these rounds, the plan's slots pointing into the states.
+        """(states, plan) for these rounds; the plan's slots point into the states.
 
-        They may be donated. May be called while the last round that `keep` was told of runs.
+        The states may be donated. `lend` may be called while the last round given to `keep` runs.
         """
         return self.place.lend(plan)
 
     def keep(self, plan: engine.Plan, states: PyTree) -> None:
-        """Takes back the states after the rounds of this plan, which may still be at work."""
+        """Takes back the states after the rounds of this plan, which may still be running."""
         self.changed[plan.id[plan.id < len(self.changed)]] = True
         self.place.keep(plan, states)
 
     def states_of(self, ids: np.ndarray) -> PyTree:
-        """The states of clients `ids` [n], stacked on the devices; N is padding."""
+        """The states [n, ...] of the clients `ids` [n], on the devices; id N is padding."""
         return self.place.states_of(ids)
 
     def save(self, t: int, kept: Collection[int]) -> dict:
-        """Writes what clients keep after round t; the dict is what `restore` wants to be given.
+        """A dict to pass to `restore`, once the states after round t are on disk.
 
-        `kept` are the rounds of the checkpoints that there are, which stay as they are. OSError if
+        `kept` are the rounds of the existing checkpoints, which do not change. Raises OSError if
         the disk is full.
         """
         if self.log is None:
@@ -96,7 +102,7 @@ class Population:
         return {"clients": self.log.save(t, kept)}
 
     def restore(self, t: int, extra: dict) -> None:
-        """Takes what `save` wrote for round t; ValueError if one bit of it changed since."""
+        """Restores the states that `save` wrote after round t; ValueError if a bit has changed."""
         if self.log is None:
             return
         if not self._in_log:
@@ -108,13 +114,14 @@ class Population:
         self.changed[:] = False
 
     def close(self) -> None:
+        """Closes all files; nothing more is written."""
         self.place.close()
         if self.log is not None:
             self.log.close()
 
     @property
     def _in_log(self) -> bool:
-        """Whether the rows that are used are those that checkpoints have."""
+        """True if rounds use the same rows as checkpoints."""
         return isinstance(self.place, Moving) and self.place.rows is self.log
 
 
@@ -129,12 +136,13 @@ def open_population(
     machine: engine.Machine,
     directory: Path | None,
 ) -> Population:
-    """What `clients` keep, none of them drawn yet; nothing is written before the first round.
+    """The population of `clients` before the first round; nothing is written to disk yet.
 
-    `server()` is the server before the first round, `width` the places in a cohort with its
-    padding, and `directory` where a run keeps rows beside its checkpoints (None: it keeps none).
-    `placement` "auto" is the device if the states fit there, then host memory, then a file. What
-    needs no byte is on the device. Raises ValueError for "mapped" with several processes.
+    `server()` is the server before the first round, `width` the number of places in a cohort
+    including padding, and `directory` the folder for the rows of checkpoints (None: no checkpoint
+    has rows). `placement` "auto" is "device" if the states fit there, else "host" if they fit into
+    memory, else "mapped". States without any byte are on the device. Raises ValueError for "mapped"
+    with several processes.
     """
     shape = jax.eval_shape(init_client, jax.eval_shape(server), jax.random.key(0))
     leaves, structure = jax.tree.flatten(shape)
@@ -144,7 +152,7 @@ def open_population(
     log: File | None = None
     if layout.nbytes and (directory is not None or name == "mapped"):
         log = File(directory, clients, layout.nbytes, writes=jax.process_index() == 0)
-    place: OnDevice | Moving = (
+    place: Placement = (
         OnDevice(layout, first, clients, width, machine)
         if name == "device"
         else Moving(
@@ -155,17 +163,17 @@ def open_population(
 
 
 def _placement(asked: str, nbytes: int, machine: engine.Machine) -> str:
-    """Where states of `nbytes` in all are to lie, on every process alike."""
+    """The placement for states of `nbytes` in total; the same on every process."""
     if not nbytes:
         return "device"
     if asked == "mapped" and machine.several_processes:
         raise ValueError(
-            "population='mapped' is for one process, as only one writes the file; use 'host', "
-            "where each process keeps all clients in its memory, or run one process"
+            "population='mapped' is for one process, because only one can write the file; use "
+            "'host', which keeps all clients in each process's memory, or run one process"
         )
     if asked != "auto":
         return asked
-    # On the devices there are two copies while rounds are timed, and the rounds need their part.
+    # The devices hold two copies while rounds are timed, and the rounds need memory themselves.
     if engine.largest(4 * nbytes * machine.sharing / engine.memory_limit(machine), machine) <= 1:
         return "device"
     fits = engine.largest(2 * nbytes / engine.host_memory(), machine) <= 1

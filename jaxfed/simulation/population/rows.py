@@ -1,4 +1,4 @@
-"""Rows of bytes, one a client: how a state is laid out as one, and where rows are kept."""
+"""Rows of bytes, one per client: the layout of a state as a row, and stores of rows."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import tempfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -14,21 +14,22 @@ import numpy as np
 from jaxfed.algorithm import PyTree
 from jaxfed.simulation import run_folder
 
-BLOCK = 2**24  # bytes of memory that are taken for rows at once
+BLOCK = 2**24  # bytes of memory that are allocated for rows at once
 
 
 class Layout(NamedTuple):
-    """How one client's state is laid out as a row of bytes, leaf after leaf."""
+    """The layout of one client's state as a row of bytes, leaf after leaf."""
 
     structure: Any
     leaves: tuple[jax.ShapeDtypeStruct, ...]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of one row."""
         return sum(x.size * x.dtype.itemsize for x in self.leaves)
 
     def rows(self, states: PyTree) -> np.ndarray:
-        """States [n, ...] as bytes [n, nbytes]."""
+        """Rows [n, nbytes] of the states [n, ...]."""
         flat = [np.asarray(x) for x in jax.tree.leaves(states)]
         rows = np.empty((len(flat[0]), self.nbytes), np.uint8)
         for leaf, columns, like in zip(flat, self._columns(), self.leaves, strict=True):
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
         return rows
 
     def states(self, rows: np.ndarray) -> PyTree:
-        """Bytes [n, nbytes] as states [n, ...] in host memory."""
+        """States [n, ...] of the rows [n, nbytes], in host memory."""
         leaves = [
             np.ascontiguousarray(rows[:, columns]).view(like.dtype).reshape(len(rows), *like.shape)
             for columns, like in zip(self._columns(), self.leaves, strict=True)
@@ -49,8 +50,29 @@ class Layout(NamedTuple):
         return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
 
 
+class Rows(Protocol):
+    """A store of rows: one row of bytes for each client that was drawn."""
+
+    row: np.ndarray  # [N] the client's row; -1: none
+
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        """True for each client that has a row: ids [n] -> bool [n]."""
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """The rows [n, nbytes] of clients that have one."""
+
+    def write(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Writes the rows [n, nbytes] of these clients."""
+
+    def clear(self) -> None:
+        """Removes all rows."""
+
+    def close(self) -> None:
+        """Closes the file, if there is one; rows in memory remain readable."""
+
+
 class Memory:
-    """Rows in this computer's memory, which is taken as clients are first written."""
+    """Rows in this computer's memory, which grows when a client is written for the first time."""
 
     def __init__(self, clients: int, nbytes: int):
         self.row = np.full(clients, -1, np.int32)  # [N] the client's row; -1: none
@@ -59,16 +81,18 @@ class Memory:
         self.nbytes, self.rows = nbytes, max(1, BLOCK // nbytes)
 
     def has(self, ids: np.ndarray) -> np.ndarray:
+        """True for each client that has a row."""
         return self.row[ids] >= 0
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of clients that have one [n, nbytes]."""
+        """A copy of these clients' rows [n, nbytes]."""
         rows = np.empty((len(ids), self.nbytes), np.uint8)
         for i, at in enumerate(self.row[ids]):
             rows[i] = self.blocks[at // self.rows][at % self.rows]
         return rows
 
     def write(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Copies the rows [n, nbytes] into the blocks."""
         new = ids[~self.has(ids)]
         self.row[new] = self.used + np.arange(len(new))
         self.used += len(new)
@@ -78,25 +102,26 @@ class Memory:
             self.blocks[at // self.rows][at % self.rows] = rows[i]
 
     def clear(self) -> None:
+        """Removes all rows and frees their memory."""
         self.row[:], self.used = -1, 0
         self.blocks.clear()
 
     def close(self) -> None:
-        """The rows stay as they are, to be looked at."""
+        """Does nothing: the rows remain readable."""
 
 
 class File:
-    """Rows in a file, and lists of which of them a checkpoint needs.
+    """Rows in a file, and a list of the rows that each checkpoint needs.
 
-    Read and written by position: as cheap as a mapping, but a full disk is an error and no signal,
-    and what the page cache holds is not this process's memory. A client's first write after
-    `save` goes to a row that no checkpoint needs. `directory` None is a nameless temporary file.
-    Every process knows where rows lie; one of them writes.
+    Rows are read and written by position. This is as cheap as a memory mapping, but a full disk
+    raises an error instead of a signal, and the page cache does not count as this process's memory.
+    A client's first write after `save` goes to a row that no checkpoint needs. With `directory`
+    None the file is temporary. Every process knows where rows are; only one writes them.
     """
 
     def __init__(self, directory: Path | None, clients: int, nbytes: int, writes: bool = True):
         self.directory, self.nbytes, self.writes = directory, nbytes, writes
-        self.file: Any = None  # opened by what is first read or written
+        self.file: Any = None  # opened by the first read or write
         self.row = np.full(clients, -1, np.int32)  # [N] the client's row; -1: none
         self.checksum = np.zeros(clients, np.uint32)  # [N] of that row
         self.changed = np.zeros(clients, bool)  # [N] written since the last checkpoint
@@ -105,19 +130,21 @@ class File:
         self.used = 0
 
     def has(self, ids: np.ndarray) -> np.ndarray:
+        """True for each client that has a row."""
         return self.row[ids] >= 0
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of clients that have one [n, nbytes]; ValueError if one is not as written."""
+        """These clients' rows [n, nbytes]; ValueError if one differs from the row written."""
         rows = np.empty((len(ids), self.nbytes), np.uint8)
         for i in np.argsort(self.row[ids]):
             data = os.pread(self._descriptor(), self.nbytes, int(self.row[ids[i]]) * self.nbytes)
             if len(data) != self.nbytes or zlib.crc32(data) != self.checksum[ids[i]]:
-                raise ValueError(f"what client {ids[i]} keeps changed on disk; resume the run")
+                raise ValueError(f"the state of client {ids[i]} changed on disk; resume the run")
             rows[i] = np.frombuffer(data, np.uint8)
         return rows
 
     def write(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Writes the rows [n, nbytes] over no checkpoint's; OSError if the disk is full."""
         new = ids[~self.changed[ids]]
         self.row[new], self.changed[new] = self._unneeded(len(new)), True
         self.checksum[ids] = [zlib.crc32(row) for row in rows]
@@ -127,9 +154,9 @@ class File:
                     _write_at(self._descriptor(), row, at * self.nbytes)
 
     def save(self, t: int, kept: Collection[int]) -> int:
-        """Puts all rows on disk, and which are whose after round t; the checksum of that list.
+        """The checksum of the list of rows after round t, once rows and list are on disk.
 
-        `kept` are the rounds of the checkpoints that there are: rows of others become free.
+        `kept` are the rounds of the existing checkpoints; rows that only others need become free.
         """
         ids = np.flatnonzero(self.row >= 0).astype(np.int32)
         buffer = io.BytesIO()
@@ -148,30 +175,31 @@ class File:
         return zlib.crc32(buffer.getvalue())
 
     def restore(self, t: int, checksum: int) -> np.ndarray:
-        """The clients that have a row after round t [n]; ValueError if their list was changed."""
+        """The clients [n] that have a row after round t; ValueError if their list was changed."""
         content = self._list(t).read_bytes()
         if zlib.crc32(content) != checksum:
-            raise ValueError("the list of what clients keep changed on disk")
-        found = _arrays(content)
+            raise ValueError(f"the list of clients' states after round {t} changed on disk")
+        listed = _arrays(content)
         self.row[:], self.changed[:] = -1, False
-        self.row[found["ids"]] = found["row"]
-        self.checksum[found["ids"]] = found["checksum"]
-        self.needed = {t: found["row"]}
+        self.row[listed["ids"]] = listed["row"]
+        self.checksum[listed["ids"]] = listed["checksum"]
+        self.needed = {t: listed["row"]}
         for path in self._list(t).parent.glob("*.npz"):
             try:
                 self.needed.setdefault(int(path.stem), _arrays(path.read_bytes())["row"])
-            except Exception:  # damaged: said where its checkpoint is looked at
+            except Exception:  # damaged: reported when its checkpoint is read
                 continue
         self.used = 1 + max(int(rows.max(initial=-1)) for rows in self.needed.values())
         self._free_the_rest()
-        return found["ids"][np.argsort(found["row"])]
+        return listed["ids"][np.argsort(listed["row"])]
 
     def clear(self) -> None:
-        """Nobody has a row; what the file holds may be overwritten."""
+        """Removes all rows; new ones may overwrite the content of the file."""
         self.row[:], self.changed[:] = -1, False
         self.needed, self.free, self.used = {}, self.free[:0], 0
 
     def close(self) -> None:
+        """Closes the file, which deletes it if it is temporary."""
         if self.file is not None:
             self.file.close()
             self.file = None
@@ -191,7 +219,7 @@ class File:
         return self.file.fileno()
 
     def _unneeded(self, count: int) -> np.ndarray:
-        """Rows to write to [count]: free ones, then new ones."""
+        """Rows [count] that no checkpoint needs: free ones, then new ones."""
         taken, self.free = self.free[:count], self.free[count:]
         begin, self.used = self.used, self.used + count - len(taken)
         return np.concatenate([taken, np.arange(begin, self.used, dtype=np.int32)])
@@ -204,12 +232,12 @@ class File:
 
 
 def _arrays(content: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(content)) as found:
-        return {name: found[name] for name in ("ids", "row", "checksum")}
+    with np.load(io.BytesIO(content)) as stored:
+        return {name: stored[name] for name in ("ids", "row", "checksum")}
 
 
 def _write_at(descriptor: int, row: np.ndarray, offset: int) -> None:
-    """All of the row, though the system may take it in pieces."""
+    """Writes the whole row, although the system may write only a part of it at a time."""
     left = memoryview(row.data)
     while left:
         written = os.pwrite(descriptor, left, offset)
