@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +130,7 @@ def prepare_jax(launch: Launch) -> None:
                 "--processes and --process need --coordinator, the address of process 0"
             )
         with late, contextlib.suppress(ValueError):  # no launcher that JAX knows: alone
-            jax.distributed.initialize()
+            jax.distributed.initialize(local_device_ids=local_gpus(os.environ))
         return
     if launch.processes is None or launch.process is None:
         raise ValueError("--coordinator also needs --processes and --process")
@@ -137,4 +138,39 @@ def prepare_jax(launch: Launch) -> None:
         raise ValueError(
             f"process={launch.process} of {launch.processes}; use 0 to {launch.processes - 1}"
         )
-    jax.distributed.initialize(launch.coordinator, launch.processes, launch.process)
+    jax.distributed.initialize(
+        launch.coordinator,
+        launch.processes,
+        launch.process,
+        local_device_ids=local_gpus(os.environ),
+    )
+
+
+def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """Which of the GPUs that a process of SLURM sees are its own; [] is all, None leaves it to JAX.
+
+    JAX alone gives every process one GPU, so that one process a node would leave the others idle.
+    Here the processes of a node share its GPUs evenly. With `--gpus-per-task`, or where SLURM shows
+    each process fewer GPUs than the node has processes, a process sees only its own.
+    """
+    if "SLURM_LOCALID" not in environment or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    processes = _on_this_node(environment)
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    number = len(visible.split(",")) if visible else processes
+    if processes == 1 or "SLURM_GPUS_PER_TASK" in environment or number < processes:
+        return []
+    each, local = number // processes, int(environment["SLURM_LOCALID"])
+    return list(range(local * each, (local + 1) * each))
+
+
+def _on_this_node(environment: Mapping[str, str]) -> int:
+    """The processes of SLURM's step on this node: SLURM writes 4, or 4(x2),3 for three nodes."""
+    names = "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"
+    text = next((environment[n] for n in names if n in environment), "1")
+    of_nodes = [
+        int(processes)
+        for processes, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+        for _ in range(int(nodes or 1))
+    ]
+    return of_nodes[min(int(environment.get("SLURM_NODEID", 0)), len(of_nodes) - 1)]
