@@ -45,6 +45,7 @@ def restored(e: Experiment, directory: Path, asked: int | None, machine: engine.
         seed=e.seed,
         machine=machine,
         directory=directory / "clients",
+        writes=False,
     )
     with contextlib.closing(checkpoint.look_into(directory / "checkpoints")) as kept:
         rounds = [0, *kept.rounds]

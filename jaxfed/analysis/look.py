@@ -1,11 +1,14 @@
 """The look of all tables and pictures: colours, columns."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from jaxfed.simulation import stored
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette: distinct to colour-blind eyes, less its yellow, which white swallows."""
@@ -50,6 +53,9 @@ def aligned(lines: list[list[str]], left: tuple[str, ...]) -> str:
 
 def written(plot: Callable[[], Figure], path: Path) -> Path:
     """The path of the PNG file that was drawn there, in the look of all our plots."""
+    image = io.BytesIO()
     with mpl.rc_context(LOOK):
-        plot().savefig(path, dpi=150)
+        plot().savefig(image, dpi=150)
+    with stored.writing(path):
+        stored.replace(path, image.getvalue())
     return path

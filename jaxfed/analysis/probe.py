@@ -97,7 +97,7 @@ def of_run(
     _check(probe)
     if why := run_folder.why_not_begun(directory):
         raise FileNotFoundError(why)
-    check_same(e, run_folder.read_json(directory / "settings.json"))
+    check_same(e, run_folder.read_settings(directory))
     machine, ids = engine.machine(), history.ids_of(probe.clients, e.data.clients, e.cohort)
     model = history.restored(e, directory, probe.round, machine)
     before, after = (

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.analysis import gradients, look, pictures, spectrum, updates
+from jaxfed.simulation import stored
 
 
 class Analysis(NamedTuple):
@@ -120,7 +121,8 @@ def _layers(found: Analysis) -> str:
 def draw(found: Analysis, directory: str | Path) -> list[Path]:
     """The PNG files written to `directory`, named by what they show."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    with stored.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     plots: dict[str, Callable] = {
         "hessian_density": partial(pictures.density, found.nodes, found.server),
         "stable_rank": partial(pictures.stable_ranks, found.ids, found.server, found.clients),

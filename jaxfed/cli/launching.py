@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 
 from jaxfed.cli import options
+from jaxfed.simulation import stored
 from jaxfed.simulation.experiment import Host
 
 
@@ -71,6 +72,25 @@ class Launch:
 NAMES = tuple(f.name for f in dataclasses.fields(Launch))
 
 
+CPUS = 1024  # devices that a CPU is split into, at most
+
+
+def check(launch: Mapping[str, Any], where: object) -> None:
+    """Raises ValueError, naming the file, if these are not what a run was launched with."""
+    kinds: dict[str, tuple] = {
+        **dict.fromkeys(("devices", "cpu_devices"), (int, type(None))),
+        **dict.fromkeys(("chunk", "fuse"), (int, str)),
+        **dict.fromkeys(("population", "nonfinite", "merges"), (str,)),
+        "stream": (bool, type(None)),
+        "checkpoint_every": (int,),
+    }
+    stored.check_kinds(launch, kinds, f"{where}, launch")
+    try:
+        Launch(**{n: v for n, v in launch.items() if n in NAMES}).host()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where} is damaged (launch: {error}); put a copy of it back") from None
+
+
 def with_launch(
     settings: Mapping[str, tuple[Any, Any]],
     defaults: Mapping[str, Any],
@@ -118,8 +138,8 @@ def early(arguments: list[str]) -> Launch:
 
 def prepare_jax(launch: Launch) -> None:
     """Joins the other processes, if there are any, and splits the CPU into devices."""
-    if launch.cpus() < 1:
-        raise ValueError(f"cpu_devices={launch.cpus()}; use at least 1")
+    if not 1 <= launch.cpus() <= CPUS:
+        raise ValueError(f"cpu_devices={launch.cpus()}; use 1 to {CPUS}")
     # In a process that has used JAX already, its devices are what they are.
     late = contextlib.suppress(RuntimeError)
     with late if launch.cpu_devices is None else contextlib.nullcontext():

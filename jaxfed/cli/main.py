@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from jaxfed import trees
 from jaxfed.analysis import probe, tables
-from jaxfed.cli import describe, errors, launching, options, report
+from jaxfed.cli import describe, errors, launching, options, recorded, report
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.options import Config
-from jaxfed.simulation import run_folder
+from jaxfed.simulation import run_folder, stored
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.run import Simulation
 
@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxfed", "jax"))
         print(f"{packages}, Python {platform.python_version()}")
         return
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"warning: {_plain(str(message))}", file=sys.stderr
+    )
     try:
         if arguments[0] not in commands:
             raise ValueError(f"no command {arguments[0]!r}; there are {', '.join(commands)}")
@@ -86,8 +88,12 @@ def _help(command: str) -> None:
 
 
 def _end(sentence: str, status: int) -> None:
-    print(f"jaxfed: {sentence}", file=sys.stderr)
+    print(f"jaxfed: {_plain(sentence)}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def _plain(text: str) -> str:
+    return "\n".join(map(stored.plain, text.split("\n")))
 
 
 # ---------------------------------------------------------------------- commands
@@ -129,10 +135,10 @@ def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
     """(folder, settings) of `jaxfed COMMAND DIR`, of a run that a config began."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"give the folder of the run: jaxfed {command} DIR")
-    path = Path(arguments[0])
+    path = options.path(arguments[0])
     if why := run_folder.why_not_begun(path):
         raise FileNotFoundError(why)
-    saved = run_folder.read_json(path / "settings.json")
+    saved = run_folder.read_settings(path)
     if not (path / "config.py").exists():
         there = {
             "resume": "go on with it there, with jaxfed.run(..., resume=True)",
@@ -141,6 +147,11 @@ def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
         raise FileNotFoundError(
             f"{path} has no config.py: its run was begun from Python; {there[command]}"
         )
+    where = path / "settings.json"
+    needed = {"arguments": (list,), "launch": (dict,), "experiment": (dict,)}
+    stored.check_kinds({**dict.fromkeys(needed), **saved}, needed, where)
+    stored.check_kinds({"rounds": None, **saved["experiment"]}, {"rounds": (int,)}, where)
+    launching.check(saved["launch"], where)
     return path, saved
 
 
@@ -168,9 +179,9 @@ def _report(arguments: list[str]) -> None:
     asked = options.parse(Report, arguments, "jaxfed report")
     if not asked.runs:
         raise ValueError("give the folders of runs: jaxfed report DIR [DIR ...]")
-    runs = [report.read(r) for r in asked.runs]
+    runs = [recorded.read(r) for r in asked.runs]
     print(report.table(runs))
-    for picture in report.draw(runs, asked.to or asked.runs[0] / "plots"):
+    for picture in report.draw(runs, asked.to or report.place(asked.runs[0])):
         print(picture)
 
 
@@ -196,14 +207,26 @@ def _describe(arguments: list[str]) -> None:
     print(describe.working({n: simulation.memory(n) for n in chunks}))
 
 
+@dataclasses.dataclass(frozen=True)
+class Analyse(probe.Probe):
+    """What is measured, how closely, and where its plots go."""
+
+    to: Path | None = None
+
+
+Analyse.__doc__ = (
+    f"{inspect.getdoc(probe.Probe)}\n    to: where the plots go; by default the run's plots folder."
+)
+
+
 def _analyse(arguments: list[str]) -> None:
     path, saved = _begun(arguments, "analyse")
-    asked = options.parse(probe.Probe, arguments[1:], f"jaxfed analyse {path}")
+    asked = options.parse(Analyse, arguments[1:], f"jaxfed analyse {path}")
     launching.prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]))
     experiment, _, _ = _call(options.stored(path, saved), saved["arguments"], "run")
     found = probe.of_run(experiment, path, asked)
     print(tables.tables(found))
-    for picture in tables.draw(found, path / "plots"):
+    for picture in tables.draw(found, asked.to or report.place(path)):
         print(picture)
 
 
@@ -226,8 +249,8 @@ def _go(simulation: Simulation, path: Path) -> None:
         )
     if not first:
         return
-    run = report.read(path)
-    report.draw([run], path / "plots")
+    run = recorded.read(path)
+    report.draw([run], report.place(path))
     print(report.table([run]))
     print(f"plots    {path / 'plots'}")
 
@@ -286,7 +309,7 @@ def _read(arguments: list[str], command: str) -> tuple[Config, Experiment, dict,
     """(config, experiment, settings, launch) of `jaxfed COMMAND CONFIG [--name value ...]`."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"give a config: jaxfed {command} CONFIG [--name value ...]")
-    path = Path(arguments[0])
+    path = options.path(arguments[0])
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}")
     config = options.read(path)

@@ -8,6 +8,7 @@ import io
 import itertools
 import linecache
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -138,7 +139,33 @@ def parse(options: Any, arguments: list[str], program: str) -> Any:
     parsed = _quietly(options, arguments)
     if parsed is None:
         raise ValueError(_wrong_value(options, arguments, program))
-    return parsed
+    _check_paths(parsed, arguments, program)
+    found = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(options)}
+    return dataclasses.replace(parsed, **{n: _at_home(value) for n, value in found.items()})
+
+
+def _check_paths(parsed: Any, arguments: list[str], program: str) -> None:
+    """Raises ValueError if a path is empty, which would be the working directory."""
+    for before, word in itertools.pairwise(["", *arguments]):
+        if word and not re.fullmatch("--[a-zA-Z_-]+=", word):
+            continue
+        option = (word or before).rstrip("=")
+        given = getattr(parsed, option.strip("-").replace("-", "_"), None)
+        if isinstance(given, Path) or not option.startswith("--"):
+            raise ValueError(f"{program}: the path after {option or 'the command'!r} is empty")
+
+
+def path(word: str) -> Path:
+    """The path that a word of the command line is, with ~ as the user's home."""
+    if not word:
+        raise ValueError("the path after the command is empty; give a folder or a file")
+    return Path(word).expanduser()
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    return value.expanduser() if isinstance(value, Path) else value
 
 
 def _quietly(options: Any, arguments: list[str]) -> Any:

@@ -1,12 +1,10 @@
 """Tables and plots of runs, finished or still going on, from what they left in their folders."""
 
-import dataclasses
 import functools
-import json
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,92 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxfed.analysis.look import COLOURS, DASHES, aligned, written
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run has recorded so far."""
-
-    name: str  # its folder's
-    config: str | None
-    settings: dict
-    records: list[dict]  # one a round
-    labels: np.ndarray | None  # [N, classes] how many examples of each label a client has
-
-
-def read(directory: str | Path) -> Run:
-    """The run in a folder. A last line that was cut by a kill is left out.
-
-    ValueError if the folder holds no run, or if anything but the last line cannot be read.
-    """
-    directory = Path(directory)
-    settings, metrics = directory / "settings.json", directory / "metrics.jsonl"
-    if not settings.exists() and not metrics.exists():
-        raise ValueError(
-            f"{directory} is no run's folder: it has neither settings.json nor metrics.jsonl"
-        )
-    about = json.loads(settings.read_text()) if settings.exists() else {}
-    planned = {n: v for n, v in about.get("experiment", {}).items() if n == "rounds"}
-    clients = directory / "clients.npz"
-    return Run(
-        name=directory.resolve().name,
-        config=about.get("config"),
-        settings=about.get("settings", {}) | planned,
-        records=list(_records(metrics)) if metrics.exists() else [],
-        labels=np.load(clients)["labels"] if clients.exists() else None,
-    )
-
-
-def _records(metrics: Path) -> Iterator[dict]:
-    lines = metrics.read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise ValueError(f"{metrics}, line {number} is damaged: {error}") from error
-
-
-def series(run: Run, *path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(rounds [n], values [n]) of the records that hold a number at `path`."""
-    found = [
-        (record["round"], value)
-        for record in run.records
-        if (value := _at(record, path)) is not None
-    ]
-    rounds, values = zip(*found, strict=True) if found else ((), ())
-    return np.array(rounds, int), np.array(values, float)
-
-
-def _at(record: Any, path: tuple[str, ...]) -> Any:
-    """record[path[0]][path[1]]..., or None where the record does not go that far."""
-    for name in path:
-        record = (record or {}).get(name)
-    return record
-
-
-def megabytes(run: Run, *names: str) -> np.ndarray:
-    """[rounds] sent from the first round to each, by all clients together, in 10^6 bytes."""
-    names = names or ("up", "down", "broadcast")
-    sent = [sum(record.get(name, 0) for name in names) for record in run.records]
-    return np.cumsum(np.array(sent, float)) / 1e6
-
-
-def best(run: Run) -> float | None:
-    """The highest accuracy of any evaluation; None before the first that is a number."""
-    accuracies = series(run, "accuracy")[1]
-    return max(accuracies[np.isfinite(accuracies)].tolist(), default=None)
-
-
-def reached(run: Run, accuracy: float) -> tuple[int, float] | None:
-    """(round, megabytes) of the first evaluation at `accuracy` or above; None if there is none."""
-    rounds, accuracies = series(run, "accuracy")
-    hits = rounds[accuracies >= accuracy]
-    if not hits.size:
-        return None
-    first = int(hits[0])
-    return first, float(megabytes(run)[[r["round"] for r in run.records].index(first)])
-
+from jaxfed.cli.recorded import Run, best, megabytes, reached, series
+from jaxfed.simulation import stored
 
 MEASURES = ("matthews", "f1")  # of the last evaluation, where some run has them
 
@@ -156,7 +70,6 @@ def draw(runs: Sequence[Run], directory: str | Path) -> list[Path]:
     Several runs share one plot, and are told apart by the settings in which they differ.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     plots: list[tuple[str, Callable[[], Figure]]] = []
     named = list(zip(runs, legend(runs), strict=True))
     for name, curves, plot in (
@@ -173,7 +86,15 @@ def draw(runs: Sequence[Run], directory: str | Path) -> list[Path]:
             name = "labels_by_client" if len(runs) == 1 else f"labels_by_client_{run.name}"
             title = label if len(runs) > 1 else ""
             plots.append((name, functools.partial(_labels_plot, run.labels, title)))
+    with stored.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     return [written(plot, directory / f"{name}.png") for name, plot in plots]
+
+
+def place(directory: Path) -> Path:
+    """Where a run's plots lie; ValueError if a link there leads elsewhere."""
+    stored.check_no_link(directory / "plots", "choose a folder for the plots with --to DIR")
+    return directory / "plots"
 
 
 def legend(runs: Sequence[Run]) -> list[str]:

@@ -7,7 +7,9 @@ is restored was saved, in every bit, or is refused, and then the checkpoint befo
 
 import contextlib
 import dataclasses
+import errno
 import json
+import logging
 import math
 import os
 import re
@@ -80,7 +82,8 @@ class Checkpoints:
         and where the arrays go come from there. A damaged checkpoint is passed over with a warning,
         and renamed so that its round can be saved again. `also(t, extra)` takes what stands beside
         the checkpoint, and may raise to say that this is damaged. ValueError if all are damaged, or
-        if the checkpoint does not fit the target.
+        if the checkpoint does not fit the target; OSError if the system does not let one be read,
+        which is no damage.
         """
         self.wait()
         damaged: dict[int, Exception] = {}
@@ -88,12 +91,14 @@ class Checkpoints:
             try:
                 record, leaves = self._read(t)
             except Exception as error:  # whatever orbax meets in a damaged folder
+                _check_readable(error, self.manager.directory)
                 damaged[t] = error
                 continue
             state = _fit(target, leaves, t)
             try:
                 also(t, record["extra"])
             except Exception as error:
+                _check_readable(error, self.manager.directory)
                 damaged[t] = error
                 continue
             self._set_aside(damaged, t)
@@ -101,7 +106,7 @@ class Checkpoints:
         if damaged:
             raise ValueError(
                 f"no checkpoint in {self.manager.directory} is intact: {_in_short(damaged)}; "
-                "delete the folder to start again, or bring back a copy of one"
+                "bring back a copy of what is damaged, or start again in a new folder"
             )
         return None
 
@@ -120,6 +125,7 @@ class Checkpoints:
         """As `wait`; the threads that write are gone afterwards."""
         with _one_sentence(self.manager.directory):
             self.manager.close()
+        logging.getLogger("absl").removeFilter(_is_not_of_orbax)
 
     def _read(self, t: int) -> tuple[dict, dict[str, np.ndarray]]:
         """The record of a checkpoint and its arrays {path: array}; an error if one bit is off."""
@@ -159,6 +165,7 @@ class Checkpoints:
 def open_folder(directory: str | Path) -> Checkpoints:
     """The checkpoints in `directory`, which is made if need be. A half-written one is removed."""
     directory = Path(directory).absolute()
+    logging.getLogger("absl").addFilter(_is_not_of_orbax)
     for place in directory.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
         warnings.warn(
             f"the checkpoint {place.name} was being written when its run stopped; the one before "
@@ -173,7 +180,7 @@ def open_folder(directory: str | Path) -> Checkpoints:
     )
     manager = ocp.CheckpointManager(directory, options=options)
     for t in manager.all_steps():
-        with contextlib.suppress(Exception):  # damaged: found and said by `restore`
+        with contextlib.suppress(Exception):  # damaged, as `restore` will report
             score = _read_record(manager, t)["score"]
             if score is not None and math.isfinite(score):
                 scores[t] = score
@@ -182,7 +189,8 @@ def open_folder(directory: str | Path) -> Checkpoints:
 
 def look_into(directory: str | Path) -> Checkpoints:
     """The checkpoints in `directory`, to `load` only: also while a run writes there."""
-    options = ocp.CheckpointManagerOptions(create=False)
+    logging.getLogger("absl").addFilter(_is_not_of_orbax)
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
     return Checkpoints(ocp.CheckpointManager(Path(directory).absolute(), options=options), {})
 
 
@@ -260,9 +268,32 @@ def _place(leaf: np.ndarray, like: Any) -> jax.Array | np.ndarray:
 
 def _in_short(damaged: dict[int, Exception]) -> str:
     return "; ".join(
-        f"round {t} ({textwrap.shorten(str(error), 100) or type(error).__name__})"
+        f"round {t} ({textwrap.shorten(str(error), 160) or type(error).__name__})"
         for t, error in damaged.items()
     )
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is another's: what orbax has to say, we raise in one sentence."""
+    return "orbax" not in Path(record.pathname).parts
+
+
+def _system_code(error: BaseException) -> int | None:
+    """The system's number of what went wrong, raised by Python or written by tensorstore."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else None
+
+
+def _check_readable(error: Exception, directory: Any) -> None:
+    """Raises OSError if the system refused to read what may be intact: that is no damage."""
+    code = _system_code(error)
+    if code is not None and code != errno.ENOENT:
+        raise OSError(
+            f"a checkpoint in {directory} could not be read: {os.strerror(code)}; put this right, "
+            "and then resume"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -271,8 +302,8 @@ def _one_sentence(directory: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore writes it
-        cause = os.strerror(int(code[1])) if code else textwrap.shorten(str(error), 200)
+        code = _system_code(error)
+        cause = os.strerror(code) if code else textwrap.shorten(str(error), 200)
         raise OSError(
             f"a checkpoint could not be written to {directory}: {cause}; earlier ones are intact, "
             "so put this right and resume the run from there"

@@ -91,7 +91,7 @@ class Simulation:
         self.machine = engine.machine(host.devices)
         self.folder = None if directory is None else self._claim(Path(directory), resume)
         if resume and self.folder is not None:
-            check_same(experiment, run_folder.read_json(self.folder / "settings.json"))
+            check_same(experiment, run_folder.read_settings(self.folder))
         self.algorithm = experiment.algorithm
         if host.nonfinite == "skip":
             self.algorithm = combine.skip_nonfinite(self.algorithm)
@@ -141,7 +141,7 @@ class Simulation:
         """What clients keep, none of them drawn yet; placed as it was before, if none is asked."""
         e, placement, devices = self.experiment, self.host.population, len(self.machine.devices)
         if resume and self.folder is not None and placement == "auto":
-            placement = run_folder.read_json(self.folder / "machine.json").get("population", "auto")
+            placement = run_folder.read_machine(self.folder).get("population", "auto")
         return population.open_population(
             self.algorithm.init_client,
             self._first if server is None else lambda: server,
@@ -157,6 +157,8 @@ class Simulation:
         """The server of the newest intact checkpoint, or the first one if there is none."""
         if self.folder is None:
             raise ValueError("resume=True needs the directory of a run")
+        if why := run_folder.why_lost(self.folder, self.host.checkpoint_every):
+            raise ValueError(why)
         self.checkpoints = checkpoint.open_folder(self.folder / "checkpoints")
         target = self._state(jax.eval_shape(self._first))
         found = self.checkpoints.restore(target, also=self.population.restore)
@@ -238,7 +240,7 @@ class Simulation:
         """What machine.json says; a warning if this machine cannot end in the same bits."""
         if self.folder is None:
             return {}
-        before = run_folder.read_json(self.folder / "machine.json")
+        before = run_folder.read_machine(self.folder)
         now = _about_machine(self.machine, self.host.chunk, self._fuse)
         if changed := {
             n: f"{before[n]}, now {now[n]}"
@@ -255,7 +257,7 @@ class Simulation:
     def _begin(self, path: Path, resume: bool, about: dict, config: str | None) -> None:
         """Writes what is known before the first round, or cuts off what a resumed run repeats."""
         e = self.experiment
-        settings = run_folder.read_json(path / "settings.json") if resume else about
+        settings = run_folder.read_settings(path) if resume else about
         lasting = identity(e) | {"rounds": e.rounds}
         if jax.process_index() == 0:
             if resume:

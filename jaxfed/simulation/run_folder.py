@@ -11,8 +11,10 @@ tensorboard/     the records again
 plots/           see report.py
 """
 
-import contextlib
+import io
+import itertools
 import json
+import math
 import os
 import socket
 import time
@@ -22,6 +24,21 @@ from typing import Any
 
 import numpy as np
 
+from jaxfed.simulation import stored
+from jaxfed.simulation.stored import replace, writing
+
+SETTINGS: dict[str, tuple] = {
+    "versions": (dict,),
+    "config": (str, type(None)),
+    "arguments": (list,),
+    "settings": (dict,),
+    "launch": (dict,),
+    "experiment": (dict,),
+}
+MACHINE: dict[str, tuple] = {
+    **dict.fromkeys(("chunk", "fuse", "devices", "processes"), (int,)),
+    **dict.fromkeys(("device", "jax", "population"), (str,)),
+}
 OURS = (
     "settings.json",
     "metrics.jsonl",
@@ -44,7 +61,10 @@ def why_not_new(folder: Path) -> str:
         )
     if folder.exists() and not folder.is_dir():
         return f"{folder} is a file; choose another folder for the run"
-    if found := [name for name in OURS if (folder / name).exists()]:
+    found = [name for name in OURS if os.path.lexists(folder / name)]
+    # machine.json is written first: a kill between it and settings.json leaves these.
+    unbegun = "machine.json" in found and {*found} <= {"machine.json", "config.py", "clients.npz"}
+    if found and not unbegun:
         return (
             f"{folder} has {', '.join(found)}, but no settings.json: no run can begin there before "
             "they are moved away; or choose another folder"
@@ -67,22 +87,44 @@ def begin(
 ) -> None:
     """Writes what is known of a run before its first round, settings.json last."""
     with writing(folder):
+        if not (folder / "settings.json").exists():  # what a kill left of a run before it began
+            for name in ("config.py", "clients.npz"):
+                (folder / name).unlink(missing_ok=True)
         if labels is not None:
-            with open(folder / "clients.npz", "wb") as file:
-                np.savez(file, labels=labels)
+            buffer = io.BytesIO()
+            np.savez(buffer, labels=labels)
+            replace(folder / "clients.npz", buffer.getvalue())
         if config is not None:
             replace(folder / "config.py", config)
         write_json(folder / "settings.json", settings)
 
 
-def read_json(path: Path) -> dict:
-    """ValueError, naming the file, if it is there but cannot be read; {} if it is not there."""
+def read_settings(folder: Path) -> dict:
+    """What settings.json holds; ValueError, naming it, if that cannot be a run's settings."""
+    path = folder / "settings.json"
+    found = stored.object_of(path)
+    stored.check_kinds(found, SETTINGS, path)
+    experiment = found.get("experiment", {})
+    stored.check_kinds(experiment, {"rounds": (int,)}, f"{path}, experiment")
+    if experiment.get("rounds", 1) < 1:
+        raise ValueError(f"{path} is damaged (its run has no rounds); put a copy of it back")
+    words = dict(enumerate(found.get("arguments", [])))
+    stored.check_kinds(words, dict.fromkeys(words, (str,)), f"{path}, arguments")
+    return found
+
+
+def read_machine(folder: Path) -> dict:
+    """What machine.json holds, {} if it is not there; ValueError, naming it, if it is damaged."""
+    path = folder / "machine.json"
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); put a copy of it back") from None
+    found = stored.object_of(path)
+    stored.check_kinds(found, MACHINE, path)
+    for name, value in found.items():
+        low = MACHINE.get(name) == (int,) and value < 1
+        if low or (name == "population" and value not in ("device", "host", "mapped")):
+            raise ValueError(f"{path} is damaged ({name} is {value!r}); put a copy of it back")
+    return found
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -90,31 +132,81 @@ def write_json(path: Path, content: dict) -> None:
         replace(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
+def records(path: Path) -> Iterator[tuple[bytes, dict]]:
+    """(line, record) of each round in metrics.jsonl; a last line that a kill cut is left out.
+
+    ValueError, naming the line, if it is damaged: line t is an object whose "round" is t.
+    """
+    for t, line in enumerate(stored.lines(path), start=1):
+        where = f"{path}, line {t}"
+        try:
+            record = stored.parsed(line, where)
+        except ValueError:
+            if line.endswith(b"\n"):
+                raise
+            return
+        stored.check_kinds({"round": None, **record}, {"round": (int,)}, where)
+        if record["round"] != t:
+            raise ValueError(
+                f"{where} is damaged (it holds round {record['round']}); put a copy of the file "
+                "back"
+            )
+        yield line, record
+
+
 def keep_records(folder: Path, rounds: int) -> list[dict]:
     """The records of the first `rounds` rounds; later ones, and a torn last line, are cut off."""
     path = folder / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)[:rounds] if path.exists() else []
-    try:
-        records = [json.loads(line) for line in lines]
-    except ValueError:
-        records = []
-    if [r.get("round") for r in records] != list(range(1, rounds + 1)):
+    kept = list(itertools.islice(records(path), rounds)) if rounds and path.exists() else []
+    if len(kept) < rounds:
         raise ValueError(
             f"{path} does not hold rounds 1 to {rounds}, one a line, after which the checkpoint "
             "was written: the file was changed since; put it back, or start a new run"
         )
+    for _, record in kept:
+        where = f"{path}, round {record['round']}"
+        sent = {name: record.get(name) for name in ("down", "up", "broadcast")}
+        stored.check_kinds(sent, dict.fromkeys(sent, (int, float)), where)
     with writing(path):
-        replace(path, b"".join(lines))
-    return records
+        replace(path, b"".join(line for line, _ in kept))
+    return [record for _, record in kept]
+
+
+def why_lost(folder: Path, every: int) -> str:
+    """Why a run that has no checkpoint cannot begin again, in one sentence; "" if it can.
+
+    It can if it was stopped before one was complete; `every` is how many rounds lie between two.
+    """
+    place, metrics = folder / "checkpoints", folder / "metrics.jsonl"
+    if place.exists() and not place.is_dir():
+        return f"{place} is a file, where the run's checkpoints were; bring back a copy of them"
+    if not metrics.exists() or (
+        place.is_dir() and any(p.name.isdecimal() for p in place.iterdir())
+    ):
+        return ""
+    rounds = sum(1 for _ in stored.lines(metrics))
+    if not rounds or (place.is_dir() and (not every or rounds <= 2 * every)):
+        return ""
+    return (
+        f"{place} {'has no checkpoint' if place.is_dir() else 'is gone'}, though {metrics} has "
+        f"{rounds} rounds; bring back a copy of it, or move metrics.jsonl away to run them again"
+    )
 
 
 def append(folder: Path, records: Sequence[dict]) -> None:
     """Adds records to metrics.jsonl; they are on disk when this returns."""
     path = folder / "metrics.jsonl"
     with writing(path), open(path, "a") as file:
-        file.writelines(json.dumps(r) + "\n" for r in records)
+        file.writelines(json.dumps(_finite(r), allow_nan=False) + "\n" for r in records)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for each NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tensorboard(folder: Path, rounds: int) -> Any:
@@ -122,10 +214,12 @@ def tensorboard(folder: Path, rounds: int) -> Any:
     # Here, as it imports torch where that is installed: two seconds.
     from tensorboardX import proto, record_writer
 
-    (folder / "tensorboard").mkdir(exist_ok=True)
+    place = folder / "tensorboard"
+    stored.check_no_link(place, "remove it, and then run or resume")
+    place.mkdir(exist_ok=True)
     now = time.time()
     name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
-    board = record_writer.RecordWriter(str(folder / "tensorboard" / name))
+    board = record_writer.RecordWriter(str(place / name))
     session = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
     for event in (
         proto.event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
@@ -161,25 +255,3 @@ def scalars(record: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield from scalars(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and name != "round":
             yield prefix + name, value
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a failure to write, such as a full disk, into an OSError with path and remedy."""
-    try:
-        yield
-    except OSError as error:
-        cause = error.strerror or str(error)
-        raise OSError(
-            f"{path} could not be written: {cause}; put this right, and then run or resume"
-        ) from error
-
-
-def replace(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    with open(new, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)

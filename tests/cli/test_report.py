@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from jaxfed.cli import report
+from jaxfed.cli import recorded, report
 
 
 def folder(
@@ -33,7 +33,7 @@ def folder(
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
     labels = np.arange(12).reshape(4, 3)
-    run = report.read(folder(tmp_path / "a", labels=labels, method="fedavg"))
+    run = recorded.read(folder(tmp_path / "a", labels=labels, method="fedavg"))
     assert (run.name, run.config, run.settings["method"]) == ("a", "digits", "fedavg")
     assert [r["round"] for r in run.records] == list(range(1, 21))
     np.testing.assert_array_equal(run.labels, labels)
@@ -44,7 +44,7 @@ def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path, cut):
     place = folder(tmp_path / "a")
     metrics = place / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-cut])
-    assert len(report.read(place).records) == (20 if cut == 1 else 19)
+    assert len(recorded.read(place).records) == (20 if cut == 1 else 19)
 
 
 def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
@@ -53,26 +53,26 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
     lines = metrics.read_text().splitlines()
     metrics.write_text("\n".join([*lines[:6], lines[6][:9], *lines[7:]]))
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 7 is damaged"):
-        report.read(place)
+        recorded.read(place)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no run's folder"):
-        report.read(tmp_path)
+        recorded.read(tmp_path)
 
 
 def test_megabytes_add_up_over_rounds_and_merges(tmp_path):
-    run = report.read(folder(tmp_path / "a", rounds=3))
+    run = recorded.read(folder(tmp_path / "a", rounds=3))
     run.records[1]["broadcast"] = 10e6
-    np.testing.assert_allclose(report.megabytes(run), [3, 16, 19])
-    np.testing.assert_allclose(report.megabytes(run, "up"), [1, 2, 3])
+    np.testing.assert_allclose(recorded.megabytes(run), [3, 16, 19])
+    np.testing.assert_allclose(recorded.megabytes(run, "up"), [1, 2, 3])
 
 
 def test_reached_is_the_first_evaluation_at_or_above(tmp_path):
-    run = report.read(folder(tmp_path / "a"))
-    assert report.reached(run, 1 - 0.9**10) == (10, 30.0)
-    assert report.reached(run, 1 - 0.9**10 + 1e-9) == (15, 45.0)
-    assert report.reached(run, 0.99) is None
+    run = recorded.read(folder(tmp_path / "a"))
+    assert recorded.reached(run, 1 - 0.9**10) == (10, 30.0)
+    assert recorded.reached(run, 1 - 0.9**10 + 1e-9) == (15, 45.0)
+    assert recorded.reached(run, 0.99) is None
 
 
 def columns(table):
@@ -81,7 +81,7 @@ def columns(table):
 
 
 def test_the_table_holds_what_the_run_holds(tmp_path):
-    run = report.read(folder(tmp_path / "a", method="fedavg"))
+    run = recorded.read(folder(tmp_path / "a", method="fedavg"))
     run.settings["rounds"] = 40
     assert columns(report.table([run], accuracy=0.6)) == [
         {
@@ -100,7 +100,7 @@ def test_the_table_holds_what_the_run_holds(tmp_path):
 
 
 def test_other_measures_have_a_column_where_a_run_has_them(tmp_path):
-    with_it, without = (report.read(folder(tmp_path / name)) for name in "ab")
+    with_it, without = (recorded.read(folder(tmp_path / name)) for name in "ab")
     with_it.records[-6]["matthews"], with_it.records[-1]["matthews"] = 0.2, 0.5
     first, second = report.table([with_it, without]).split("\n")[1:]
     assert "50.00%" in first
@@ -110,7 +110,7 @@ def test_other_measures_have_a_column_where_a_run_has_them(tmp_path):
 
 
 def test_runs_are_compared_at_one_accuracy_of_the_best_among_them(tmp_path):
-    slow, fast = (report.read(folder(tmp_path / f"r{rate}", rate=rate)) for rate in (0.02, 0.1))
+    slow, fast = (recorded.read(folder(tmp_path / f"r{rate}", rate=rate)) for rate in (0.02, 0.1))
     first, second = columns(report.table([slow, fast]))
     goal = f"{95 * (1 - 0.9**20):.2f}%"
     assert first[f"round of {goal}"] == "-"
@@ -120,18 +120,18 @@ def test_runs_are_compared_at_one_accuracy_of_the_best_among_them(tmp_path):
 
 def test_a_run_that_has_just_begun_has_a_line(tmp_path):
     place = folder(tmp_path / "a", rounds=0)
-    (line,) = columns(report.table([report.read(place)]))
+    (line,) = columns(report.table([recorded.read(place)]))
     assert (line["rounds"], line["best"], line["MB up"]) == ("0", "-", "-")
-    assert report.draw([report.read(place)], tmp_path / "plots") == []
+    assert report.draw([recorded.read(place)], tmp_path / "plots") == []
 
 
 def test_runs_are_told_apart_by_the_settings_in_which_they_differ(tmp_path):
     same = {"method": "fedlora", "seed": 0}
     runs = [
-        report.read(folder(tmp_path / "a", **same, rank=4)),
-        report.read(folder(tmp_path / "b", **same, rank=8)),
-        report.read(folder(tmp_path / "c", **same, rank=8)),
-        report.read(folder(tmp_path / "d", **same)),
+        recorded.read(folder(tmp_path / "a", **same, rank=4)),
+        recorded.read(folder(tmp_path / "b", **same, rank=8)),
+        recorded.read(folder(tmp_path / "c", **same, rank=8)),
+        recorded.read(folder(tmp_path / "d", **same)),
     ]
     assert report.legend(runs) == ["rank=4", "rank=8 (b)", "rank=8 (c)", "d"]
 
@@ -142,7 +142,7 @@ LINES = ["accuracy_by_round", "accuracy_by_megabytes", "loss_by_round", "accurac
 @pytest.mark.parametrize(("clients", "classes"), [(1, 2), (100, 10), (1000, 10), (3000, 100)])
 def test_every_plot_is_drawn_and_shows_something(tmp_path, clients, classes):
     labels = np.random.default_rng(0).integers(0, 9, (clients, classes))
-    run = report.read(folder(tmp_path / "a", labels=labels))
+    run = recorded.read(folder(tmp_path / "a", labels=labels))
     plots = report.draw([run], tmp_path / "a" / "plots")
     assert [p.stem for p in plots] == [*LINES, "labels_by_client"]
     for plot in plots:
@@ -151,16 +151,18 @@ def test_every_plot_is_drawn_and_shows_something(tmp_path, clients, classes):
 
 
 def test_only_what_was_recorded_is_drawn(tmp_path):
-    run = report.read(folder(tmp_path / "a", personal=False))
+    run = recorded.read(folder(tmp_path / "a", personal=False))
     assert [p.stem for p in report.draw([run], tmp_path)] == LINES[:3]
-    run = report.read(folder(tmp_path / "b", every=0))
+    run = recorded.read(folder(tmp_path / "b", every=0))
     assert [p.stem for p in report.draw([run], tmp_path)] == ["loss_by_round"]
 
 
 def test_many_runs_share_a_plot_and_keep_their_own_labels(tmp_path):
     labels = np.eye(5, dtype=int)
     runs = [
-        report.read(folder(tmp_path / f"r{s}", rounds=150, seed=s, megabyte=10.0**s, labels=labels))
+        recorded.read(
+            folder(tmp_path / f"r{s}", rounds=150, seed=s, megabyte=10.0**s, labels=labels)
+        )
         for s in range(3)
     ]
     plots = report.draw(runs, tmp_path / "plots")
@@ -169,7 +171,7 @@ def test_many_runs_share_a_plot_and_keep_their_own_labels(tmp_path):
 
 @pytest.mark.parametrize("plot", ["accuracy_by_round", "accuracy_over_clients"])
 def test_a_diverged_run_is_drawn_too(tmp_path, plot):
-    run = report.read(folder(tmp_path / "a"))
+    run = recorded.read(folder(tmp_path / "a"))
     run.records[-1] |= {"loss": float("nan"), "accuracy": float("nan"), "personal": {}}
     assert plot in [p.stem for p in report.draw([run], tmp_path)]
     assert columns(report.table([run]))[0]["best"] == f"{100 * (1 - 0.9**15):.2f}%"

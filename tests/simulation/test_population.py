@@ -18,6 +18,7 @@ import pytest
 
 from jaxfed.algorithm import Algorithm, Reply
 from jaxfed.simulation import checkpoint, engine, population
+from jaxfed.simulation.population import rows as stores
 
 PLACEMENTS = ("device", "host", "mapped")
 CLIENTS, COHORT = 9, 5
@@ -128,7 +129,7 @@ def test_a_row_holds_every_bit_of_a_state():
         "yes": jnp.array([True, False]),
     }
     leaves, structure = jax.tree.flatten(jax.eval_shape(lambda: state))
-    layout = population.Layout(structure, tuple(leaves))
+    layout = stores.Layout(structure, tuple(leaves))
     stacked = jax.tree.map(lambda x: np.stack([x, np.zeros_like(x)]), state)
     rows = layout.rows(stacked)
     assert rows.shape == (2, 16 + 12 + 4 + 2)
@@ -275,7 +276,7 @@ def test_a_checkpoint_writes_the_clients_that_were_drawn(placement, tmp_path):
 
 def test_no_row_that_a_checkpoint_needs_is_ever_overwritten(tmp_path):
     """Against a dict, over random writes: the newest two and the best are as they were saved."""
-    rng, rows = np.random.default_rng(0), population.File(tmp_path, 12, 5)
+    rng, rows = np.random.default_rng(0), stores.File(tmp_path, 12, 5)
     now, saved = {}, {}
     for t in range(60):
         ids = rng.permutation(12)[: rng.integers(1, 6)].astype(np.int32)
@@ -288,7 +289,7 @@ def test_no_row_that_a_checkpoint_needs_is_ever_overwritten(tmp_path):
         saved = {n: s for n, s in saved.items() if n in newest or n == 20}
         if t % 5 == 4:  # stopped: another process looks at each of them, and goes on with one
             for n in [*saved, sorted(saved)[rng.integers(len(saved))]]:
-                rows = population.File(tmp_path, 12, 5)
+                rows = stores.File(tmp_path, 12, 5)
                 ids = rows.restore(n, saved[n][0])
                 now = dict(zip(ids.tolist(), map(bytes, rows.read(ids)), strict=True))
                 assert now == saved[n][1]
@@ -316,26 +317,26 @@ def crashing(function, at, calls, partly):
 def test_a_crash_at_any_instant_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     """At every write, flush and renaming that a round and its checkpoint make."""
 
-    def half(descriptor, data, offset):
-        write(descriptor, data[: len(data) // 2], offset)
+    def half(file, row):
+        file.write(row.data[: len(row) // 2])
 
-    write, crashes = os.pwrite, 0
+    crashes = 0
     for at in range(1, 100):
         directory = tmp_path / str(at)
         directory.mkdir()
-        rows, ids = population.File(directory, 6, 8), np.arange(4)
+        rows, ids = stores.File(directory, 6, 8), np.arange(4)
         before = np.random.default_rng(at).integers(0, 256, (4, 8), np.uint8)
         rows.write(ids, before)
         first = rows.save(1, [])
         calls = []
         with monkeypatch.context() as patch, contextlib.suppress(Crash):
-            patch.setattr(os, "pwrite", crashing(os.pwrite, at, calls, half))
+            patch.setattr(stores, "_write_all", crashing(stores._write_all, at, calls, half))
             patch.setattr(os, "fsync", crashing(os.fsync, at, calls, lambda *_: None))
             patch.setattr(os, "replace", crashing(os.replace, at, calls, lambda *_: None))
             rows.write(ids[1:], before[1:] ^ 255)
             rows.write(ids[1:3], before[1:3] ^ 1)
             rows.save(2, [1])
-        again = population.File(directory, 6, 8)
+        again = stores.File(directory, 6, 8)
         assert again.restore(1, first).tolist() == ids.tolist()
         assert (again.read(ids) == before).all()
         if len(calls) < at:
@@ -403,13 +404,13 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_one_sentence_and_no_loss(small_disk):
-    rows = population.File(small_disk / "clients", 40, 50_000)
+    rows = stores.File(small_disk / "clients", 40, 50_000)
     before = np.full((8, 50_000), 7, np.uint8)
     rows.write(np.arange(8), before)
     saved = rows.save(1, [])
     with pytest.raises(OSError, match=r"disk/clients could not be written: No space left on dev"):
         rows.write(np.arange(40), np.zeros((40, 50_000), np.uint8))
     rows.close()
-    again = population.File(small_disk / "clients", 40, 50_000)
+    again = stores.File(small_disk / "clients", 40, 50_000)
     assert (again.read(again.restore(1, saved)) == before).all()
     again.close()

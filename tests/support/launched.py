@@ -9,7 +9,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from jaxfed.simulation import checkpoint, population
+from jaxfed.simulation import checkpoint
+from jaxfed.simulation.population import rows as stores
 
 SMALL = Path(__file__).with_name("small.py")
 
@@ -62,6 +63,6 @@ def kept(folder: Path, leaves: dict, t: int, extra: dict) -> dict[str, bytes]:
     nbytes = sum(math.prod(x.shape[1:]) * x.itemsize for x in states)
     if not nbytes:
         return {}
-    with contextlib.closing(population.File(folder / "clients", clients, nbytes)) as rows:
+    with contextlib.closing(stores.File(folder / "clients", clients, nbytes)) as rows:
         ids = rows.restore(t, extra["clients"])
         return {f"client {k}": row.tobytes() for k, row in zip(ids, rows.read(ids), strict=True)}

@@ -135,13 +135,14 @@ def open_population(
     seed: int,
     machine: engine.Machine,
     directory: Path | None,
+    writes: bool = True,
 ) -> Population:
     """The population of `clients` before the first round; nothing is written to disk yet.
 
     `server()` is the server before the first round, `width` the number of places in a cohort
     including padding, and `directory` the folder for the rows of checkpoints (None: no checkpoint
     has rows). `placement` "auto" is "device" if the states fit there, else "host" if they fit into
-    memory, else "mapped". States without any byte are on the device. Raises ValueError for "mapped"
+    memory, else "mapped". Without `writes`, the folder is only read. States without any byte are on the device. Raises ValueError for "mapped"
     with several processes.
     """
     shape = jax.eval_shape(init_client, jax.eval_shape(server), jax.random.key(0))
@@ -151,7 +152,7 @@ def open_population(
     first = first_states(init_client, server, width, seed, machine)
     log: File | None = None
     if layout.nbytes and (directory is not None or name == "mapped"):
-        log = File(directory, clients, layout.nbytes, writes=jax.process_index() == 0)
+        log = File(directory, clients, layout.nbytes, writes=writes and jax.process_index() == 0)
     place: Placement = (
         OnDevice(layout, first, clients, width, machine)
         if name == "device"

@@ -1,7 +1,9 @@
 """Rows of bytes, one per client: the layout of a state as a row, and stores of rows."""
 
+import contextlib
 import io
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Collection
@@ -12,8 +14,9 @@ import jax
 import numpy as np
 
 from jaxfed.algorithm import PyTree
-from jaxfed.simulation import run_folder
+from jaxfed.simulation import stored
 
+LISTED = ("ids", "row", "checksum")  # the arrays of a checkpoint's list
 BLOCK = 2**24  # bytes of memory that are allocated for rows at once
 
 
@@ -134,13 +137,16 @@ class File:
         return self.row[ids] >= 0
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """These clients' rows [n, nbytes]; ValueError if one differs from the row written."""
-        rows = np.empty((len(ids), self.nbytes), np.uint8)
+        """These clients' rows [n, nbytes]; ValueError, naming those whose row changed on disk."""
+        rows, changed = np.zeros((len(ids), self.nbytes), np.uint8), []
         for i in np.argsort(self.row[ids]):
-            data = os.pread(self._descriptor(), self.nbytes, int(self.row[ids[i]]) * self.nbytes)
-            if len(data) != self.nbytes or zlib.crc32(data) != self.checksum[ids[i]]:
-                raise ValueError(f"the state of client {ids[i]} changed on disk; resume the run")
-            rows[i] = np.frombuffer(data, np.uint8)
+            read = self._at(int(self.row[ids[i]])).readinto(rows[i].data)
+            if read != self.nbytes or zlib.crc32(rows[i]) != self.checksum[ids[i]]:
+                changed.append(int(ids[i]))
+        if changed:
+            noun = "states of clients" if changed[1:] else "state of client"
+            names = ", ".join(map(str, sorted(changed)))
+            raise ValueError(f"{self._rows}: the {noun} {names} changed on disk")
         return rows
 
     def write(self, ids: np.ndarray, rows: np.ndarray) -> None:
@@ -149,9 +155,9 @@ class File:
         self.row[new], self.changed[new] = self._unneeded(len(new)), True
         self.checksum[ids] = [zlib.crc32(row) for row in rows]
         if self.writes:
-            with run_folder.writing(self.directory or Path(tempfile.gettempdir())):
+            with stored.writing(self.directory or Path(tempfile.gettempdir())):
                 for at, row in zip(self.row[ids].tolist(), rows, strict=True):
-                    _write_at(self._descriptor(), row, at * self.nbytes)
+                    _write_all(self._at(at, create=True), row)
 
     def save(self, t: int, kept: Collection[int]) -> int:
         """The checksum of the list of rows after round t, once rows and list are on disk.
@@ -164,11 +170,11 @@ class File:
         self.needed = {n: rows for n, rows in self.needed.items() if n in kept}
         self.needed[t] = self.row[ids]
         if self.writes and self.directory is not None:
-            with run_folder.writing(self.directory):
-                os.fsync(self._descriptor())
-                run_folder.replace(self._list(t), buffer.getvalue())
-                for path in self.directory.glob("*.npz"):
-                    if int(path.stem) not in self.needed:
+            with stored.writing(self.directory):
+                os.fsync(self._at(0, create=True).fileno())
+                stored.replace(self._list(t), buffer.getvalue())
+                for other, path in self._lists().items():
+                    if other not in self.needed:
                         path.unlink()
         self.changed[:] = False
         self._free_the_rest()
@@ -176,19 +182,20 @@ class File:
 
     def restore(self, t: int, checksum: int) -> np.ndarray:
         """The clients [n] that have a row after round t; ValueError if their list was changed."""
-        content = self._list(t).read_bytes()
-        if zlib.crc32(content) != checksum:
-            raise ValueError(f"the list of clients' states after round {t} changed on disk")
-        listed = _arrays(content)
+        path = self._list(t)
+        if not path.exists():
+            raise ValueError(f"{path} is gone")
+        if zlib.crc32(content := stored.read(path)) != checksum:
+            raise ValueError(f"{path} changed on disk")
+        listed = stored.arrays(content, LISTED, path)
         self.row[:], self.changed[:] = -1, False
         self.row[listed["ids"]] = listed["row"]
         self.checksum[listed["ids"]] = listed["checksum"]
         self.needed = {t: listed["row"]}
-        for path in self._list(t).parent.glob("*.npz"):
-            try:
-                self.needed.setdefault(int(path.stem), _arrays(path.read_bytes())["row"])
-            except Exception:  # damaged: reported when its checkpoint is read
-                continue
+        for other, path in self._lists().items():
+            with contextlib.suppress(ValueError):  # damaged, and then its checkpoint is, too
+                rows = stored.arrays(stored.read(path), LISTED, path)["row"]
+                self.needed.setdefault(other, rows.reshape(-1).astype(np.int32))
         self.used = 1 + max(int(rows.max(initial=-1)) for rows in self.needed.values())
         self._free_the_rest()
         return listed["ids"][np.argsort(listed["row"])]
@@ -207,16 +214,29 @@ class File:
     def _list(self, t: int) -> Path:
         return (self.directory or Path()) / f"{t}.npz"
 
-    def _descriptor(self) -> int:
+    def _lists(self) -> dict[int, Path]:
+        """{round: the list beside its checkpoint}; other files there are none of ours."""
+        there = () if self.directory is None else self.directory.glob("*.npz")
+        return {int(path.stem): path for path in there if re.fullmatch("[0-9]{1,9}", path.stem)}
+
+    @property
+    def _rows(self) -> Path:
+        return (self.directory or Path(tempfile.gettempdir())) / "rows"
+
+    def _at(self, row: int, create: bool = False) -> Any:
+        """The file, to be read or written from the beginning of this row on."""
         if self.file is None and self.directory is None:
-            self.file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        if self.file is None and self.directory is not None:
-            path = self.directory / "rows"
-            if self.writes:
-                self.directory.mkdir(exist_ok=True)
-                path.touch()
-            self.file = open(path, "r+b" if self.writes else "rb", buffering=0)  # noqa: SIM115
-        return self.file.fileno()
+            self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by close)
+        if self.file is None:
+            if create:
+                self._rows.parent.mkdir(exist_ok=True)
+                self._rows.touch()
+            if not self._rows.exists():
+                raise ValueError(f"{self._rows} is gone")
+            stored.check(self._rows, most=2**63)
+            self.file = open(self._rows, "r+b" if self.writes else "rb", buffering=0)  # noqa: SIM115
+        self.file.seek(row * self.nbytes)
+        return self.file
 
     def _unneeded(self, count: int) -> np.ndarray:
         """Rows [count] that no checkpoint needs: free ones, then new ones."""
@@ -231,14 +251,8 @@ class File:
         self.free = np.flatnonzero(free).astype(np.int32)
 
 
-def _arrays(content: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(content)) as stored:
-        return {name: stored[name] for name in ("ids", "row", "checksum")}
-
-
-def _write_at(descriptor: int, row: np.ndarray, offset: int) -> None:
+def _write_all(file: Any, row: np.ndarray) -> None:
     """Writes the whole row, although the system may write only a part of it at a time."""
     left = memoryview(row.data)
     while left:
-        written = os.pwrite(descriptor, left, offset)
-        left, offset = left[written:], offset + written
+        left = left[file.write(left) :]

@@ -1,0 +1,119 @@
+"""What a run has recorded, read from its folder: it may still go on, or be a stranger's."""
+
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxfed.simulation import run_folder, stored
+
+LARGEST = 1e300  # of a number in a record, so that sums stay finite
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run has recorded so far."""
+
+    name: str  # its folder's
+    config: str | None
+    settings: dict
+    records: list[dict]  # one a round
+    labels: np.ndarray | None  # [N, classes] how many examples of each label a client has
+
+
+def read(directory: str | Path) -> Run:
+    """The run in a folder, which may be a stranger's. A last line that a kill cut is left out.
+
+    ValueError if the folder holds no run, or if anything but the last line cannot be read.
+    """
+    directory = Path(directory)
+    metrics, clients = directory / "metrics.jsonl", directory / "clients.npz"
+    has_settings = (directory / "settings.json").exists()
+    if not has_settings and not metrics.exists():
+        raise ValueError(
+            f"{directory} is no run's folder: it has neither settings.json nor metrics.jsonl"
+        )
+    about = run_folder.read_settings(directory) if has_settings else {}
+    planned = {n: v for n, v in about.get("experiment", {}).items() if n == "rounds"}
+    config = about.get("config")
+    return Run(
+        name=stored.plain(directory.resolve().name),
+        config=config and _brief(config),
+        settings={_brief(n): _brief(v) for n, v in about.get("settings", {}).items()} | planned,
+        records=[r for _, r in run_folder.records(metrics)] if metrics.exists() else [],
+        labels=_labels(clients) if clients.exists() else None,
+    )
+
+
+def _brief(value: Any) -> Any:
+    """A setting to be shown: numbers as they are, all else as one short line of plain text."""
+    if isinstance(value, int | float | None):
+        return value
+    return textwrap.shorten(stored.plain(str(value)), 100, placeholder="...")
+
+
+def _labels(path: Path) -> np.ndarray:
+    (labels,) = stored.arrays(stored.read(path), ("labels",), path).values()
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
+        raise ValueError(
+            f"{path} is damaged (labels are {labels.dtype} {labels.shape}, not counts [clients, "
+            "labels]); put a copy of it back"
+        )
+    return labels
+
+
+def series(run: Run, *path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(rounds [n], values [n]) of the records that hold a number at `path`."""
+    found = [
+        (record["round"], value)
+        for record in run.records
+        if (value := _at(run, record, path)) is not None
+    ]
+    rounds, values = zip(*found, strict=True) if found else ((), ())
+    return np.array(rounds, int), np.array(values, float)
+
+
+def _at(run: Run, record: dict, path: tuple[str, ...]) -> float | None:
+    """record[path[0]][path[1]]..., or None where the record does not go that far."""
+    value: Any = record
+    for name in path:
+        if not isinstance(value, dict | None):
+            raise _damaged(run, record, path, value)
+        value = (value or {}).get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
+        raise _damaged(run, record, path, value)
+    return value
+
+
+def _damaged(run: Run, record: dict, path: tuple[str, ...], value: Any) -> ValueError:
+    return ValueError(
+        f"{run.name}/metrics.jsonl, line {record['round']} is damaged ({'/'.join(path)} is "
+        f"{_brief(repr(value))}, no number); put a copy of it back"
+    )
+
+
+def megabytes(run: Run, *names: str) -> np.ndarray:
+    """[rounds] sent from the first round to each, by all clients together, in 10^6 bytes."""
+    names = names or ("up", "down", "broadcast")
+    sent = [sum(_at(run, r, (name,)) or 0 for name in names) for r in run.records]
+    return np.cumsum(np.array(sent, float)) / 1e6
+
+
+def best(run: Run) -> float | None:
+    """The highest accuracy of any evaluation; None before the first that is a number."""
+    accuracies = series(run, "accuracy")[1]
+    return max(accuracies[np.isfinite(accuracies)].tolist(), default=None)
+
+
+def reached(run: Run, accuracy: float) -> tuple[int, float] | None:
+    """(round, megabytes) of the first evaluation at `accuracy` or above; None if there is none."""
+    rounds, accuracies = series(run, "accuracy")
+    hits = rounds[accuracies >= accuracy]
+    if not hits.size:
+        return None
+    first = int(hits[0])
+    return first, float(megabytes(run)[[r["round"] for r in run.records].index(first)])
