@@ -247,7 +247,7 @@ def test_if_all_are_damaged_the_error_says_what_to_do(folder):
     for record in directory.glob("*/record/metadata"):
         damage(record, "cut")
     with pytest.raises(
-        ValueError, match=r"no checkpoint in .* is intact: round 2 .*round 1.*delete"
+        ValueError, match=r"no checkpoint in .* is intact: round 2 .*round 1.*bring back"
     ):
         folder().restore(state_of(0))
     assert folder().rounds == [1, 2]

@@ -18,6 +18,8 @@ import pytest
 
 from jaxfed.algorithm import Algorithm, Reply
 from jaxfed.simulation import checkpoint, engine, population
+from jaxfed.simulation.population import placements
+from jaxfed.simulation.population import population as choosing
 from jaxfed.simulation.population import rows as stores
 
 PLACEMENTS = ("device", "host", "mapped")
@@ -145,7 +147,7 @@ def test_of_the_server_only_what_first_states_are_computed_from_is_kept():
     def init_client(server, key):
         return server["used"] + jax.random.normal(key, (2,)), jnp.zeros_like(server["shape"])
 
-    assert population._read_leaves(init_client, server) == [False, False, True]  # big, shape, used
+    assert placements._read_leaves(init_client, server) == [False, False, True]  # big, shape, used
 
 
 # ---------------------------------------------------------------------- three placements
@@ -200,7 +202,7 @@ def test_a_million_clients_cost_an_index_until_they_are_drawn(placement):
     kept.place.settle()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 20 * clients + 2 * population.BLOCK
+    assert peak < 20 * clients + 2 * stores.BLOCK
     assert kept.place.rows.used == 5
     kept.close()
 
@@ -220,15 +222,15 @@ def test_auto_takes_the_first_place_that_is_large_enough(monkeypatch):
     monkeypatch.setattr(engine, "memory_limit", lambda machine: 1000)
     monkeypatch.setattr(engine, "host_memory", lambda: 10_000)
     one, two = engine.machine(1), engine.machine(2)
-    placed = partial(population._placement, "auto")
+    placed = partial(choosing._placement, "auto")
     assert [placed(n, one) for n in (250, 251, 5000, 5001)] == ["device", "host", "host", "mapped"]
     assert [placed(n, two) for n in (125, 126)] == ["device", "host"]  # a copy for each of a CPU's
-    assert population._placement("mapped", 1, one) == "mapped"
+    assert choosing._placement("mapped", 1, one) == "mapped"
 
 
 def test_mapped_is_refused_to_several_processes():
     with pytest.raises(ValueError, match=r"population='mapped' is for one process.*use 'host'"):
-        population._placement("mapped", 1, SimpleNamespace(several_processes=True))
+        choosing._placement("mapped", 1, SimpleNamespace(several_processes=True))
 
 
 # ---------------------------------------------------------------------- checkpoints
