@@ -147,6 +147,7 @@ def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
         raise FileNotFoundError(
             f"{path} has no config.py: its run was begun from Python; {there[command]}"
         )
+    stored.check(path / "config.py", stored.TEXT)
     where = path / "settings.json"
     needed = {"arguments": (list,), "launch": (dict,), "experiment": (dict,)}
     stored.check_kinds({**dict.fromkeys(needed), **saved}, needed, where)

@@ -30,6 +30,7 @@ from jaxfed.simulation.stored import replace, writing
 SETTINGS: dict[str, tuple] = {
     "versions": (dict,),
     "config": (str, type(None)),
+    "directory": (str, type(None)),
     "arguments": (list,),
     "settings": (dict,),
     "launch": (dict,),

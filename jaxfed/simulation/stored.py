@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-JSON = 2**22  # bytes of a file that holds one JSON object
+TEXT = 2**22  # bytes of a config, or of a file that holds one JSON object
 LINE = 2**24  # bytes of a line
 FILE = 2**30  # bytes of any other file, and of what its arrays unpack to
 
@@ -60,7 +60,7 @@ def lines(path: Path) -> Iterator[bytes]:
 
 def object_of(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
-    return parsed(read(path, JSON), path)
+    return parsed(read(path, TEXT), path)
 
 
 def parsed(text: bytes, where: object) -> dict[str, Any]:
