@@ -1,24 +1,35 @@
 """Four CPU devices, before anything else asks for a backend, and one place for what is shared.
 
-What XLA compiles is kept for the session, for the programs that tests start too: many of them run
-the same rounds.
+The tiers: `-m quick`, the default (all but `full`), and `-m ""` for every test.
+
+What XLA compiles is kept from one run of the tests to the next, also for the programs that they
+start: many of them run the same rounds. XLA compiles in a hurry, which halves the time of most
+tests; those of bits, memory and compiled programs ask for the fixture `optimised`.
 """
 
-import atexit
 import os
 import shutil
-import tempfile
+from pathlib import Path
 
 import pytest
 
-CACHE = tempfile.mkdtemp(prefix="jaxfed-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+MOST = 2**30  # bytes in it, above which it is emptied
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax  # noqa: E402 (it reads the above)
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_configure(config):
+    """Empties a cache that has grown too large, before any worker uses it."""
+    if hasattr(config, "workerinput") or not CACHE.is_dir():
+        return
+    if sum(path.stat().st_size for path in CACHE.iterdir()) > MOST:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture
@@ -26,6 +37,16 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Programs as users run them, for the tests of one file."""
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

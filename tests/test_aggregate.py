@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from jaxfed import aggregate
+
+pytestmark = pytest.mark.quick
 
 # None, or one that stays a normal number when it is divided: XLA takes smaller ones for zero.
 share_of_one = st.just(0.0) | st.floats(2.0**-20, 1, width=32)

@@ -3,12 +3,9 @@
 import pathlib
 import re
 
-import pytest
-
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 
 
-@pytest.mark.slow
 def test_the_readmes_python_runs_and_learns(capsys):
     namespace: dict = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -21,6 +21,8 @@ from jaxfed.cli import main, report
 from jaxfed.data import federate, images, partition, sources
 from jaxfed.lowrank import restarts
 
+pytestmark = pytest.mark.quick
+
 SMALL = Path(__file__).with_name("support") / "small.py"
 WORK = local.Work(10, epochs=1)
 SGD = optax.sgd(0.1)

@@ -17,9 +17,16 @@ UNEQUAL = "unequal"
 WORLDS = {UNEQUAL: algorithms.UNEQUAL, "uniform": algorithms.UNIFORM}
 
 
+REPRESENTATIVE = {"fedavg steps", "scaffold", "fedloru reinit", "hetlora", "ditto", "pf2lora"}
+
+
 @pytest.fixture(params=ALGORITHMS)
 def name(request):
     return request.param
+
+
+def test_there_are_representatives():
+    assert set(ALGORITHMS) >= REPRESENTATIVE
 
 
 @cache
@@ -29,7 +36,7 @@ def algorithm(name):
 
 
 @cache
-def on_engine(name, world=UNEQUAL, **options):
+def on_engine(name, world, **options):
     with jax.enable_x64(True):
         return oracle.on_engine(algorithm(name), WORLDS[world], **options)
 
@@ -61,14 +68,23 @@ def assert_engine_is_loop(found, expected, order):
             np.testing.assert_allclose(mine, value, rtol=1e-6, atol=1e-7, err_msg=key)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.quick] * (n in REPRESENTATIVE)) for n in ALGORITHMS],
+)
 def test_the_engine_computes_what_a_loop_over_clients_computes(name):
     """One round at a time, all clients under one vmap; clients are unequal."""
     order = oracle.plan(WORLDS[UNEQUAL], DRAWS).slot
     assert_engine_is_loop(engined(name), looped(name), order)
 
 
-@pytest.mark.slow
+@pytest.mark.full
+def test_the_compiled_loop_is_a_loop_in_python(name):
+    with jax.enable_x64(True):
+        server, states, _ = oracle.rounds(algorithm(name), WORLDS[UNEQUAL], DRAWS, oracle.loop)
+    oracle.assert_close(looped(name)[:2], (server, states))
+
+
 def test_rounds_fused_on_four_devices_are_those_of_the_loop(name):
     """All rounds in one call, clients one at a time on each device, one place of it padded."""
     order = oracle.plan(WORLDS[UNEQUAL], DRAWS, devices=4).slot
@@ -76,7 +92,6 @@ def test_rounds_fused_on_four_devices_are_those_of_the_loop(name):
     assert_engine_is_loop(found, looped(name), order)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scaffold"])
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("devices", [1, 4])
@@ -90,11 +105,10 @@ def test_no_way_of_running_a_round_changes_it(name, world, devices, chunk):
     assert found[-1] == 1  # trace for all rounds
 
 
-@pytest.mark.slow
 def test_one_trace_serves_all_rounds_and_keeps_shapes_and_dtypes(name):
     server, states, _, traces = engined(name)
     assert traces == 1
-    assert trees.shapes(server) == trees.shapes(on_engine(name).server)
+    assert trees.shapes(server) == trees.shapes(on_engine(name, UNEQUAL).server)
     for kept in states.values():
         assert trees.shapes(kept) == trees.shapes(states[0])
 
@@ -102,11 +116,10 @@ def test_one_trace_serves_all_rounds_and_keeps_shapes_and_dtypes(name):
 def one_round(name, plan):
     """(server, states) after one round from the start."""
     with jax.enable_x64(True):
-        on = on_engine(name)
+        on = on_engine(name, UNEQUAL)
         return on.step(*jax.tree.map(jnp.copy, (on.server, on.states)), on.examples, plan)[:2]
 
 
-@pytest.mark.slow
 def test_a_client_of_weight_zero_is_inert(name):
     """Whatever stands in the cohort's last place changes nothing if its weight is zero."""
     now = oracle.plan(WORLDS[UNEQUAL], DRAWS[:1])
@@ -117,7 +130,6 @@ def test_a_client_of_weight_zero_is_inert(name):
     oracle.assert_close(one_round(name, now), one_round(name, other), rtol=0, atol=0)
 
 
-@pytest.mark.slow
 def test_the_order_of_a_cohort_is_irrelevant(name):
     now = oracle.plan(WORLDS[UNEQUAL], DRAWS[:1])
     turned = now._replace(
@@ -129,7 +141,6 @@ def test_the_order_of_a_cohort_is_irrelevant(name):
     oracle.assert_close(one_round(name, now), one_round(name, turned))
 
 
-@pytest.mark.slow
 def test_only_a_learning_rate_of_zero_leaves_theta_as_it_was(name):
     """In a round without a merge; the tests of accumulate say what a merge does."""
     with jax.enable_x64(True):

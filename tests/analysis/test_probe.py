@@ -51,7 +51,6 @@ def softmax_hessian(weights, x):
     return np.einsum("ncd,ni,nj->icjd", of_logits, one, one).reshape(n, n) / len(x)
 
 
-@pytest.mark.slow
 def test_a_run_from_python_and_its_spectra_by_hand(tmp_path, capsys):
     """Softmax regression as it began; with fifteen weights and twenty steps nothing is chance."""
     e = ranked.experiment(method="fedavg", rounds=1)
@@ -82,7 +81,6 @@ def test_a_run_from_python_and_its_spectra_by_hand(tmp_path, capsys):
     assert "one client alone" in tables.tables(alone)
 
 
-@pytest.mark.slow
 def test_a_round_told_from_its_checkpoint_is_the_one_that_was_run(folder, capsys):
     """Server, every client's c_i, keys and weights: or the discrepancy would be another."""
     before = files(folder)
@@ -119,7 +117,6 @@ WRONG = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_input_is_one_sentence(what, folder, capsys):
     arguments, said = WRONG[what]

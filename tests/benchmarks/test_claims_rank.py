@@ -15,6 +15,8 @@ import trained
 
 from jaxfed import models
 
+pytestmark = pytest.mark.full
+
 SMALL = ["--networks", "mlp", "--data", "fashion_mnist", "--seeds", "2", "--workers", "1"]
 rng = np.random.default_rng(0)
 

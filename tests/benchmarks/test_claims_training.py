@@ -9,6 +9,8 @@ import pytest
 
 from jaxfed import Host, local, lowrank, models, run, tasks
 
+pytestmark = pytest.mark.full
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = {
     "train": 500,

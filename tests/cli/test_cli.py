@@ -29,6 +29,7 @@ def command(*arguments):
     main.main(list(map(str, arguments)))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_the_commands(arguments, capsys):
     command(*arguments)
@@ -36,6 +37,7 @@ def test_help_lists_the_commands(arguments, capsys):
     assert all(f"jaxfed {name}" in printed for name in ("run", "resume", "report", "describe"))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "option"),
     [
@@ -95,7 +97,6 @@ def study(tmp_path):
     return folder
 
 
-@pytest.mark.slow
 def test_a_config_finds_what_lies_beside_it_from_wherever_it_is_resumed(
     study, tmp_path, monkeypatch, capsys
 ):
@@ -144,6 +145,7 @@ def test_the_text_that_was_read_is_executed(tmp_path):
     assert Path(module.__file__) == path
 
 
+@pytest.mark.quick
 def test_help_of_a_config_tells_its_settings_and_the_options(capsys):
     with pytest.raises(SystemExit) as ended:
         command("run", SMALL, "--help")
@@ -155,6 +157,7 @@ def test_help_of_a_config_tells_its_settings_and_the_options(capsys):
         assert option in printed.replace("\n", " ")
 
 
+@pytest.mark.quick
 def test_describe_tells_size_traffic_and_memory_without_training(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command("describe", SMALL, "--method=fedloru", "--rank=2", "--devices=1")
@@ -171,6 +174,7 @@ def test_describe_tells_size_traffic_and_memory_without_training(capsys, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.quick
 def test_flops_are_told_with_loops_of_unknown_length():
     cost = flops.Round(flops.Count(2e9), flops.Count(1e9, unbounded=1))
     assert describe.compute(cost, rounds=1000, cohort=4) == (
@@ -180,7 +184,7 @@ def test_flops_are_told_with_loops_of_unknown_length():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.quick
 def test_run_then_resume_further_then_report(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command("run", SMALL, "--rounds=4", "--seed", 1, "--out", "r", *QUICK)
@@ -205,7 +209,6 @@ def test_run_then_resume_further_then_report(tmp_path, capsys, monkeypatch):
     assert "go on with `jaxfed resume r`" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_nan_ends_in_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command("run", SMALL, "--learning-rate", "1e30", "--out", tmp_path / "r", *QUICK)
@@ -228,7 +231,6 @@ main.main()
 """
 
 
-@pytest.mark.slow
 def test_a_disk_that_is_full_ends_in_one_sentence(tmp_path):
     arguments = ("run", SMALL, "--out", tmp_path / "r", *QUICK, "--cpu-devices", 1)
     ended = subprocess.run(
@@ -239,7 +241,6 @@ def test_a_disk_that_is_full_ends_in_one_sentence(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.slow
 def test_a_terminal_shows_speed_accuracy_megabytes_and_time_left(tmp_path):
     arguments = ("run", SMALL, "--rounds", 60, "--out", tmp_path / "r", *QUICK)
     ours, theirs = pty.openpty()

@@ -182,7 +182,6 @@ GUARDABLE = ["fedavg", "fedprox", "fedadam", "fedloru"]
 tolerant = partial(oracle.assert_close, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", GUARDABLE)
 def test_a_client_that_is_not_finite_is_as_if_it_had_not_been_drawn(name):
     fed = algorithms.ALGORITHMS[name](algorithms.RATE)
@@ -192,7 +191,6 @@ def test_a_client_that_is_not_finite_is_as_if_it_had_not_been_drawn(name):
         assert found["skipped"].tolist() == [i == SICK for i in ids]
 
 
-@pytest.mark.slow
 def test_a_client_that_is_not_finite_keeps_its_state():
     """SCAFFOLD: theta and every c_i as without it; only |S|, in the step of c, still counts it."""
     fed = algorithms.ALGORITHMS["scaffold"](algorithms.RATE)
@@ -203,7 +201,6 @@ def test_a_client_that_is_not_finite_keeps_its_state():
     tolerant(jax.tree.map(lambda c: c * 3 / 4, server.c), expected.c)
 
 
-@pytest.mark.slow
 def test_if_nobody_is_finite_nothing_moves():
     fed = combine.skip_nonfinite(algorithms.ALGORITHMS["fedavg"](algorithms.RATE))
     server, _, metrics = oracle.rounds(fed, POISONED, [[SICK]])

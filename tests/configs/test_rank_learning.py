@@ -35,7 +35,6 @@ def test_a_client_measures_its_distance_from_its_ground_truth(config):
             np.testing.assert_allclose(np.linalg.svd(truth)[1][:rank], 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pf2lora", "alternating"])
 def test_two_adapters_recover_both_ranks_with_or_without_the_cross_term(config, method):
     deployed, _ = run(config, 200, method=method)
@@ -43,7 +42,6 @@ def test_two_adapters_recover_both_ranks_with_or_without_the_cross_term(config, 
     assert deployed.ranks == [3, 5]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "best"), [(4, (0.5 / 3**0.5, 0.5)), (5, (6**-0.5, 10**-0.5))])
 def test_one_model_for_both_is_the_best_of_its_rank_for_their_mean(config, rank, best):
     """(W_1* + W_2*) / 2 has singular values 1, 1, 1, 1/2, 1/2; rank 4 keeps one of the halves."""
@@ -52,7 +50,6 @@ def test_one_model_for_both_is_the_best_of_its_rank_for_their_mean(config, rank,
     assert deployed.ranks == [rank, rank]
 
 
-@pytest.mark.slow
 def test_ranks_below_the_truth_are_not_outgrown(config):
     """Begun at (3, 4), client 2 lacks one of five equal directions."""
     _, worked = run(config, 100, method="hetlora", ranks=(3, 4), learning_rate=0.2)
@@ -60,7 +57,6 @@ def test_ranks_below_the_truth_are_not_outgrown(config):
     assert worked.ranks == [3, 4]
 
 
-@pytest.mark.slow
 def test_filling_up_with_zeros_makes_the_larger_rank_collapse(config):
     """With little local work the directions of one client alone shrink in every average."""
     _, worked = run(config, 100, method="hetlora", ranks=(3, 5))
@@ -68,7 +64,6 @@ def test_filling_up_with_zeros_makes_the_larger_rank_collapse(config):
     assert worked.ranks == [3, 3]
 
 
-@pytest.mark.slow
 def test_independent_ground_truths_need_half_the_rank_of_their_difference(config):
     """With E_k = W_k - W_k*, E_1 - E_2 is W_2* - W_1* but for a matrix of rank 2 r~.
 

@@ -100,7 +100,6 @@ def test_a_task_that_tfds_has_not_prepared_says_how_to_prepare_it(tmp_path):
         glue.tfds("qqp", tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["cola", "mnli"])
 def test_tfds_and_the_files_hold_the_same(tmp_path, task):
     """TFDS's own builder, given these files in place of a download; it shuffles."""
@@ -126,7 +125,6 @@ def test_tfds_and_the_files_hold_the_same(tmp_path, task):
     assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.slow
 def test_the_real_files_have_the_published_numbers_of_rows(shared):
     for task, train, dev, ones in (("cola", 8551, 1043, 0.704), ("sst2", 67349, 872, 0.558)):
         source = glue.tsv(task, shared / "glue")

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from jaxfed.data import partition
 
+pytestmark = pytest.mark.quick
+
 # Every partition that can split any labels over any number of clients: (labels, clients, seed).
 PARTITIONS = {
     "iid": lambda y, n, seed: partition.iid(len(y), n, seed=seed),

@@ -23,7 +23,6 @@ def idx(path, offset):
         return np.frombuffer(file.read(), np.uint8, offset=offset)
 
 
-@pytest.mark.slow
 def test_tfds_reads_every_image_without_tensorflow(shared, prepared):
     source = sources.tfds("fashion_mnist", prepared)
     for examples, stem in zip(source, ("train", "t10k"), strict=True):
@@ -37,7 +36,6 @@ def test_tfds_reads_every_image_without_tensorflow(shared, prepared):
     assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.slow
 def test_cifar10_has_its_published_statistics(shared):
     spec = importlib.util.spec_from_file_location("read_cifar", shared / "read_cifar.py")
     reader = importlib.util.module_from_spec(spec)

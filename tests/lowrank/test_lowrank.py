@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from jaxfed import lowrank, models, trees
 from jaxfed.lowrank import Factors, Select, Theta
 
+pytestmark = pytest.mark.quick
+
 RANDOM = Select(factors=".*", rank=2, alpha=3.0, up="random", above="allow")
 
 

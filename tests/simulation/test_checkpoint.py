@@ -199,7 +199,6 @@ def damage(file, how):
         file.write_bytes(content[:middle] + flipped + content[middle + 1 :])
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
 def test_any_damaged_file_costs_at_most_one_checkpoint(folder, tmp_path, how):
@@ -279,7 +278,6 @@ while True:
 """
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_any_instant_leaves_an_intact_checkpoint(folder, tmp_path):
     """Ten kills of one run, which resumes after each and saves all the time in between."""
     reached = 0
@@ -365,7 +363,6 @@ print(checkpoints.restore(np.ones(3))[0])
 """
 
 
-@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_sentence_too(tmp_path):
     out, err = python(SAVE_BEYOND_THE_LIMIT, tmp_path / "run").communicate()
     sentence, newest = out.decode().splitlines()

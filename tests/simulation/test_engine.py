@@ -21,6 +21,8 @@ from jaxfed.algorithm import Cohort, Data
 from jaxfed.algorithms import fedavg
 from jaxfed.simulation import engine, tuning
 
+pytestmark = pytest.mark.usefixtures("optimised")  # it looks into what was compiled
+
 # What a client is given.
 
 
@@ -182,13 +184,11 @@ def copies(traced):
     return in_jaxpr, [s for s in found if np.prod(s) == CLIENTS * INPUTS * WIDTH]
 
 
-@pytest.mark.slow
 def test_no_client_has_a_copy_of_a_frozen_weight():
     traced, _ = lowered(population(CLIENTS, INPUTS), (WIDTH,), LOW_RANK)
     assert copies(traced) == ([], [])
 
 
-@pytest.mark.slow
 def test_every_client_has_a_copy_of_a_trained_weight():
     """So that the search above finds what it looks for."""
     traced, _ = lowered(population(CLIENTS, INPUTS), (WIDTH,), lowrank.everything)
@@ -201,7 +201,6 @@ def all_reduces(text):
     return [re.findall(r"\w+\[([\d,]*)\]", r) for r in results]
 
 
-@pytest.mark.slow
 def test_a_round_on_several_devices_has_one_all_reduce():
     """Of everything that is trained, once, and of nothing else."""
     traced, on = lowered(population(8, 5), (6,), lowrank.everything, devices=4)
@@ -210,13 +209,11 @@ def test_a_round_on_several_devices_has_one_all_reduce():
     assert sorted(summed) == sorted(trained)
 
 
-@pytest.mark.slow
 def test_one_device_knows_of_no_other():
     traced, _ = lowered(population(4, 5), (6,), lowrank.everything)
     assert not re.search(r"all-\w+\(|collective", traced.lower().compile().as_text())
 
 
-@pytest.mark.slow
 def test_a_further_client_needs_memory_for_its_factors_and_its_batch_only():
     """Temporary bytes grow by theta, gradient, momentum and update, and by the activations."""
     inputs, widths = 256, (512, 512)
@@ -236,7 +233,6 @@ def test_a_further_client_needs_memory_for_its_factors_and_its_batch_only():
     assert each < base / 2
 
 
-@pytest.mark.slow
 def test_the_server_is_updated_in_place():
     world = population(4, 5)
     on = oracle.on_engine(averaging(world, (6,), LOW_RANK), world)
@@ -245,7 +241,6 @@ def test_the_server_is_updated_in_place():
     assert all(x.is_deleted() for x in begun)
 
 
-@pytest.mark.slow
 def test_the_measured_chunk_is_the_fastest_of_those_that_were_timed():
     world = population(4, 5)
     on = oracle.on_engine(averaging(world, (6,), LOW_RANK), world)

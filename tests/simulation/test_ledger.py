@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from jaxfed import Algorithm, Reply, trees
 from jaxfed.simulation import ledger
 
+pytestmark = pytest.mark.quick
+
 MERGE, BASE = 40, 100  # bytes
 
 schedules = st.lists(

@@ -6,6 +6,8 @@ import launched
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.full
+
 OPTIONS = ("--checkpoint-every", 10, "--chunk", 2, "--fuse", 5)
 
 
@@ -44,7 +46,6 @@ def numbers(records):
     return np.array([[r["loss"], r.get("accuracy", 0), r["clients"]] for r in records])
 
 
-@pytest.mark.slow
 def test_two_processes_are_one_process_with_two_devices(tmp_path):
     run = ("run", launched.SMALL, *OPTIONS)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -65,7 +66,6 @@ def test_two_processes_are_one_process_with_two_devices(tmp_path):
     assert launched.state(two)[0] == 30
 
 
-@pytest.mark.slow
 def test_both_processes_refuse_a_folder_that_holds_a_run(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     address = f"127.0.0.1:{free_port()}"

@@ -68,14 +68,14 @@ def kill_when(process, happened, draw):
     process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("method", "kills"), [("scaffold", 7), ("fedloru", 3)])
 def test_killed_at_random_instants_ends_in_the_same_bits(method, kills, tmp_path, cache, unbroken):
     expected, folder = unbroken(method), tmp_path / "run"
     assert_killed_ends_as(expected, begun(method, folder=folder, cache=cache), kills, folder, cache)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("placement", "kills"), [("host", 1), ("mapped", 2)])
 def test_killed_with_clients_states_elsewhere_ends_as_with_them_on_the_device(
     placement, kills, tmp_path, cache, unbroken
@@ -108,7 +108,6 @@ def assert_killed_ends_as(expected, process, kills, folder, cache):
     assert_same_end(folder, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"]
 )
@@ -124,7 +123,7 @@ def test_stopped_by_a_signal_goes_on_from_where_it_was(number, status, tmp_path,
     assert_same_end(folder, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, cache, unbroken):
     expected, folder = unbroken("scaffold"), tmp_path / "run"
     shutil.copytree(expected, folder)
@@ -137,7 +136,6 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, cache, unbroken):
     assert_same_end(folder, expected)
 
 
-@pytest.mark.slow
 def test_killed_before_its_first_checkpoint_begins_again(tmp_path, cache, unbroken):
     expected, folder = unbroken("fedloru"), tmp_path / "run"
     process = begun("fedloru", folder=folder, cache=cache)

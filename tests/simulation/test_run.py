@@ -119,7 +119,6 @@ def test_a_plan_holds_each_drawn_client_once_with_its_rows(devices):
         assert (plan.slot[i][~here] == 10).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [plain, with_states])
 def test_records_tell_rounds_bytes_and_accuracy(make):
     e = experiment(make)
@@ -134,7 +133,6 @@ def test_records_tell_rounds_bytes_and_accuracy(make):
     assert records[-1]["accuracy"] > 0.3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("uniform", [False, True])
 @pytest.mark.parametrize("make", [plain, with_states])
 def test_streaming_gives_what_resident_examples_give(make, uniform):
@@ -146,7 +144,6 @@ def test_streaming_gives_what_resident_examples_give(make, uniform):
     assert settled(streamed) == settled(resident)
 
 
-@pytest.mark.slow
 def test_records_do_not_depend_on_where_clients_states_lie(tmp_path):
     """Losses, and what clients' own models score, in every bit."""
     e = experiment(with_states)
@@ -159,7 +156,6 @@ def test_records_do_not_depend_on_where_clients_states_lie(tmp_path):
     assert names == {"rows", "6.npz"}
 
 
-@pytest.mark.slow
 def test_fused_rounds_are_single_rounds():
     e = experiment(with_states)
     fused, single = ([r["loss"] for r in jaxfed.run(e, host=host)] for host in (FAST, SINGLE))
@@ -197,7 +193,6 @@ def test_a_run_that_failed_in_preparation_leaves_its_folder_empty(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_finished_run_extended_is_a_longer_run(tmp_path):
     longer = experiment(with_states, rounds=6)
     unbroken = list(jaxfed.run(longer, host=FAST))
@@ -231,7 +226,6 @@ def test_metrics_that_lack_a_round_are_refused(tmp_path):
         jaxfed.run(experiment(rounds=3), tmp_path, FAST, resume=True)
 
 
-@pytest.mark.slow
 def test_other_devices_are_said_to_change_the_bits(tmp_path):
     list(jaxfed.run(experiment(rounds=3), tmp_path, jaxfed.Host(chunk=1, fuse=3, devices=2)))
     with pytest.warns(UserWarning, match="devices.*not to the bit"):
@@ -240,7 +234,6 @@ def test_other_devices_are_said_to_change_the_bits(tmp_path):
         ).close()
 
 
-@pytest.mark.slow
 def test_what_was_measured_is_remembered(tmp_path):
     list(jaxfed.run(experiment(rounds=3), tmp_path, FAST))
     with warnings.catch_warnings():
@@ -250,7 +243,6 @@ def test_what_was_measured_is_remembered(tmp_path):
     assert (resumed.machine.chunk, resumed.fuse) == (2, 3)
 
 
-@pytest.mark.slow
 def test_nan_stops_with_round_and_clients_and_resumes_without_them(tmp_path):
     e = experiment(poisoned, cohort=10)
     host = dataclasses.replace(SINGLE, checkpoint_every=2)
@@ -264,7 +256,6 @@ def test_nan_stops_with_round_and_clients_and_resumes_without_them(tmp_path):
     assert all(np.isfinite(r["loss"]) for r in records)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
@@ -297,7 +288,6 @@ def test_a_run_in_a_thread_needs_no_signals(tmp_path):
     assert len(found) == 3
 
 
-@pytest.mark.slow
 def test_a_consumer_that_stops_early_leaves_a_run_that_goes_on(tmp_path):
     running = jaxfed.run(experiment(), tmp_path, dataclasses.replace(SINGLE, checkpoint_every=1))
     next(running), next(running)

@@ -16,12 +16,16 @@ SMALL = Path(__file__).with_name("small.py")
 
 
 def start(*arguments: object, cache: Path) -> subprocess.Popen:
-    """`jaxfed ARGUMENTS`; what was compiled once stands in the `cache` for the next."""
+    """`jaxfed ARGUMENTS`; what was compiled once stands in the `cache` for the next.
+
+    It is compiled as for users: bits are compared.
+    """
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     }
     return subprocess.Popen(
         [sys.executable, "-c", "from jaxfed.cli import main; main.main()", *map(str, arguments)],

@@ -1,8 +1,9 @@
 """The loop oracle: an algorithm's rounds with a Python loop over clients in place of the engine.
 
 `rounds` is the contract of algorithm.py written down a second time, as plainly as can be: clients'
-kept states are a dict, the cohort is built by hand, and nothing is jitted but
-one client's procedure. `engine_rounds` is the same through the engine.
+kept states are a dict, the cohort is built by hand, and clients work one after the other. The loop
+is compiled with the round; `loop` is the same in Python. `engine_rounds` is the same through the
+engine.
 """
 
 from functools import partial
@@ -34,25 +35,34 @@ class World(NamedTuple):
 
 
 def loop(client, base, message, cohort):
-    """The verb, as a loop."""
+    """The verb, as a loop in Python."""
     one = jax.jit(partial(account.noted, client))
     replies = [one(base, message, client_slice(cohort, i)) for i in range(len(cohort.id))]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replies)
 
 
+def compiled_loop(client, base, message, cohort):
+    """The verb, as a loop that can be compiled: one place of the cohort after the other."""
+
+    def at(i):
+        return account.noted(client, base, message, client_slice(cohort, i))
+
+    return jax.lax.map(at, jnp.arange(len(cohort.id)))
+
+
 def cohort(world, states, ids, t):
     """The clients `ids` [K] in round t; `states` [K]."""
     clients_key, round_key = jax.random.split(jax.random.fold_in(jax.random.key(world.seed), t))
-    ids = np.asarray(ids, np.int32)
-    count = world.count[ids]
+    ids = jnp.asarray(ids, jnp.int32)
+    start, count = (jnp.asarray(x, jnp.int32)[ids] for x in (world.start, world.count))
     return Cohort(
         state=jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
-        data=Data(world.examples, jnp.asarray(world.start[ids], jnp.int32), world.most),
-        count=jnp.asarray(count, jnp.int32),
-        weight=jnp.asarray(count / count.sum()),
+        data=Data(jax.tree.map(jnp.asarray, world.examples), start, world.most),
+        count=count,
+        weight=count / count.sum(),
         key=jax.vmap(partial(jax.random.fold_in, clients_key))(ids),
-        id=jnp.asarray(ids),
-        round=jnp.int32(t),
+        id=ids,
+        round=jnp.asarray(t, jnp.int32),
         round_key=round_key,
     )
 
@@ -64,15 +74,27 @@ def plain(metrics):
     return {**{n: m for n, m in metrics.items() if n != ACCOUNT}, **notes, **sizes}
 
 
-def rounds(algorithm, world, draws, verb=loop):
-    """(server, {client: state}, [metrics]) after a round of each of the cohorts `draws`."""
-    server = algorithm.init(jax.random.key(0))
-    first = algorithm.init_client(server, jax.random.key(1))
+def rounds(algorithm, world, draws, verb=None):
+    """(server, {client: state}, [metrics]) after a round of each of the cohorts `draws`.
+
+    A round is compiled, once for each size of a cohort; with a verb of one's own it is not.
+    """
+
+    def start(key):
+        server = algorithm.init(key)
+        return server, algorithm.init_client(server, jax.random.key(1))
+
+    def one_round(server, states, ids, t):
+        drawn = cohort(world, states, ids, t)
+        server, new, found = algorithm.run_round(server, drawn, verb or compiled_loop)
+        return server, [jax.tree.map(lambda s, n=n: s[n], new) for n in range(len(states))], found
+
+    step = one_round if verb else jax.jit(one_round)
+    server, first = jax.jit(start)(jax.random.key(0))
     states, metrics = dict.fromkeys(range(len(world.count)), first), []
     for t, ids in enumerate(draws):
-        drawn = cohort(world, [states[i] for i in ids], ids, t)
-        server, new, found = algorithm.run_round(server, drawn, verb)
-        states |= {i: jax.tree.map(lambda s, n=n: s[n], new) for n, i in enumerate(ids)}
+        server, new, found = step(server, [states[i] for i in ids], np.asarray(ids), t)
+        states |= zip(map(int, ids), new, strict=True)
         metrics.append(plain(found))
     return server, states, metrics
 

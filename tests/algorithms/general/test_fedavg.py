@@ -12,7 +12,7 @@ import oracle
 import pytest
 from quadratic import quadratic
 
-from jaxfed import local, lowrank, models, tasks
+from jaxfed import aggregate, local, lowrank, models, tasks
 from jaxfed.algorithms import fedavg
 
 COUNT = np.array([1, 3, 4, 8])  # they add up to a power of two: shares are exact in float32
@@ -52,7 +52,7 @@ def test_clients_count_by_their_examples_or_as_the_given_mean_says(x64):
         trained.append(problem.start - 0.1 * problem.gradient(problem.start, x, y))
     for options, shares in (
         ({}, [2 / 8, 6 / 8]),
-        ({"mean": algorithms.aggregate.uniform_mean}, [1 / 2, 1 / 2]),
+        ({"mean": aggregate.uniform_mean}, [1 / 2, 1 / 2]),
     ):
         fed = fedavg(problem.task, ONE_STEP, client_optimizer=optax.sgd(0.1), **options)
         server, _, _ = oracle.rounds(fed, problem.world, [ids])
@@ -91,7 +91,6 @@ def benchmark(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.slow
 def test_three_rounds_of_workload_1_end_where_pytorch_ends(benchmark):
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)  # with more it all but stops on a machine that is not quiet
