@@ -9,7 +9,6 @@ The engine depends on no algorithm, model or data set, and gives no meaning to a
 
 import dataclasses
 import inspect
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxfed import algorithm as contract
 from jaxfed.algorithm import Algorithm, Cohort, Data, ForEachClient, Leaf, PyTree
-from jaxfed.simulation import account
+from jaxfed.simulation import account, memory
 
 AXIS = "devices"
 
@@ -295,9 +294,4 @@ def memory_limit(machine: Machine) -> int:
     stats = machine.devices[0].memory_stats() if machine.devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return host_memory()
-
-
-def host_memory() -> int:
-    """Free bytes of this computer's memory."""
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return memory.free()

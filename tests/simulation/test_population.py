@@ -17,7 +17,7 @@ import oracle
 import pytest
 
 from jaxfed.algorithm import Algorithm, Reply
-from jaxfed.simulation import checkpoint, engine, population
+from jaxfed.simulation import checkpoint, engine, memory, population
 from jaxfed.simulation.population import placements
 from jaxfed.simulation.population import population as choosing
 from jaxfed.simulation.population import rows as stores
@@ -220,7 +220,7 @@ def test_clients_that_keep_nothing_need_no_place(placement, tmp_path):
 
 def test_auto_takes_the_first_place_that_is_large_enough(monkeypatch):
     monkeypatch.setattr(engine, "memory_limit", lambda machine: 1000)
-    monkeypatch.setattr(engine, "host_memory", lambda: 10_000)
+    monkeypatch.setattr(memory, "free", lambda: 10_000)
     one, two = engine.machine(1), engine.machine(2)
     placed = partial(choosing._placement, "auto")
     assert [placed(n, one) for n in (250, 251, 5000, 5001)] == ["device", "host", "host", "mapped"]

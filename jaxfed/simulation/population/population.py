@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from jaxfed.algorithm import PyTree
-from jaxfed.simulation import engine
+from jaxfed.simulation import engine, memory
 from jaxfed.simulation.population.placements import (
     Moving,
     OnDevice,
@@ -177,5 +177,5 @@ def _placement(asked: str, nbytes: int, machine: engine.Machine) -> str:
     # The devices hold two copies while rounds are timed, and the rounds need memory themselves.
     if engine.largest(4 * nbytes * machine.sharing / engine.memory_limit(machine), machine) <= 1:
         return "device"
-    fits = engine.largest(2 * nbytes / engine.host_memory(), machine) <= 1
+    fits = engine.largest(2 * nbytes / memory.free(), machine) <= 1
     return "host" if fits or machine.several_processes else "mapped"
