@@ -1,7 +1,7 @@
-"""Algorithms, one function each: `from jaxfed.algorithms import fedavg`.
+"""The algorithms, one function each: `from jaxfed.algorithms import fedavg`.
 
-general: over any theta; shared: over one set of factors; personal: clients keep factors. Each has
-a module of its own there, with what else its users need, such as
+general: any theta; shared: one set of factors; personal: clients keep factors. Each algorithm has
+its own module there, which may define arguments for it, such as
 `jaxfed.algorithms.general.perfedavg.exact`. `zoo` is the table of all methods.
 """
 

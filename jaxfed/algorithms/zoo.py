@@ -1,4 +1,4 @@
-"""The table of the zoo: one row for each method. Docs, configs and tests read it.
+"""The zoo: a table with one row for each method. Docs, configs and tests read it.
 
 A new algorithm touches three places: its file, its row and its name here, and its test.
 """

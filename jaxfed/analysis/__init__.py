@@ -1,4 +1,4 @@
-"""Probes of rank: Hessian spectra, likeness of gradients, ranks of updates."""
+"""Probes of rank: spectra of Hessians, similarity of gradients, ranks of updates."""
 
 from jaxfed.analysis import gradients as gradients
 from jaxfed.analysis import operators as operators

@@ -1,8 +1,8 @@
-"""How alike clients are: cosines between their gradients or updates, whole or of low rank.
+"""Similarity of clients: cosines between their gradients or updates, whole or of low rank.
 
-Clients stand in a leading axis [K]. What is compared are Gram matrices [K, K] of inner products.
-Of factors, two things can be meant: the numbers in them (`inner`), or their products s a b as
-changes of a weight (`inner_of_products`), which are never formed.
+Clients are a leading axis [K]. The cosines follow from Gram matrices [K, K] of inner products.
+Factors can be compared in two ways: as numbers (`inner`), or as their products s a b, which are
+changes of a weight (`inner_of_products`). The products are never formed.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from jaxfed.lowrank.factors import Factors, Theta
 
 
 def inner(stacked: PyTree) -> jax.Array:
-    """<x_j, x_k> [K, K] of trees with leaves [K, ...], each taken as one long vector."""
+    """<x_j, x_k> [K, K] for a tree with leaves [K, ...]; x_k is client k's tree as one vector."""
     flat = [x.reshape(len(x), -1) for x in jax.tree.leaves(stacked)]
     return sum((x @ x.T for x in flat), jnp.zeros(()))
 
 
 def inner_of_products(stacked: Theta) -> jax.Array:
-    """<x_j, x_k> [K, K] where factors [K, ...] stand for their products: weights, not factors.
+    """<x_j, x_k> [K, K] of changes of weights, with the products s a b of factors [K, ...].
 
     <a b, c d> = <a'c, b d'>, so no product is formed.
     """
@@ -39,24 +39,25 @@ def _inner_of_factors(f: Factors) -> jax.Array:
 
 
 def cosines(gram: jax.Array) -> jax.Array:
-    """cos(x_j, x_k) [K, K] from inner products; zero where one of the two is zero."""
+    """cos(x_j, x_k) [K, K] from inner products [K, K]; zero if one of the two is zero."""
     length = jnp.sqrt(jnp.maximum(jnp.diag(gram), 0))
     both = length[:, None] * length
     return jnp.where(both > 0, gram / jnp.where(both > 0, both, 1), 0)
 
 
 def pairs(cosines: jax.Array) -> jax.Array:
-    """The entries above the diagonal [K (K - 1) / 2]: every two clients once."""
+    """The entries above the diagonal [K (K - 1) / 2]: one for each pair of clients."""
     return cosines[jnp.triu_indices(len(cosines), 1)]
 
 
 def low_rank(
     weights: Mapping[str, jax.Array], rank: int, inputs: Mapping[str, int] | None = None
 ) -> Theta:
-    """The best approximation of that rank to each weight (truncated SVD), as factors of scale 1.
+    """The best approximation of rank `rank` to each weight (truncated SVD), as factors of scale 1.
 
-    Biases and the like stay whole. `inputs` {path: number of leading axes that are inputs}; by
-    default all but the last. Components are in order, so `leading` gives every lower rank at once.
+    Weights with one axis, such as biases, stay whole. `inputs` is {path: number of leading axes
+    that are inputs}; by default all axes but the last. Components are sorted, so `leading` gives
+    the best approximation of every lower rank.
     """
     inputs = inputs or {}
     matrices = {p: w for p, w in weights.items() if w.ndim > 1}
@@ -70,7 +71,7 @@ def low_rank(
 
 
 def leading(stacked: Theta, rank: int) -> Theta:
-    """The first `rank` components of factors [K, ...]: of `low_rank`'s, the best of that rank."""
+    """The first `rank` components of factors [K, ...], such as those of `low_rank`."""
     return stacked._replace(
         factors={
             p: dataclasses.replace(f, a=f.a[..., :rank], b=f.b[:, :rank])
@@ -80,15 +81,15 @@ def leading(stacked: Theta, rank: int) -> Theta:
 
 
 def moved(before: Theta, change: Theta) -> Theta:
-    """Clients' updates as changes of weights: factors of s (a + da) (b + db) - s a b, rank 2 r.
+    """Clients' updates as changes of weights: factors of s (a + da) (b + db) - s a b, of rank 2 r.
 
-    `before` is theta, `change` each client's change of it [K, ...].
+    `before` is theta, and `change` is each client's change of theta [K, ...].
     """
     return Theta(change.full, {p: _moved(f, change.factors[p]) for p, f in before.factors.items()})
 
 
 def _moved(f: Factors, change: Factors) -> Factors:
-    """da (b + db) + a db."""
+    """Factors of da (b + db) + a db."""
     a = jnp.broadcast_to(f.a, change.a.shape)
     return Factors(
         jnp.concatenate([change.a, a], axis=-1),

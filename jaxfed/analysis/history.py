@@ -1,4 +1,4 @@
-"""A run as it was after one of its rounds, read from its folder without a change there."""
+"""The state of a run after one of its rounds, read from its folder, which does not change."""
 
 import contextlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxfed.simulation.experiment import Experiment
 
 
 class Model(NamedTuple):
-    """A run as it was after one round."""
+    """The state of a run after one round."""
 
     round: int
     first: Any  # the server before the first round
@@ -24,8 +24,12 @@ class Model(NamedTuple):
 
 
 def ids_of(asked: Sequence[int], population: int, cohort: int) -> np.ndarray:
+    """The ids asked for, or `cohort` ids evenly over the population if none is asked for.
+
+    Raises ValueError for an id that does not exist or is given twice.
+    """
     if outside := [k for k in asked if not 0 <= k < population]:
-        raise ValueError(f"there is no client {outside[0]}; they run from 0 to {population - 1}")
+        raise ValueError(f"there is no client {outside[0]}; use ids from 0 to {population - 1}")
     if len(set(asked)) < len(asked):
         raise ValueError(f"clients={tuple(asked)} names one twice; give each once")
     if asked:
@@ -34,7 +38,7 @@ def ids_of(asked: Sequence[int], population: int, cohort: int) -> np.ndarray:
 
 
 def restored(e: Experiment, directory: Path, asked: int | None, machine: engine.Machine) -> Model:
-    """The run after the round asked for, or after that of its newest checkpoint."""
+    """The run after the round asked for (None: after the round of its newest checkpoint)."""
     first = e.algorithm.init(jax.random.key(e.seed))
     people = population.open_population(
         e.algorithm.init_client,
@@ -65,7 +69,7 @@ def restored(e: Experiment, directory: Path, asked: int | None, machine: engine.
 
 
 def deployed(algorithm: Algorithm, server: Any) -> tuple[PyTree, Theta]:
-    """(base, theta) of the server's model: what a client would run that was never drawn."""
+    """(base, theta) of the server's model, which a client that was never drawn would deploy."""
     base, theta = algorithm.deploy(server, algorithm.init_client(server, jax.random.key(0)))
     if not isinstance(theta, Theta):
         raise TypeError(f"theta is a {type(theta).__name__}; only a lowrank.Theta can be analysed")
@@ -73,7 +77,7 @@ def deployed(algorithm: Algorithm, server: Any) -> tuple[PyTree, Theta]:
 
 
 def cohort_of(e: Experiment, model: Model, ids: np.ndarray, machine: engine.Machine) -> Cohort:
-    """These clients in the next round; the last one stands in the places that are left over."""
+    """The cohort of these clients in the next round, padded with the last one to all devices."""
     train, spare = e.data.train, -len(ids) % len(machine.devices)
     weight = np.pad(train.count[ids] / train.count[ids].sum(), (0, spare))
     ids = np.pad(ids, (0, spare), mode="edge")

@@ -1,4 +1,4 @@
-"""The look of all tables and pictures: colours, columns."""
+"""The style of all tables and plots: colours, columns."""
 
 import io
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from jaxfed.simulation import stored
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette: distinct to colour-blind eyes, less its yellow, which white swallows."""
+"""Okabe and Ito's colour-blind safe palette, without its yellow, which is hard to see on white."""
 
 
 DASHES = ("-", "--", ":", "-.")
@@ -43,7 +43,7 @@ LOOK: Any = {  # not dict[str, ...]: matplotlib types each key
 
 
 def aligned(lines: list[list[str]], left: tuple[str, ...]) -> str:
-    """The cells in columns, numbers to the right; the first line is the head."""
+    """The lines as columns of text; the first line is the head, and only `left` is left-aligned."""
     columns = []
     for head, *cells in zip(*lines, strict=True):
         width = max(map(len, (head, *cells)))
@@ -52,7 +52,7 @@ def aligned(lines: list[list[str]], left: tuple[str, ...]) -> str:
 
 
 def written(plot: Callable[[], Figure], path: Path) -> Path:
-    """The path of the PNG file that was drawn there, in the look of all our plots."""
+    """The path of the PNG file, once the plot is drawn there in the style of all plots."""
     image = io.BytesIO()
     with mpl.rc_context(LOOK):
         plot().savefig(image, dpi=150)

@@ -1,11 +1,13 @@
-"""Losses over many examples, batch after batch: their gradients, and products with their Hessians.
+"""Gradients and Hessian-vector products of losses over many examples, one batch at a time.
 
-The loss of a client is the mean over its examples, and so is that of all clients together over the
-union: the sum of the clients' losses by their shares of the examples. A function of one batch is
-averaged here, so a Hessian of any number of examples needs the memory of a batch.
+A client's loss is the mean over its examples. The loss of all clients together is the mean over
+the union: the sum of the clients' losses weighted by their shares of the examples. Functions of one
+batch are averaged over batches, so a Hessian over any number of examples needs the memory of one
+batch.
 
-A probe looks at one choice of parameters, as a pair (base, theta): `whole` are all weights with
-the factors folded in, `factors` the factors alone; `only` keeps some paths of either.
+A probe measures one choice of parameters, given as a pair (base, theta). `whole` trains all weights
+with the factors folded in, `factors` trains the factors alone, and `only` keeps some paths of
+either.
 """
 
 from collections.abc import Callable
@@ -26,15 +28,15 @@ Operator = Callable[[PyTree], PyTree]
 
 
 class Examples(NamedTuple):
-    """Whose loss: what a probe needs of one client. A slice of a Cohort serves as well."""
+    """The examples of one client; a client's slice of a Cohort has the same fields."""
 
     data: Data
     count: Leaf
-    key: Leaf  # of augmentation and dropout, which are held fixed
+    key: Leaf  # of augmentation and dropout, which stay fixed
 
 
 def union(examples: dict, key: jax.Array) -> Examples:
-    """All rows of `examples` [M, ...] as those of one client: the server's loss."""
+    """All rows of `examples` [M, ...] as one client's: its loss is the server's loss."""
     rows = len(jax.tree.leaves(examples)[0])
     return Examples(Data(examples, jnp.int32(0), rows), jnp.int32(rows), key)
 
@@ -42,11 +44,11 @@ def union(examples: dict, key: jax.Array) -> Examples:
 def mean(
     measure: Callable[[dict, jax.Array], PyTree], like: PyTree, k: Examples, batch_size: int
 ) -> PyTree:
-    """The mean of `measure(batch, key)` over k's examples; a tree like `like`.
+    """The mean of `measure(batch, key)` over k's examples: a tree like `like`.
 
     sum_b n_b / n measure(b), where n_b of the n examples are in batch b. `measure` must itself be a
-    mean over the batch's real examples; where it is not (batch normalisation), the result depends
-    on the batches. A batch always has the same key. Zero for a client without examples.
+    mean over the batch's real examples. Otherwise (with batch normalisation) the result depends on
+    the batches. A batch always gets the same key. A client without examples gets zero.
     """
 
     def add(total, batch, key):
@@ -58,7 +60,7 @@ def mean(
 
 
 def gradient(loss: Loss, theta: PyTree, k: Examples, batch_size: int) -> PyTree:
-    """grad of k's loss at theta."""
+    """The gradient of k's loss at theta."""
     return mean(partial(jax.grad(loss), theta), theta, k, batch_size)
 
 
@@ -75,9 +77,9 @@ def hessian(loss: Loss, theta: PyTree, k: Examples, batch_size: int) -> Operator
 
 
 def of_clients(measure: Callable[[PyTree, PyTree, Examples], PyTree], verb: Callable) -> Callable:
-    """(base, theta, cohort) -> measure(base, theta, k) of every client k at once, stacked [K, ...].
+    """(base, theta, cohort) -> measure(base, theta, k) for every client k, stacked [K, ...].
 
-    `verb` is the engine's, or any of the kind; base and theta are shared, and so are the examples.
+    `verb` is a ForEachClient, such as the engine's. Clients share base, theta and the examples.
     """
 
     def client(base, theta, k):
@@ -90,17 +92,17 @@ def of_clients(measure: Callable[[PyTree, PyTree, Examples], PyTree], verb: Call
 
 
 def whole(base: PyTree, theta: Theta) -> tuple[dict, Theta]:
-    """(base, theta) of the same model with every weight trained whole, and factors folded in."""
+    """(base, theta) of the same model, with factors folded in and every weight trained whole."""
     return {}, Theta({**lowrank.merge(base, theta), **theta.full}, {})
 
 
 def factors(base: PyTree, theta: Theta) -> tuple[dict, Theta]:
-    """(base, theta) of the same model with the factors alone trained."""
+    """(base, theta) of the same model, with only the factors trained."""
     return {**base, **theta.full}, Theta({}, theta.factors)
 
 
 def only(base: PyTree, theta: Theta, chosen: Callable[[str], bool]) -> tuple[dict, Theta]:
-    """(base, theta) of the same model with only the paths trained for which `chosen` holds."""
+    """(base, theta) of the same model, with only the paths trained for which chosen(path)."""
     kept, rest = _those(theta, chosen), _those(theta, lambda p: not chosen(p))
     if not any(kept):
         raise ValueError(f"none of {', '.join(sorted({*theta.full, *theta.factors}))} is chosen")

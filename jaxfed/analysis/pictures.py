@@ -1,4 +1,4 @@
-"""Pictures of what was measured, in the look of the other plots."""
+"""Plots of an analysis, in the style of all plots."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from jaxfed.analysis import gradients, look, spectrum
 
 
 def density(nodes: spectrum.Nodes, found: spectrum.Spectrum, points: int = 600) -> Figure:
-    """The spectral density over eigenvalues, on a log scale, each node spread over 1/60 of all."""
+    """The spectral density on a log scale, smoothed by 1/60 of the width of the plot."""
     values = np.asarray(nodes.values)
     low, high = min(0.0, values.min()), max(0.0, values.max())
     room = 0.08 * (high - low) or 1.0
@@ -32,7 +32,7 @@ def density(nodes: spectrum.Nodes, found: spectrum.Spectrum, points: int = 600) 
 
 
 def stable_ranks(ids: np.ndarray, server: spectrum.Spectrum, clients: spectrum.Spectrum) -> Figure:
-    """Each client's stable rank with its standard error, in order of size, beside the server's."""
+    """Each client's stable rank with its standard error, sorted, and the server's as a line."""
     ranks, errors = (np.asarray(x) for x in (clients.stable_rank, clients.stable_rank_error))
     order = np.argsort(ranks)
     figure = Figure(figsize=(7, 4.4), layout="constrained")
@@ -62,7 +62,7 @@ def stable_ranks(ids: np.ndarray, server: spectrum.Spectrum, clients: spectrum.S
 
 
 def cosines(found: Mapping[str, Mapping[str, jax.Array]]) -> Figure:
-    """How alike every two clients are: median, 10th and 90th percentile over pairs, by kind."""
+    """Cosines between clients: median, 10th and 90th percentile over all pairs, by kind."""
     rows = [
         (f"{name}, {kind}", np.percentile(gradients.pairs(gram), [10, 50, 90]), number)
         for number, (name, kinds) in enumerate(found.items())
@@ -83,7 +83,7 @@ def cosines(found: Mapping[str, Mapping[str, jax.Array]]) -> Figure:
 
 
 def singular_values(layers: Mapping[str, jax.Array], most: int = 14) -> Figure:
-    """The singular values of each layer's W_t - W_0 beside its largest, for the first layers."""
+    """The singular values of each layer's W_t - W_0, divided by the largest, for `most` layers."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.add_subplot(
         title="What training did to the weights",

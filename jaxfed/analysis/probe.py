@@ -1,12 +1,12 @@
-"""What a run's losses, gradients and updates say of rank, measured on its folder.
+"""The analysis of a run's losses, gradients and updates, measured on its folder.
 
     from jaxfed.analysis import probe, tables
 
-    found = probe.of_run(experiment, "runs/mine")  # the experiment that the run was begun with
-    print(tables.tables(found))
-    tables.draw(found, "runs/mine/plots")
+    analysis = probe.of_run(experiment, "runs/mine")  # the experiment of that run
+    print(tables.tables(analysis))
+    tables.draw(analysis, "runs/mine/plots")
 
-Nothing that a run needs is changed, and it may still be going on.
+The run's own files do not change, and the run may still be in progress.
 """
 
 import dataclasses
@@ -32,24 +32,24 @@ PARTS: dict[str, Callable] = {
     "trained": lambda base, theta: (base, theta),
     "factors": operators.factors,
 }
-ROOM = 2**30  # bytes for the Krylov spaces of the clients that are measured at once
+ROOM = 2**30  # bytes of the Krylov spaces of clients that are measured together
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What is measured, and how closely.
+    """The measurements to make, and their accuracy.
 
     Args:
-        round: after which round; by default that of the newest checkpoint. 0 is before the first.
-        clients: whose losses and updates; by default as many as take part in a round, evenly over
-            all.
-        part: which parameters Hessians are over: all weights with factors folded in, what is
-            trained, or the factors alone.
-        paths: a regular expression; only the weights in whose path it is found.
-        depth: steps of Lanczos' method; each costs a product with the Hessian.
-        probes: random vectors for the Frobenius norm; each costs a product too.
-        top: eigenvectors whose share in the update is told.
-        ranks: of the approximations of gradients and updates that are compared.
+        round: the round after which to measure; by default that of the newest checkpoint. 0 is
+            before the first round.
+        clients: the clients to measure; by default as many as a cohort has, evenly over all.
+        part: the parameters of the Hessians: all weights with factors folded in, the trained
+            parameters, or the factors alone.
+        paths: a regular expression; only weights whose paths match are measured.
+        depth: steps of Lanczos' method; each costs one Hessian-vector product.
+        probes: random vectors for the Frobenius norm; each costs one Hessian-vector product.
+        top: how many top eigenvectors the update is projected on.
+        ranks: ranks of the approximations of gradients and updates to compare.
         batch: examples in a batch.
     """
 
@@ -64,18 +64,19 @@ class Probe:
     batch: int = 250
 
     def chosen(self, path: str) -> bool:
+        """True if `paths` matches this path."""
         return re.search(self.paths, path) is not None
 
 
 def _check(probe: Probe) -> None:
-    """Raises ValueError if a probe cannot be made."""
+    """Raises ValueError if the probe's fields are invalid."""
     for name, low in {"depth": 1, "probes": 2, "top": 1, "batch": 1}.items():
         if getattr(probe, name) < low:
             raise ValueError(f"{name}={getattr(probe, name)}; use at least {low}")
     if probe.top > probe.depth:
-        raise ValueError(f"top={probe.top} eigenvectors of depth={probe.depth}; use at most that")
+        raise ValueError(f"top={probe.top} is above depth={probe.depth}; use at most that")
     if not probe.ranks or min(probe.ranks) < 1:
-        raise ValueError(f"ranks={probe.ranks}; give some, of at least 1")
+        raise ValueError(f"ranks={probe.ranks}; give one or more, each at least 1")
     if probe.part not in PARTS:
         raise ValueError(f"part={probe.part!r}; use one of {', '.join(PARTS)}")
     try:
@@ -87,11 +88,12 @@ def _check(probe: Probe) -> None:
 def of_run(
     experiment: Experiment, directory: str | os.PathLike, probe: Probe | None = None
 ) -> Analysis:
-    """What the probe finds in the run that was begun with this experiment in this directory.
+    """The analysis of the run of this experiment in this directory, as the probe defines it.
 
     Hessians and gradients are those of the server's model, on each client's training examples and
-    on all of them together. Updates are what these clients would send in the next round. Raises
-    ValueError if there is no such checkpoint or client, or the experiment is not the run's.
+    on all clients' together. Updates are the uploads of these clients in the next round. Raises
+    FileNotFoundError if there is no run, and ValueError if the checkpoint or a client does not
+    exist or the experiment is not the run's.
     """
     probe, directory, e = probe or Probe(), Path(directory), experiment
     _check(probe)
@@ -115,7 +117,7 @@ def of_run(
     change = jax.jit(updates.change)(before, after)
     moved = {p: w for p, w in change.items() if probe.chosen(p)}
     alike, gap = _updates(e.algorithm, machine, model.server, clients, probe, len(ids))
-    found = Analysis(
+    analysis = Analysis(
         name=directory.resolve().name,
         round=model.round,
         part=probe.part,
@@ -132,10 +134,10 @@ def of_run(
         share=_share(part[1], moved, krylov, probe) if probe.part == "weights" else None,
         top=probe.top,
     )
-    return jax.device_get(found)
+    return jax.device_get(analysis)
 
 
-# ---------------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------------- measurements
 
 
 def _of_server(
@@ -182,16 +184,16 @@ def _gradients(
     probe: Probe,
     count: int,
 ) -> dict[str, jax.Array]:
-    """Cosines between the clients' gradients of all chosen weights, and their approximations."""
+    """Cosines between the clients' gradients of all chosen weights, whole and of lower ranks."""
     part = operators.only(*operators.whole(*model), probe.chosen)
     inputs = {p: f.a.ndim - 1 for p, f in model[1].factors.items()}
 
     def one(base, theta, k):
-        found = operators.gradient(partial(e.task.loss, base), theta, k, probe.batch)
-        return found.full, gradients.low_rank(found.full, max(probe.ranks), inputs)
+        gradient = operators.gradient(partial(e.task.loss, base), theta, k, probe.batch)
+        return gradient.full, gradients.low_rank(gradient.full, max(probe.ranks), inputs)
 
-    def compared(found):
-        whole, low = found
+    def compared(measured):
+        whole, low = measured
         return {"whole": gradients.cosines(gradients.inner(whole)), **_of_ranks(low, probe.ranks)}
 
     return _each(one, machine, part, clients, count, compared)
@@ -203,9 +205,9 @@ def _each(
     part: tuple,
     clients: Cohort,
     count: int,
-    then: Callable = lambda found: found,
+    then: Callable = lambda measured: measured,
 ) -> Any:
-    """then(what `measure(base, theta, k)` says of the first `count` clients [count, ...])."""
+    """then(measured), with measure(base, theta, k) of the first `count` clients [count, ...]."""
     run = operators.of_clients(measure, engine.for_each_client(machine))
 
     def first(base, theta, clients):
@@ -229,10 +231,10 @@ def _updates(
     probe: Probe,
     count: int,
 ) -> tuple[dict[str, jax.Array], jax.Array | None]:
-    """(cosines, discrepancy) of what these clients would send in their next round.
+    """(cosines, discrepancy) of these clients' uploads in the next round.
 
-    Of a round with several exchanges, the last counts. What are no changes of theta are compared
-    as they were sent.
+    If the round has several exchanges, the last one counts. Uploads that are not a change of theta
+    are compared as they were sent.
     """
 
     def run(server, clients):
@@ -255,23 +257,23 @@ def _updates(
 def _compared(
     message: PyTree, upload: PyTree, weight: jax.Array, ranks: Sequence[int]
 ) -> tuple[dict[str, jax.Array], jax.Array | None]:
-    """Cosines between updates, as changes of weights and as they were sent; the discrepancy."""
+    """(cosines between updates, as changes of weights and as they were sent; the discrepancy)."""
     before, change = (getattr(tree, "theta", tree) for tree in (message, upload))
     if not isinstance(before, Theta) or not isinstance(change, Theta):
         return {"as sent": gradients.cosines(gradients.inner(upload))}, None
     whole = gradients.inner_of_products(gradients.moved(before, change))
-    found = {"whole": gradients.cosines(whole)}
+    cosines = {"whole": gradients.cosines(whole)}
     if not change.factors:
         low = jax.vmap(partial(gradients.low_rank, rank=max(ranks)))(change.full)
-        return {**found, **_of_ranks(low, ranks)}, None
+        return {**cosines, **_of_ranks(low, ranks)}, None
     gap = measure.discrepancy(measure.after_training(message, upload), weight)
-    return {**found, "as sent": gradients.cosines(gradients.inner(change))}, gap
+    return {**cosines, "as sent": gradients.cosines(gradients.inner(change))}, gap
 
 
 def _share(
     theta: Theta, moved: Mapping[str, jax.Array], krylov: spectrum.Krylov, probe: Probe
 ) -> jax.Array:
-    """How much of W_t - W_0 lies in the Hessian's top eigenvectors."""
+    """The share of W_t - W_0 in the span of the Hessian's top eigenvectors."""
     _, unravel = jax.flatten_util.ravel_pytree(theta)
     vectors = jax.vmap(unravel)(krylov.vectors[: probe.top])
     return updates.share(vectors, theta._replace(full={p: moved[p] for p in theta.full}))

@@ -1,4 +1,4 @@
-"""What was found of a run's rank, as it is told: tables of plain text, and pictures."""
+"""The report of an analysis: tables of plain text, and plots."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from jaxfed.simulation import stored
 
 
 class Analysis(NamedTuple):
-    """What was found."""
+    """The measurements of one run after one round."""
 
     name: str  # of the run
     round: int
@@ -26,15 +26,15 @@ class Analysis(NamedTuple):
     nodes: spectrum.Nodes  # of its density
     clients: spectrum.Spectrum  # [K, ...]
     gradients: dict[str, jax.Array]  # {"whole", "rank 1", ...: cosines [K, K]}
-    updates: dict[str, jax.Array]  # likewise, of what these clients would send next
-    discrepancy: jax.Array | None  # of that; None where no factors are averaged
+    updates: dict[str, jax.Array]  # likewise, of these clients' uploads in the next round
+    discrepancy: jax.Array | None  # of those uploads; None if no factors are averaged
     layers: dict[str, jax.Array]  # {path: singular values of W_t - W_0}
-    share: jax.Array | None  # of W_t - W_0 in the top eigenvectors, if the part is of weights
-    top: int  # how many these are
+    share: jax.Array | None  # of W_t - W_0 in the top eigenvectors; None unless part is "weights"
+    top: int  # number of these eigenvectors
 
 
 def tables(found: Analysis) -> str:
-    """All that was found, in columns of plain text."""
+    """The whole analysis as tables of plain text."""
     over = {"weights": "all chosen weights", "trained": "what is trained", "factors": "factors"}
     parts = [
         f"{found.name} after round {found.round}; Hessians over {over[found.part]}, "
@@ -58,7 +58,7 @@ def tables(found: Analysis) -> str:
 
 
 def _spectra(found: Analysis, most: int = 30) -> str:
-    """A line for the server and for each of up to `most` clients, and one sentence."""
+    """One line for the server, one for each of the first `most` clients, and one sentence."""
     s, c = found.server, found.clients
     head = ("loss of", "examples", "norm", "+-", "squared F.", "+-", "stable rank", "+-")
     rows = [_spectrum_row("all clients", "-", s)]
@@ -66,15 +66,15 @@ def _spectra(found: Analysis, most: int = 30) -> str:
         mine = spectrum.Spectrum(*(x[i] for x in c))
         rows.append(_spectrum_row(f"client {found.ids[i]}", f"{found.sizes[i]}", mine))
     above = int(np.sum(np.asarray(c.stable_rank) > np.asarray(s.stable_rank)))
-    said = (
+    summary = (
         f"the stable rank is above that of all clients together at {above} of {len(found.ids)} "
         f"clients; their median is {np.median(np.asarray(c.stable_rank)):.4g}"
     )
-    return f"{look.aligned([list(head), *rows], left=head[:1])}\n{said}"
+    return f"{look.aligned([list(head), *rows], left=head[:1])}\n{summary}"
 
 
 def _spectrum_row(name: str, count: str, s: spectrum.Spectrum) -> list[str]:
-    found = (
+    measured = (
         (s.norm, s.errors[0]),
         (s.squared, s.squared_error),
         (s.stable_rank, s.stable_rank_error),
@@ -82,7 +82,7 @@ def _spectrum_row(name: str, count: str, s: spectrum.Spectrum) -> list[str]:
     return [
         name,
         count,
-        *(told for x, e in found for told in (f"{float(x):.4g}", f"{float(e):.2g}")),
+        *(cell for x, e in measured for cell in (f"{float(x):.4g}", f"{float(e):.2g}")),
     ]
 
 
@@ -95,7 +95,7 @@ def _likeness(found: Analysis) -> str:
         if (each := np.asarray(gradients.pairs(cosines))).size
     ]
     if not rows:
-        return "one client alone is like nobody; give several to compare gradients and updates"
+        return "there is only one client; give several to compare gradients and updates"
     return look.aligned([head, *rows], left=(head[0],))
 
 
@@ -119,7 +119,7 @@ def _layers(found: Analysis) -> str:
 
 
 def draw(found: Analysis, directory: str | Path) -> list[Path]:
-    """The PNG files written to `directory`, named by what they show."""
+    """The paths of the PNG files written to `directory`."""
     directory = Path(directory)
     with stored.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)

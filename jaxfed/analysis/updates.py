@@ -1,4 +1,4 @@
-"""What training did to the weights: W_t - W_0 layer by layer, its singular values and ranks."""
+"""The change of the weights by training: W_t - W_0 of each layer, its singular values and ranks."""
 
 from collections.abc import Mapping
 
@@ -12,25 +12,25 @@ from jaxfed.lowrank.factors import Theta
 
 
 def change(before: tuple[PyTree, Theta], after: tuple[PyTree, Theta]) -> dict[str, jax.Array]:
-    """{path: W_t - W_0} of every weight that moved or could, with factors folded in on both sides.
+    """{path: W_t - W_0} of every weight, with factors folded in at both times.
 
-    `before` and `after` are (base, theta) of the same model; merges between them change nothing.
+    `before` and `after` are (base, theta) of the same model. Merges in between do not matter.
     """
     old, new = (operators.whole(*pair)[1].full for pair in (before, after))
     return jax.tree.map(jnp.subtract, new, old)
 
 
 def singular_values(weight: jax.Array, inputs: int | None = None) -> jax.Array:
-    """[min(in, out)] of a weight [in..., out...] as a matrix, the largest first.
+    """The singular values [min(in, out)] of a weight [in..., out...] as a matrix, largest first.
 
-    `inputs` is how many leading axes are inputs; by default all but the last.
+    `inputs` is the number of leading axes that are inputs; by default all axes but the last.
     """
     rows = lowrank.Layer(weight.shape, weight.ndim - 1 if inputs is None else inputs).sides[0]
     return jnp.linalg.svd(weight.reshape(rows, -1), compute_uv=False)
 
 
 def stable_rank(sigma: jax.Array) -> jax.Array:
-    """sum sigma_i^2 / sigma_1^2 of singular values [..., n], the largest first; zero for none."""
+    """sum sigma_i^2 / sigma_1^2 of singular values [..., n], largest first; zero if all are."""
     first = sigma[..., 0]
     return jnp.sum(sigma**2, -1) / jnp.where(first > 0, first, 1) ** 2
 
@@ -44,10 +44,10 @@ def effective_rank(sigma: jax.Array) -> jax.Array:
 
 
 def share(vectors: PyTree, update: PyTree) -> jax.Array:
-    """||V'd||^2 / ||d||^2: how much of the update d lies in the span of orthonormal `vectors`.
+    """||V'd||^2 / ||d||^2: the share of the update d in the span of orthonormal `vectors`.
 
-    `vectors` have leaves [count, ...] like those of d, as spectrum.largest gives them. A random
-    update in n dimensions would have count / n.
+    `vectors` has leaves [count, ...], otherwise like those of d, as spectrum.largest gives them. A
+    random update in n dimensions has the share count / n on average.
     """
     along = [
         jnp.tensordot(v, d, axes=d.ndim)
@@ -58,5 +58,5 @@ def share(vectors: PyTree, update: PyTree) -> jax.Array:
 
 
 def shown(weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """{path: singular values} of those of the weights that are matrices."""
+    """{path: singular values} of the weights that have more than one axis."""
     return {p: singular_values(w) for p, w in weights.items() if w.ndim > 1}

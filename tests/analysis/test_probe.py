@@ -104,7 +104,7 @@ WRONG = {
         ("--round", 7),
         "no checkpoint of round 7; it has 2, 3, and 0",
     ),
-    "no such client": (("--clients", 0, 4), "no client 4; they run from 0 to 3"),
+    "no such client": (("--clients", 0, 4), "no client 4; use ids from 0 to 3"),
     "a client below zero": (("--clients=-1",), "no client -1"),
     "a client twice": (("--clients", 2, 2), "names one twice"),
     "no such part": (("--part", "head"), "--part wants"),

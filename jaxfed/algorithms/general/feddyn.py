@@ -20,9 +20,11 @@ from jaxfed.tasks.task import Task
 
 
 class Server(NamedTuple):
+    """The server's state."""
+
     base: PyTree  # frozen
     theta: PyTree  # trained, w_t
-    h: PyTree
+    h: PyTree  # the mean of all h_k
 
 
 def feddyn(
@@ -34,10 +36,18 @@ def feddyn(
     client_optimizer: optax.GradientTransformation,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
 ) -> Algorithm:
-    """FedDyn over theta; each of the population's `clients` keeps h_k, its gradient at w_k.
+    """FedDyn over theta; each client keeps h_k, which starts at zero.
 
-    `penalty` is the paper's alpha. The local problem is solved by `work` steps of the client
-    optimizer. The record's loss is F_k, without the two added terms. The paper averages uniformly.
+    If a client solves its local problem exactly, h_k = grad F_k(w_k). The record's loss is F_k,
+    without the two additional terms.
+
+    Args:
+        task: the model and its loss F_k.
+        work: local work in each round, which minimises the local problem approximately.
+        penalty: alpha, the weight of the proximal term; above 0.
+        clients: N, the size of the population.
+        client_optimizer: of the local steps; restarted in each round.
+        mean: of the uploads; uniform by default, as in the paper.
     """
     if not penalty > 0:
         raise ValueError(f"penalty={penalty}: the server divides by it; use a number above 0")
