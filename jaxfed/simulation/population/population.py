@@ -141,9 +141,9 @@ def open_population(
 
     `server()` is the server before the first round, `width` the number of places in a cohort
     including padding, and `directory` the folder for the rows of checkpoints (None: no checkpoint
-    has rows). `placement` "auto" is "device" if the states fit there, else "host" if they fit into
-    memory, else "mapped". Without `writes`, the folder is only read. States without any byte are on the device. Raises ValueError for "mapped"
-    with several processes.
+    has rows), which is only read if `writes` is False. `placement` "auto" is "device" if the states
+    fit there, else "host" if they fit into memory, else "mapped". States without any byte are on
+    the device. Raises ValueError for "mapped" with several processes.
     """
     shape = jax.eval_shape(init_client, jax.eval_shape(server), jax.random.key(0))
     leaves, structure = jax.tree.flatten(shape)
