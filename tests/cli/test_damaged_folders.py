@@ -305,7 +305,7 @@ DAMAGES = {
     ),
     "clients gone": (gone("clients"), r"clients.*4\.npz", None),
     "clients/rows gone": (gone("clients/rows"), r"clients.rows", None),
-    "clients/rows empty": (holds("clients/rows", ""), r"clients.rows: the states? of clients? ", None),
+    "clients/rows empty": (holds("clients/rows", ""), r"clients.rows: the states? of client", None),
     "clients/rows cut": (cut("clients/rows"), None, None),
     "clients/rows a pipe": (becomes_pipe("clients/rows"), r"clients.rows", None),
     "clients/4 flipped": (flipped("clients/4.npz"), None, None),
