@@ -82,7 +82,7 @@ MAY_IMPORT = {
 
 # {what: the rooms that may import it}, for packages that are not ours.
 ONLY_IN = {
-    "flax": {"models", "lowrank"},
+    "flax": {"models", "lowrank", "tasks"},
     "optax": {"aggregate", "algorithms", "algorithms.general", "algorithms.personal",
               "algorithms.shared", "combine", "hypergrad", "local", "tasks", "templates"},
     "orbax": {"simulation.checkpoint"},

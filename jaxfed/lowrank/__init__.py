@@ -30,3 +30,4 @@ from jaxfed.lowrank.interception import layers as layers
 from jaxfed.lowrank.select import Select as Select
 from jaxfed.lowrank.select import everything as everything
 from jaxfed.lowrank.select import split as split
+from jaxfed.lowrank.verification import check as check

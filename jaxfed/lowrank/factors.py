@@ -14,18 +14,23 @@ from flax import traverse_util
 from jaxfed.algorithm import PyTree
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("scale",))
+@partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("scale", "stack"))
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """a [in..., r] and b [r, out...]; `scale` is static and travels with them."""
+    """a [in..., r] and b [r, out...]; `scale` is static and travels with them.
+
+    Beside a weight [L, in..., out...] of L stacked layers (nn.scan, nn.vmap) they are a
+    [L, in..., r] and b [L, r, out...], a pair for each layer; `stack` counts such leading axes.
+    """
 
     a: jax.Array
     b: jax.Array
     scale: float
+    stack: int = 0
 
     @property
     def rank(self) -> int:
-        return self.b.shape[0]
+        return self.b.shape[self.stack]
 
 
 class Theta(NamedTuple):
@@ -36,7 +41,10 @@ class Theta(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A weight that can carry factors: its shape, of which the first `inputs` axes are inputs."""
+    """A weight that can carry factors: its shape, of which the first `inputs` axes are inputs.
+
+    Of stacked layers, the shape of one.
+    """
 
     shape: tuple[int, ...]
     inputs: int
@@ -54,9 +62,9 @@ def uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int, dtype) -> jax.A
 
 def down_factor(key: jax.Array, path: str, like: Factors, rank: int) -> jax.Array:
     """A random down factor [in..., rank] for the weight that `like` stands beside."""
-    inputs = like.a.shape[:-1]
+    shape = like.a.shape[:-1]
     key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    return uniform(key, (*inputs, rank), math.prod(inputs), like.a.dtype)
+    return uniform(key, (*shape, rank), math.prod(shape[like.stack :]), like.a.dtype)
 
 
 def fresh(theta: Theta, key: jax.Array) -> Theta:
@@ -71,11 +79,15 @@ def fresh(theta: Theta, key: jax.Array) -> Theta:
 
 def product(f: Factors) -> jax.Array:
     """s a b, with the shape of the weight that it stands beside."""
+    if f.stack:
+        return jax.vmap(product)(dataclasses.replace(f, stack=f.stack - 1))
     return f.scale * jnp.tensordot(f.a, f.b, axes=1)
 
 
 def norm(f: Factors) -> jax.Array:
     """||s a b||_F without the product: ||a b||^2 = <a'a, b b'>, of matrices [r, r]."""
+    if f.stack:
+        return jnp.linalg.norm(jax.vmap(norm)(dataclasses.replace(f, stack=f.stack - 1)))
     a, b = f.a.reshape(-1, f.rank), f.b.reshape(f.rank, -1)
     squared = jnp.sum((a.T @ a) * (b @ b.T))
     return abs(f.scale) * jnp.sqrt(jnp.maximum(squared, 0))  # rounding may leave it below
@@ -110,8 +122,9 @@ def concat(first: Factors, second: Factors) -> Factors:
     ratio = second.scale / first.scale
     return Factors(
         jnp.concatenate([first.a, second.a], axis=-1),
-        jnp.concatenate([first.b, second.b * ratio], axis=0),
+        jnp.concatenate([first.b, second.b * ratio], axis=first.stack),
         first.scale,
+        first.stack,
     )
 
 
@@ -125,11 +138,12 @@ def beside(
     if rank < 1:
         raise ValueError(f"rank={rank} leaves no factor; use at least 1")
     scale = float((rank if alpha is None else alpha) / rank)
+
+    def up(f: Factors) -> jax.Array:
+        return jnp.zeros((*f.b.shape[: f.stack], rank, *f.b.shape[f.stack + 1 :]), f.b.dtype)
+
     return {
-        p: Factors(
-            down_factor(key, p, f, rank), jnp.zeros((rank, *f.b.shape[1:]), f.b.dtype), scale
-        )
-        for p, f in factors.items()
+        p: Factors(down_factor(key, p, f, rank), up(f), scale, f.stack) for p, f in factors.items()
     }
 
 
@@ -150,7 +164,8 @@ def truncate(f: Factors, rank: jax.Array | int) -> Factors:
     client of lower rank needs no mask while it trains.
     """
     kept = jnp.arange(f.rank) < rank
-    return dataclasses.replace(f, a=f.a * kept, b=f.b * kept.reshape(-1, *[1] * (f.b.ndim - 1)))
+    rows = kept.reshape(-1, *[1] * (f.b.ndim - f.stack - 1))
+    return dataclasses.replace(f, a=f.a * kept, b=f.b * rows)
 
 
 @jax.custom_batching.sequential_vmap

@@ -1,9 +1,10 @@
 """A model with low-rank terms beside its layers; models stay unmodified flax.linen modules."""
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -12,23 +13,52 @@ from flax import traverse_util
 
 from jaxfed.lowrank.factors import Factors, Layer, Theta
 
+Act: TypeAlias = Callable[[nn.Module, str, str, Any, jax.Array], Any]
+
+
+def at_layers(act: Act) -> Callable:
+    """An interceptor that returns act(module, method, path, y, x) for y = method(x) of each layer.
+
+    `path` is that of the layer's weight. A method that calls itself, as by super(), is one call of
+    the layer, the innermost: what a subclass makes of its output, it makes of the low-rank term.
+    """
+    acted: list[str] = []
+
+    def interceptor(next_fun, args, kwargs, context):
+        before, y = len(acted), next_fun(*args, **kwargs)
+        path = weight_path(context.module, context.method_name)
+        if path is None or path in acted[before:]:
+            return y
+        acted.append(path)
+        return act(context.module, context.method_name, path, y, (*args, *kwargs.values())[0])
+
+    return interceptor
+
 
 def layers(model: nn.Module, *args, **kwargs) -> dict[str, Layer]:
     """{path: Layer} of every weight of `model` that can carry factors, found by tracing a call."""
     found: dict[str, Layer] = {}
 
-    def record(next_fun, args, kwargs, context):
-        result = next_fun(*args, **kwargs)
-        module, kind = context.module, _kind(context.module)
-        if kind and context.method_name in ("__call__", "attend"):
-            path = "/".join((*module.path, kind))
-            shape = module.variables["params"][kind].shape
-            found[path] = Layer(shape, _inputs(module, shape))
-        return result
+    def record(module, method, path, y, x):
+        shape = module.variables["params"][_kind(module)].shape
+        found[path] = Layer(shape, _inputs(module, shape))
+        return y
 
-    with nn.intercept_methods(record):
-        jax.eval_shape(partial(model.init, **kwargs), jax.random.key(0), *args)
+    with nn.intercept_methods(at_layers(record)):
+        variables = jax.eval_shape(partial(model.init, **kwargs), jax.random.key(0), *args)
+    names = [n for path in traverse_util.flatten_dict(variables["params"]) for n in path]
+    if slashed := [n for n in names if "/" in n]:
+        raise ValueError(
+            f"the model calls a parameter {slashed[0]!r}, as nn.WeightNorm and nn.SpectralNorm do, "
+            "and slashes divide paths; use layers without it"
+        )
     return found
+
+
+def weight_path(module: nn.Module, method: str) -> str | None:
+    """The path of the weight that can carry factors in this method of a layer, if it is one."""
+    kind = _kind(module) if method in _RULES else None
+    return None if kind is None else "/".join((*module.path, kind))
 
 
 def _kind(module: nn.Module) -> str | None:
@@ -38,7 +68,8 @@ def _kind(module: nn.Module) -> str | None:
     if isinstance(module, nn.DenseGeneral):
         return "kernel" if not module.batch_dims else None
     if isinstance(module, nn.Conv):  # one without a path may be the low-rank term's own, in _down
-        return "kernel" if module.feature_group_count == 1 and module.path else None
+        plain = module.feature_group_count == 1 and module.mask is None
+        return "kernel" if plain and module.path else None
     return "embedding" if isinstance(module, nn.Embed) else None
 
 
@@ -61,21 +92,44 @@ def apply(
 
     With `dropout` above zero and a key, x a is dropped out before b (the authors' code drops 0.1).
     """
-    params = traverse_util.unflatten_dict({**base, **theta.full}, sep="/")
+    stacked = {p: f for p, f in theta.factors.items() if f.stack}
+    params = traverse_util.unflatten_dict(
+        {**base, **theta.full, **_beside_weights(stacked)}, sep="/"
+    )
 
-    def interceptor(next_fun, args, kwargs, context):
-        y = next_fun(*args, **kwargs)
-        module = context.module
-        kind = _kind(module) if context.method_name in _RULES else None
-        path = "/".join((*module.path, kind)) if kind else ""
+    def add(module, method, path, y, x):
         if path not in theta.factors:
             return y
-        f = theta.factors[path]
-        drop = partial(_dropout, dropout, key, path)
-        return y + _RULES[context.method_name](module, f, args[0], drop).astype(y.dtype)
+        f, own = theta.factors[path], key
+        if path in stacked:
+            f, own = _of_this_layer(module, f, key)
+        drop = partial(_dropout, dropout, own, path)
+        return y + _RULES[method](module, f, x, drop).astype(y.dtype)
 
-    with nn.intercept_methods(interceptor):
+    with nn.intercept_methods(at_layers(add)):
         return model.apply({"params": params}, *args, **kwargs)
+
+
+def _beside_weights(factors: Mapping[str, Factors]) -> dict[str, jax.Array]:
+    """Factors of stacked layers as parameters beside their weights.
+
+    So nn.scan and nn.vmap give each layer its own, as they do with the weights, and its number.
+    """
+    numbers = {p: f.a.shape[: f.stack] for p, f in factors.items()}
+    return {
+        **{f"{p}_a": f.a for p, f in factors.items()},
+        **{f"{p}_b": f.b for p, f in factors.items()},
+        **{f"{p}_number": jnp.arange(math.prod(n)).reshape(n) for p, n in numbers.items()},
+    }
+
+
+def _of_this_layer(
+    module: nn.Module, f: Factors, key: jax.Array | None
+) -> tuple[Factors, jax.Array | None]:
+    """The factors, and a key, of the one layer of a stack that is being called."""
+    own, kind = module.variables["params"], _kind(module)
+    here = Factors(own[f"{kind}_a"], own[f"{kind}_b"], f.scale)
+    return here, None if key is None else jax.random.fold_in(key, own[f"{kind}_number"])
 
 
 def _dropout(rate: float, key: jax.Array | None, path: str, h: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """What is trained: factors at some paths, whole weights at others, the rest frozen."""
 
 import dataclasses
+import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from jaxfed.algorithm import PyTree
@@ -39,6 +41,8 @@ class Select:
     above: Literal["error", "allow"] = "error"
 
     def __post_init__(self) -> None:
+        for name in ("factors", "full"):
+            _check_pattern(name, getattr(self, name))
         if self.factors is None and self.full is None:
             raise ValueError('nothing is trained; give factors="..." or full="..."')
         if self.factors is not None and (self.rank is None) == (self.fraction is None):
@@ -46,13 +50,56 @@ class Select:
                 f"factors need a rank or a fraction, one of the two; got rank={self.rank} and "
                 f"fraction={self.fraction}"
             )
+        _check_ranks(self.rank)
+        for name, most in (("fraction", 1), ("alpha", math.inf)):
+            _check_number(name, getattr(self, name), most)
+        for name, known in CHOICES.items():
+            if (given := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={given!r}; use one of {known}")
         if self.base == "zero" and self.up == "zero":
             raise ValueError(
                 'base="zero" with up="zero" is a network of zeros that no gradient leaves; use '
                 'up="random"'
             )
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction={self.fraction} is not in (0, 1]")
+
+
+CHOICES = {"base": ("keep", "zero"), "up": ("zero", "random"), "above": ("error", "allow")}
+
+
+def _check_pattern(name: str, pattern: Any) -> None:
+    if pattern is None:
+        return
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f'{name}={pattern!r} is a {type(pattern).__name__}; give one regular expression, "a|b" '
+            "for either"
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f'{name}={pattern!r} is no regular expression ({error}); for any characters write ".*"'
+        ) from None
+
+
+def _check_ranks(rank: Any) -> None:
+    for pattern, r in rank.items() if isinstance(rank, Mapping) else (("", rank),):
+        _check_pattern("a pattern of rank", pattern)
+        if r is None:
+            continue
+        if isinstance(r, bool) or not isinstance(r, int | np.integer):
+            raise TypeError(f"rank={rank!r} has the {type(r).__name__} {r!r}; give whole numbers")
+        if r < 1:
+            raise ValueError(f"a rank must be at least 1; got {rank!r}")
+
+
+def _check_number(name: str, value: Any, most: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, float | int | np.number):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a number")
+    if not (0 < value <= most and value < math.inf):
+        raise ValueError(f"{name}={value} is not in (0, {most}]; use a number that is")
 
 
 everything = Select(full=".*")
@@ -77,6 +124,7 @@ def split(
     factors = {
         p: _init(
             layers[p],
+            _stack(p, flat[p].shape, layers[p]),
             r,
             select,
             jnp.promote_types(flat[p].dtype, jnp.float32),  # what is trained is never narrower
@@ -85,6 +133,17 @@ def split(
         for p, r in ranks.items()
     }
     return base, Theta(full, factors)
+
+
+def _stack(path: str, shape: tuple[int, ...], layer: Layer) -> tuple[int, ...]:
+    """The leading axes of a weight of this shape that run over stacked layers."""
+    stack = len(shape) - len(layer.shape)
+    if shape[stack:] != layer.shape:
+        raise ValueError(
+            f"{path} {shape} stacks layers of {layer.shape} at another axis than the first; use "
+            'variable_axes={"params": 0}, or select other layers'
+        )
+    return shape[:stack]
 
 
 def _matching(pattern: str | None, paths: Mapping[str, Any]) -> list[str]:
@@ -101,14 +160,12 @@ def _ranks(flat: Mapping, layers: Mapping[str, Layer], select: Select) -> dict[s
     if select.factors is None:
         return {}
     chosen = [p for p in _matching(select.factors, layers) if p in flat]
-    if isinstance(select.rank, int):
-        ranks = dict.fromkeys(chosen, select.rank)
-    elif select.rank is not None:
+    if isinstance(select.rank, Mapping):
         ranks = {p: _first_rank(select.rank, p) for p in chosen}
+    elif select.rank is not None:
+        ranks = dict.fromkeys(chosen, int(select.rank))
     else:
         ranks = dict.fromkeys(chosen, _rank_of_fraction(flat, layers, chosen, select))
-    if small := {p: r for p, r in ranks.items() if r < 1}:
-        raise ValueError(f"a rank must be at least 1; got {small}")
     high = {p: (r, min(layers[p].sides)) for p, r in ranks.items() if r > min(layers[p].sides)}
     if high and select.above == "error":
         raise ValueError(
@@ -122,7 +179,7 @@ def _ranks(flat: Mapping, layers: Mapping[str, Layer], select: Select) -> dict[s
 def _first_rank(ranks: Mapping[str, int], path: str) -> int:
     for pattern, rank in ranks.items():
         if re.search(pattern, path):
-            return rank
+            return int(rank)
     raise ValueError(f"no rank is given for {path}; the patterns are {', '.join(ranks)}")
 
 
@@ -133,7 +190,9 @@ def _rank_of_fraction(
     total = sum(w.size for w in flat.values())
     full = [] if select.full is None else _matching(select.full, flat)
     whole = sum(flat[p].size for p in full if p not in chosen)
-    per_rank = sum(sum(layers[p].sides) for p in chosen)
+    per_rank = sum(
+        sum(layers[p].sides) * math.prod(_stack(p, flat[p].shape, layers[p])) for p in chosen
+    )
     rank = int(((select.fraction or 0.0) * total - whole) / per_rank)
     if rank < 1:
         raise ValueError(
@@ -143,14 +202,16 @@ def _rank_of_fraction(
     return rank
 
 
-def _init(layer: Layer, rank: int, select: Select, dtype, key: jax.Array) -> Factors:
+def _init(
+    layer: Layer, stack: tuple[int, ...], rank: int, select: Select, dtype, key: jax.Array
+) -> Factors:
     """Down factor uniform with variance 1 / (3 fan_in); up factor likewise, or zero.
 
     The bound 1 / sqrt(fan_in) is what kaiming_uniform(a=sqrt(5)) gives in the authors' code.
     """
     alpha = rank if select.alpha is None else select.alpha
     down, up = jax.random.split(key)
-    a = uniform(down, (*layer.shape[: layer.inputs], rank), layer.sides[0], dtype)
-    shape = (rank, *layer.shape[layer.inputs :])
+    a = uniform(down, (*stack, *layer.shape[: layer.inputs], rank), layer.sides[0], dtype)
+    shape = (*stack, rank, *layer.shape[layer.inputs :])
     b = jnp.zeros(shape, dtype) if select.up == "zero" else uniform(up, shape, rank, dtype)
-    return Factors(a, b, float(alpha / rank))
+    return Factors(a, b, float(alpha / rank), len(stack))

@@ -1,7 +1,7 @@
 """Classification: cross-entropy, accuracy and measures of a confusion matrix."""
 
-import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import optax
 
 from jaxfed import lowrank
 from jaxfed.algorithm import PyTree
-from jaxfed.tasks.task import Task, begun_at, by_path, check_complete, means
+from jaxfed.tasks import calls
+from jaxfed.tasks.task import Task, begun_at, by_path, check_complete, means, one_each
 
 
 def classification(
@@ -31,30 +32,35 @@ def classification(
 
     `examples` tells shapes, types and labels ({"image": [n, ...], "label": [n]}, say the test set).
     The model is called with the arrays named in `inputs`, in this order (such as "tokens" and
-    "types"), with train=... and mask=... if it has such arguments, and with an rng "dropout" in
-    training. Of the inputs, `preprocess(x, key)` is applied to the first always, `augment(x, key)`
-    before it in training only, both inside the jitted round. `dropout` acts on the low-rank path.
+    "types"), with mask=... and a switch (train, training, is_training or deterministic) if it has
+    such arguments, and with an rng "dropout" in training. Of the inputs, `preprocess(x, key)` is
+    applied to the first always, `augment(x, key)` before it in training only, both inside the
+    jitted round; if `preprocess` has a method `check(x)`, it sees the examples as they are.
+    `dropout`, from 0 to below 1, acts on the low-rank path.
 
     The model starts at `params`, as far as they go (pretrained ones, say, without the head); what
     they lack is drawn. `measures` are functions of the confusion matrix, such as `matthews` and
     `f1`, evaluated beside loss and accuracy under their own names. Raises ValueError if labels do
-    not fit the model's outputs, `params` not its weights, or the selection does not fit.
+    not fit the model's outputs, `params` not its weights, the selection does not fit, a layer's
+    factors are not what they seem (`lowrank.check`), or the model's own dropout has no switch.
     """
-    accepted = inspect.signature(model.__call__).parameters
+    calls.check_kind(model)
+    if isinstance(dropout, bool) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} is no share; use a number from 0 to below 1")
     given = {} if params is None else by_path(params)
 
     def arguments(batch, key):
         first, *others = (batch[name] for name in inputs)
         return (first if preprocess is None else preprocess(first, key), *others)
 
-    def options(train: bool, mask: jax.Array) -> dict:
-        return {n: v for n, v in (("train", train), ("mask", mask)) if n in accepted}
+    options = partial(calls.options, model)
 
     def init(key):
         model_key, factor_key = jax.random.split(key)
         x = arguments({name: jnp.asarray(examples[name][:1]) for name in inputs}, key)
-        params = begun_at(model, model_key, x, given)
-        return lowrank.split(params, lowrank.layers(model, *x), select, factor_key)
+        quiet = options(False, jnp.ones(1))
+        params = begun_at(model, model_key, x, given, quiet)
+        return lowrank.split(params, lowrank.layers(model, *x, **quiet), select, factor_key)
 
     def loss(base, theta, batch, key):
         augment_key, dropout_key, preprocess_key = jax.random.split(key, 3)
@@ -88,37 +94,39 @@ def classification(
         found = means({name: sums[name] for name in ("loss", "accuracy")}, count)
         return found | {measure.__name__: measure(sums["confusion"]) for measure in measures}
 
-    def check(examples):
-        def logits(batch, key):
-            return model.init_with_output(key, *arguments(batch, key))[0]
+    def shapes(examples):
+        return jax.eval_shape(arguments, one_each(examples, inputs), jax.random.key(0))
 
-        classes = _check(logits, examples, inputs, label)
+    def check(examples):
+        check_complete(examples, inputs, label)
+        if hasattr(preprocess, "check"):
+            preprocess.check(examples[inputs[0]])
+        classes = _classes(calls.output(model, shapes(examples)).shape, examples[label])
         for measure in measures:
             measure(np.zeros((classes, classes)))  # raises ValueError if it is of fewer
 
     check(examples)
-    jax.eval_shape(init, jax.random.key(0))  # raises ValueError if the selection does not fit
+    calls.check(model, *jax.eval_shape(init, jax.random.key(0)), shapes(examples))
     return Task(init, loss, evaluate, check, summary)
 
 
-def _check(logits: Callable, examples: dict, inputs: Sequence[str], label: str) -> int:
-    """How many classes `logits`, a function of a batch and a key, tells apart.
-
-    Raises ValueError if the examples do not fit it.
-    """
-    check_complete(examples, inputs, label)
-    labels = np.asarray(examples[label])
-    found = {name: examples[name] for name in inputs}
-    one = {n: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for n, x in found.items()}
-    shape = jax.eval_shape(logits, one, jax.random.key(0)).shape
-    if len(shape) != 2 or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+def _classes(logits: tuple[int, ...], labels: Any) -> int:
+    """How many classes logits of this shape tell apart; raises ValueError if labels do not fit."""
+    labels = np.asarray(labels)
+    if len(logits) != 2 or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"classification wants logits [B, C] and integer labels [n]; got logits {shape} and "
+            f"classification wants logits [B, C] and integer labels [n]; got logits {logits} and "
             f"labels {labels.shape} of {labels.dtype}"
         )
-    if labels.size and not 0 <= labels.min() <= labels.max() < shape[1]:
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, but the model has {shape[1]} "
-            "outputs; give the model as many classes as there are labels"
-        )
-    return shape[1]
+    least, most = (labels.min(), labels.max()) if labels.size else (0, 0)
+    if least >= 0 and most < logits[1]:
+        return logits[1]
+    if least < 0:
+        remedy = "leave such rows out, or number the labels from 0"
+    elif most - least < logits[1]:
+        remedy = f"subtract {least} from them, as they count from 0"
+    else:
+        remedy = "give the model as many classes as there are labels"
+    raise ValueError(
+        f"labels run from {least} to {most}, but the model has {logits[1]} outputs; {remedy}"
+    )

@@ -1,6 +1,7 @@
 """Regression: least squares."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import lowrank
-from jaxfed.tasks.task import Task, begun_at, check_complete
+from jaxfed.tasks import calls
+from jaxfed.tasks.task import Task, begun_at, check_complete, one_each
 
 
 def regression(
@@ -22,37 +24,44 @@ def regression(
     """Least squares with a flax.linen model that maps inputs [B, ...] to predictions [B, n].
 
     The loss is 1/2 ||model(x) - y||^2, averaged over examples. `examples` tells shapes and types.
-    Raises ValueError if the targets do not have the shape of the predictions, or the selection does
-    not fit.
+    The model gets the arrays named in `inputs`, and its switch, mask and rng "dropout" as in
+    `classification`. Raises ValueError if the targets do not have the shape of the predictions, the
+    selection does not fit, or `calls.check` refuses the model.
     """
+    calls.check_kind(model)
+    options = partial(calls.options, model)
 
     def init(key):
         model_key, factor_key = jax.random.split(key)
-        x = [jnp.asarray(examples[name][:1]) for name in inputs]
-        params = begun_at(model, model_key, x, {})
-        return lowrank.split(params, lowrank.layers(model, *x), select, factor_key)
+        x, quiet = [jnp.asarray(examples[name][:1]) for name in inputs], options(False, jnp.ones(1))
+        params = begun_at(model, model_key, x, {}, quiet)
+        return lowrank.split(params, lowrank.layers(model, *x, **quiet), select, factor_key)
 
-    def halved_squares(base, theta, batch):
+    def halved_squares(base, theta, batch, **options):
         """Their sum over the batch's real examples."""
-        said = lowrank.apply(model, base, theta, *(batch[name] for name in inputs))
+        said = lowrank.apply(model, base, theta, *(batch[name] for name in inputs), **options)
         return jnp.sum(jnp.sum((said - batch[target]) ** 2, axis=-1) * batch["mask"]) / 2
 
     def loss(base, theta, batch, key):
-        return halved_squares(base, theta, batch) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        given = options(True, batch["mask"])
+        total = halved_squares(base, theta, batch, rngs={"dropout": key}, **given)
+        return total / jnp.maximum(jnp.sum(batch["mask"]), 1)
 
     def evaluate(base, theta, batch):
-        return {"loss": halved_squares(base, theta, batch)}
+        return {"loss": halved_squares(base, theta, batch, **options(False, batch["mask"]))}
 
     def check(examples):
         check_complete(examples, inputs, target)
-        x = [examples[name] for name in inputs]
-        said, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), *x)
-        if said.ndim != 2 or said.shape != np.shape(examples[target]):
+        one = calls.output(model, list(one_each(examples, inputs).values())).shape
+        targets = np.shape(examples[target])
+        found = (*targets[:1], *one[1:])
+        if len(one) != 2 or found != targets:
             raise ValueError(
-                f"regression wants predictions [B, n] and targets like them; got {said.shape} and "
-                f"targets {np.shape(examples[target])}"
+                f"regression wants predictions [B, n] and targets like them; got {found} and "
+                f"targets {targets}"
             )
 
     check(examples)
-    jax.eval_shape(init, jax.random.key(0))  # raises ValueError if the selection does not fit
+    x = list(one_each(examples, inputs).values())
+    calls.check(model, *jax.eval_shape(init, jax.random.key(0)), x)
     return Task(init, loss, evaluate, check)

@@ -1,10 +1,12 @@
 """A task: a model, its loss, and what of it is trained."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfed.algorithm import PyTree
 
@@ -40,14 +42,15 @@ class Task(NamedTuple):
 
 
 def begun_at(
-    model: Any, key: jax.Array, inputs: Sequence, given: Mapping[str, Any]
+    model: Any, key: jax.Array, inputs: Sequence, given: Mapping[str, Any], options: Mapping
 ) -> dict[str, jax.Array]:
     """The model's parameters {path: array}: those given, and the others drawn.
 
     What is given is copied, as rounds donate their arrays. Only the drawing is compiled, or what is
     given would become a constant of the program.
     """
-    shapes = by_path(jax.eval_shape(model.init, key, *inputs)["params"])
+    init = partial(model.init, **options)
+    shapes = by_path(jax.eval_shape(init, key, *inputs)["params"])
     if unknown := set(given) - set(shapes):
         raise ValueError(f"params have {sorted(unknown)}; the model has {sorted(shapes)}")
     for path, w in given.items():
@@ -56,9 +59,7 @@ def begun_at(
 
     @jax.jit
     def drawn(key, *inputs):
-        return {
-            p: w for p, w in by_path(model.init(key, *inputs)["params"]).items() if p not in given
-        }
+        return {p: w for p, w in by_path(init(key, *inputs)["params"]).items() if p not in given}
 
     return {**{path: jnp.array(w) for path, w in given.items()}, **drawn(key, *inputs)}
 
@@ -68,7 +69,24 @@ def by_path(params: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): w for path, w in leaves}
 
 
+def one_each(examples: Mapping[str, Any], names: Sequence[str]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one example [1, ...]; of 64-bit numbers the type that JAX keeps them in."""
+    return {
+        n: jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+        for n, x in ((n, np.asarray(examples[n])) for n in names)
+    }
+
+
 def check_complete(examples: dict, inputs: Sequence[str], label: str) -> None:
-    """Raises ValueError if one of the arrays that a task reads is not there."""
+    """Raises ValueError if an array that a task reads is missing or holds no numbers."""
+    if isinstance(inputs, str):
+        raise TypeError(f"inputs={inputs!r} is one name; give a sequence, ({inputs!r},)")
     if missing := {*inputs, label} - set(examples):
         raise ValueError(f"the examples have no {sorted(missing)}; they have {sorted(examples)}")
+    for name in (*inputs, label):
+        dtype = np.asarray(examples[name]).dtype
+        if not (jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool)):
+            raise ValueError(f"{name} is {dtype}; give numbers, such as {NUMBERED}")
+
+
+NUMBERED = "np.unique(x, return_inverse=True)[1] of names, or tokens of text"

@@ -405,7 +405,6 @@ def test_factors_of_a_path_depend_on_the_seed_and_the_path_alone():
         ({"factors": "conv", "rank": 2}, r"'conv' matches none of: dense_0/kernel, head/kernel"),
         ({"full": "norm"}, r"'norm' matches none of: dense_0/kernel, dense_0/bias, head/kernel"),
         ({"factors": "kernel", "rank": 5}, r"head/kernel \(5 > 4\)"),
-        ({"factors": "kernel", "rank": 0}, r"at least 1; got \{'dense_0/kernel': 0"),
         ({"factors": "kernel", "rank": {"head": 1}}, r"no rank is given for dense_0/kernel"),
         ({"factors": "kernel", "fraction": 0.01}, r"use at least 0\.2075"),
     ],
