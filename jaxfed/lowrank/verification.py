@@ -1,7 +1,7 @@
 """That a layer with factors computes with the merged weight W + s a b."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ def check(model: nn.Module, base: Mapping[str, Any], theta: Theta, *args, **kwar
             )
 
 
-def _silencing(paths: Iterable[str], calls: list[Call]) -> Callable:
+def _silencing(paths: Collection[str], calls: list[Call]) -> Callable:
     """An interceptor that notes each call of a layer, and returns zeros in place of its output.
 
     What still reads the layer's weight is not the layer.
@@ -74,7 +74,7 @@ def _silencing(paths: Iterable[str], calls: list[Call]) -> Callable:
 
     def interceptor(next_fun, args, kwargs, context):
         path = weight_path(context.module, context.method_name)
-        if path not in paths:
+        if path is None or path not in paths:
             return next_fun(*args, **kwargs)
         y = jax.eval_shape(partial(next_fun, *args, **kwargs))
         calls.append(Call(path, context.module, context.method_name, _shapes((args, kwargs))))
@@ -148,7 +148,7 @@ def _agrees(call: Call) -> bool:
     base = traverse_util.flatten_dict(draw(shapes), sep="/")
     a = rng.normal(size=(*layer.shape[: layer.inputs], 1)).astype(np.float32)
     b = rng.normal(size=(1, *layer.shape[layer.inputs :])).astype(np.float32)
-    theta = Theta({}, {path: Factors(a, b, 1.0)})
+    theta = Theta({}, {path: Factors(jnp.asarray(a), jnp.asarray(b), 1.0)})
 
     @jax.jit
     def outputs(base, theta):

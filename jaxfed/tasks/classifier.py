@@ -99,14 +99,15 @@ def classification(
 
     def check(examples):
         check_complete(examples, inputs, label)
-        if hasattr(preprocess, "check"):
-            preprocess.check(examples[inputs[0]])
+        if looks := getattr(preprocess, "check", None):
+            looks(examples[inputs[0]])
         classes = _classes(calls.output(model, shapes(examples)).shape, examples[label])
         for measure in measures:
             measure(np.zeros((classes, classes)))  # raises ValueError if it is of fewer
 
     check(examples)
-    calls.check(model, *jax.eval_shape(init, jax.random.key(0)), shapes(examples))
+    base, theta = jax.eval_shape(init, jax.random.key(0))
+    calls.check(model, base, theta, shapes(examples))
     return Task(init, loss, evaluate, check, summary)
 
 

@@ -63,5 +63,6 @@ def regression(
 
     check(examples)
     x = list(one_each(examples, inputs).values())
-    calls.check(model, *jax.eval_shape(init, jax.random.key(0)), x)
+    base, theta = jax.eval_shape(init, jax.random.key(0))
+    calls.check(model, base, theta, x)
     return Task(init, loss, evaluate, check)
