@@ -1,5 +1,7 @@
 """Where examples come from: embedded digits, TFDS, a user's file, a user's arrays."""
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -55,6 +57,7 @@ def prepared(name: str, data_dir: str | Path | None) -> Any:
     """
     import tensorflow_datasets
 
+    data_dir = None if data_dir is None else Path(data_dir).expanduser()
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
     except tensorflow_datasets.core.DatasetNotFoundError:
@@ -82,9 +85,26 @@ def npz(path: str | Path) -> Source:
     writes one.
     """
     keys = {f"{split}_{name}" for split in ("train", "test") for name in ("image", "label")}
-    with np.load(path) as file:
-        _check_has("arrays", keys, file, path)
-        found = {key: file[key] for key in keys}
+    broken = (
+        ValueError,
+        EOFError,
+        MemoryError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    )
+    with open(Path(path).expanduser(), "rb") as opened:
+        try:
+            file = np.load(opened)
+            has = set(getattr(file, "files", ()))
+            found = {key: file[key] for key in keys & has}
+        except broken as error:
+            cause = str(error).partition(". ")[0]
+            raise ValueError(
+                f"{path} cannot be read ({cause}); write it again with np.savez, from arrays of "
+                "numbers"
+            ) from None
+    _check_has("arrays", keys, has, path)
     return arrays(*(_labelled(found[f"{s}_image"], found[f"{s}_label"]) for s in ("train", "test")))
 
 

@@ -75,13 +75,21 @@ def account(folder: str | Path, classes: int = 2) -> Account:
 def tokenizer(folder: str | Path) -> tokenizers.Tokenizer:
     """The folder's tokenizer.json, neither padding nor truncating: that is the data's business."""
     path = _file(Path(folder), "tokenizer.json")
-    loaded = tokenizers.Tokenizer.from_file(str(path))
+    try:
+        loaded = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the type that tokenizers raises for all that it cannot read
+        raise _unreadable(path, error) from None
     loaded.no_padding()
     loaded.no_truncation()
     return loaded
 
 
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read ({error}); download it again")
+
+
 def _file(folder: Path, name: str) -> Path:
+    folder = folder.expanduser()
     if not (path := folder / name).is_file():
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "nothing"
         raise ValueError(f"{folder} has no {name}; it has {there}")
@@ -89,9 +97,17 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def configuration(folder: Path) -> tuple[Family, dict]:
-    config = json.loads(_file(folder, "config.json").read_text())
+    path = _file(folder, "config.json")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{path} holds a {type(config).__name__}, not an object; download it again"
+        )
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{folder} holds a {kind!r} model; supported are {', '.join(FAMILIES)}")
     wanted = {"position_embedding_type": "absolute", "is_decoder": False}
     if wrong := {k: config[k] for k, v in wanted.items() if config.get(k, v) != v}:
@@ -100,7 +116,13 @@ def configuration(folder: Path) -> tuple[Family, dict]:
         k for k, v in config.items() if v is not None
     }:
         raise ValueError(f"{folder}/config.json does not say {', '.join(sorted(missing))}")
-    if config["hidden_act"] not in ACTIVATIONS:
+    for name in FIELDS.values():
+        least = 0 if name in ("pad_token_id", "layer_norm_eps") else 1
+        number = int | float if name == "layer_norm_eps" else int
+        right = isinstance(config[name], number) and not isinstance(config[name], bool)
+        if not right or not config[name] >= least:
+            raise ValueError(f"{path} has {name}={config[name]!r}; give a number from {least} on")
+    if config["hidden_act"] not in tuple(ACTIVATIONS):
         raise ValueError(
             f"{folder} has hidden_act={config['hidden_act']!r}; supported are "
             + ", ".join(ACTIVATIONS)
@@ -123,7 +145,11 @@ def tensors_in(folder: Path, family: Family) -> dict[str, np.ndarray]:
 
     A file of the bare encoder leaves the family's name out; old files call a norm's scale gamma.
     """
-    loaded = safetensors.numpy.load_file(_file(folder, "model.safetensors"))
+    path = _file(folder, "model.safetensors")
+    try:
+        loaded = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise _unreadable(path, error) from None
     renamed = {}
     for name, tensor in loaded.items():
         name = re.sub(r"^(?=(embeddings|encoder|pooler)\.)", f"{family.name}.", name)

@@ -34,11 +34,16 @@ def write_adapters(
     base is no longer the checkpoint's (then no adapter of these factors is the model), or if the
     factors are at a weight where PEFT's have another form.
     """
+    if wrong := [name for name in thetas if not re.fullmatch(r"\w[\w.\- ]*", name)]:
+        raise ValueError(
+            f"an adapter is called {wrong[0]!r}, which is no name of a folder in {folder}; use "
+            "letters, digits, spaces and . _ - only, a letter or digit first"
+        )
     family, _ = configuration(Path(checkpoint))
     tensors = tensors_in(Path(checkpoint), family)
     _check_base(family, tensors, base, checkpoint)
     for name, theta in thetas.items():
-        _write_adapter(Path(folder) / name, checkpoint, family, base, theta)
+        _write_adapter(Path(folder).expanduser() / name, checkpoint, family, base, theta)
 
 
 def _check_base(

@@ -1,5 +1,6 @@
 import gzip
 import importlib.util
+import pickle
 import subprocess
 import sys
 
@@ -131,3 +132,39 @@ ARRAY_ERRORS = {
 def test_wrong_arrays_are_refused(train, test, message):
     with pytest.raises(ValueError, match=message):
         sources.arrays(train, test)
+
+
+def flipped(content):
+    middle = content.index(b"train_image.npy") + 200
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda content: b"",
+        lambda content: b"hello",
+        lambda content: content[: len(content) // 2],
+        lambda content: b"PK\x03\x04" + content[4:100],
+        flipped,
+        lambda content: pickle.dumps([1, 2]),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, damaged):
+    path = tmp_path / "mine.npz"
+    np.savez(path, **user_file())
+    path.write_bytes(damaged(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"mine\.npz cannot be read \("):
+        sources.npz(path)
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    np.savez(tmp_path / "mine.npz", **user_file(train_label=np.array([{}], object)))
+    with pytest.raises(ValueError, match=r"mine\.npz cannot be read \(Object arrays"):
+        sources.npz(tmp_path / "mine.npz")
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "mine.npz", **user_file())
+    assert len(sources.npz("~/mine.npz").train["label"])

@@ -237,6 +237,43 @@ def test_a_folder_without_the_files_is_an_error_that_names_them(tmp_path):
         pretrained.tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "\x00", "[" * 10**5])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_that_is_damaged_is_named(name, content, tmp_path):
+    edited("bert", tmp_path)
+    (tmp_path / name).write_text(content)
+    read = pretrained.tokenizer if name == "tokenizer.json" else pretrained.read
+    with pytest.raises(ValueError, match=rf"{name} (cannot be read|holds a)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "16"),
+        ("hidden_size", 0),
+        ("hidden_size", True),
+        ("num_hidden_layers", 2.0),
+        ("layer_norm_eps", float("nan")),
+        ("layer_norm_eps", "small"),
+        ("hidden_act", ["gelu"]),
+        ("model_type", ["bert"]),
+        ("pad_token_id", -1),
+    ],
+)
+def test_a_wrong_field_of_a_configuration_is_named(field, value, tmp_path):
+    edited("bert", tmp_path, config={field: value})
+    with pytest.raises(ValueError, match=rf"{field}|holds a \['bert'\] model"):
+        pretrained.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../up", "/abs", "a/b", "a\\b", "", "..", "~", "a\0", "C:x"])
+def test_an_adapter_is_written_below_its_folder_or_not_at_all(name, tmp_path):
+    with pytest.raises(ValueError, match="no name of a folder"):
+        pretrained.write_adapters(tmp_path / "out", tmp_path, {}, {name: lowrank.Theta({}, {})})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_tokenizer_neither_pads_nor_truncates(tmp_path):
     words = tokenizers.models.WordLevel({"[PAD]": 0, "a": 1}, "[PAD]")
     saved = tokenizers.Tokenizer(words)
