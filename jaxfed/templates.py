@@ -5,8 +5,10 @@ never crosses the wire; each algorithm's file defines it.
 """
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -63,8 +65,9 @@ def two_adapters(
     The second adapter starts with a random down factor and a zero up factor, so a client's first
     model is the shared one. The client deploys join(theta, own).
     """
-    if rank < 1:
-        raise ValueError(f"rank={rank} gives clients no adapter of their own; use at least 1")
+    check_number("rank", rank, 1)
+    if alpha is not None:
+        check_number("alpha", alpha, 0.0, above=True)
 
     def init_client(server, key):
         return lowrank.beside(server.theta.factors, rank, key, alpha=alpha)
@@ -87,7 +90,21 @@ def mixture(
     return lowrank.joined(shared, weighed(own, w_own))
 
 
-def check_weight(a: float) -> None:
-    """Raises ValueError if the local adapter's weight `a` is not in [0, 1]."""
-    if not 0 <= a <= 1:
-        raise ValueError(f"a={a} is not a weight of the local adapter; use a number from 0 to 1")
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False
+) -> None:
+    """Raises ValueError if a number is not in [low, high], or, with `above`, equals low.
+
+    Whole numbers are wanted where `low` is an int: TypeError for others. Traced numbers pass.
+    """
+    if isinstance(value, jax.Array):
+        return
+    wanted = numbers.Integral if isinstance(low, int) else numbers.Real
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        kind = "a whole number" if wanted is numbers.Integral else "a number"
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give {kind}")
+    number = float(value)
+    if not low <= number <= high or (above and number == low) or math.isinf(number):
+        least = f"above {low:g}" if above else f"of at least {low:g}"
+        most = "" if math.isinf(high) else f" and at most {high:g}"
+        raise ValueError(f"{name}={value}; use a finite number {least}{most}")

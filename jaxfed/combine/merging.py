@@ -1,6 +1,5 @@
 """FedLoRU's merge around any algorithm: every tau rounds it folds the factors into the base."""
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -48,10 +47,8 @@ def accumulate(
     moments and control variates. A merge is broadcast: every client, drawn or not, must receive the
     merged factors.
     """
-    cycle = operator.index(every) if isinstance(every, int | np.integer) else None
-    listed = _rounds(every) if isinstance(every, Sequence) else ()
-    if cycle is not None and cycle < 1:
-        raise ValueError(f"every={every} is no cycle; use 1 round or more")
+    listed = _rounds(every if isinstance(every, Sequence) else [every])
+    cycle = None if isinstance(every, Sequence) else listed[0]
 
     def due(done):  # number of rounds before this one
         if cycle is not None:
@@ -93,10 +90,11 @@ def accumulate(
 
 
 def _rounds(every: Sequence[int]) -> tuple[int, ...]:
-    """The rounds after which to merge, as a tuple; ValueError if they are not integers from 1."""
+    """The rounds, or the one cycle, checked."""
     whole = all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in every)
     if not len(every) or not whole or min(every) < 1:
         raise ValueError(
-            f"every={every} is not a list of rounds; use integers from 1, after which to merge"
+            f"every={every}: use a whole number of rounds from 1 between merges, or a list of the "
+            "rounds after which to merge"
         )
     return tuple(int(t) for t in every)

@@ -137,6 +137,10 @@ def beside(
     """
     if rank < 1:
         raise ValueError(f"rank={rank} leaves no factor; use at least 1")
+    for p, f in factors.items():
+        side = min(math.prod(f.a.shape[:-1]), math.prod(f.b.shape[1:]))
+        if rank > side:
+            raise ValueError(f"rank={rank} is above {p}'s smaller side, {side}; use at most that")
     scale = float((rank if alpha is None else alpha) / rank)
 
     def up(f: Factors) -> jax.Array:

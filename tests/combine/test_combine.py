@@ -160,7 +160,7 @@ def test_merges_cost_what_a_simulation_by_hand_says(rule, every):
     assert paid == expected > 0
 
 
-@pytest.mark.parametrize("every", [0, -1, [], [0, 2]])
+@pytest.mark.parametrize("every", [0, -1, 0.5, True, None, [], [0, 2], [1.5], (3, True)])
 def test_a_cycle_that_never_comes_is_refused(every):
     with pytest.raises(ValueError, match="every="):
         combine.accumulate(walk(), every=every, restart=restarts.keep)

@@ -18,7 +18,7 @@ import optax
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
-from jaxfed.templates import averaging
+from jaxfed.templates import averaging, check_number
 
 
 def ditto(
@@ -46,8 +46,7 @@ def ditto(
         personal_optimizer: of v_k, likewise; the paper uses SGD with rate eta.
         mean: of the uploads; weighted by examples by default.
     """
-    if lam < 0:
-        raise ValueError(f"lam={lam} would push clients away from the server; use lam >= 0")
+    check_number("lam", lam, 0.0)
 
     def client(base, w, k):
         loss = partial(task.loss, base)

@@ -17,6 +17,7 @@ import optax
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
+from jaxfed.templates import check_number
 
 
 class Server(NamedTuple):
@@ -49,8 +50,8 @@ def feddyn(
         client_optimizer: of the local steps; restarted in each round.
         mean: of the uploads; uniform by default, as in the paper.
     """
-    if not penalty > 0:
-        raise ValueError(f"penalty={penalty}: the server divides by it; use a number above 0")
+    check_number("penalty", penalty, 0.0, above=True)  # the server divides by it
+    check_number("clients", clients, 1)
 
     def init(key):
         base, theta = task.init(key)

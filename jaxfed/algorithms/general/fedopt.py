@@ -23,6 +23,7 @@ from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.algorithms.general.fedavg import fedavg
 from jaxfed.tasks.task import Task
+from jaxfed.templates import check_number
 
 
 def fedopt(
@@ -70,6 +71,10 @@ def adam(
 
 
 def _fedopt(second: Callable, eta: float, b1: float, tau: float) -> optax.GradientTransformation:
+    check_number("eta", eta, 0.0)
+    check_number("b1", b1, 0.0, 1.0)
+    check_number("tau", tau, 0.0, above=True)
+
     def init(theta):
         return Moments(optax.tree.zeros_like(theta), optax.tree.full_like(theta, tau**2))
 

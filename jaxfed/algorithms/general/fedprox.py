@@ -9,6 +9,7 @@ from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.algorithms.general.fedavg import fedavg
 from jaxfed.tasks.task import Task
+from jaxfed.templates import check_number
 
 
 def fedprox(
@@ -32,8 +33,7 @@ def fedprox(
         server_optimizer: takes the negative mean change as its gradient; averages by default.
         mean: of the uploads; weighted by examples by default.
     """
-    if mu < 0:
-        raise ValueError(f"mu={mu} would push clients away from the server; use mu >= 0")
+    check_number("mu", mu, 0.0)
     return fedavg(
         task,
         work,

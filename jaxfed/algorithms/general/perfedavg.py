@@ -20,7 +20,7 @@ import optax
 from jaxfed import aggregate, hypergrad, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
-from jaxfed.templates import averaging
+from jaxfed.templates import averaging, check_number
 
 Loss = Callable[[PyTree, dict], jax.Array]  # of theta and a batch
 Slope = tuple[jax.Array, PyTree]  # f(w~; D') and the gradient of F at w, exact or not
@@ -48,6 +48,8 @@ def hessian_free(delta: float) -> Callable[..., Slope]:
 
     (grad f(w + delta g) - grad f(w - delta g)) / (2 delta), with g = grad f(w~; D').
     """
+
+    check_number("delta", delta, 0.0, above=True)
 
     def gradient(loss, w, inner_rate, inner, outer, curved):
         value, g = first_order(loss, w, inner_rate, inner, outer, curved)
@@ -99,6 +101,8 @@ def perfedavg(
         personal_work: SGD steps after download; the paper takes one.
         mean: of the uploads; uniform by default, as in the paper.
     """
+
+    check_number("inner_rate", inner_rate, 0.0)
 
     def client(base, w, k):
         optimizer = optax.with_extra_args_support(client_optimizer)

@@ -11,6 +11,7 @@ import optax
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
+from jaxfed.templates import check_number
 
 
 class Server(NamedTuple):
@@ -57,8 +58,9 @@ def scaffold(
         server_learning_rate: eta_g; the paper's experiments use 1.
         mean: of the uploads; uniform by default, as in the paper.
     """
-    if learning_rate <= 0:
-        raise ValueError(f"learning_rate={learning_rate}: option II divides by it; use one above 0")
+    check_number("learning_rate", learning_rate, 0.0, above=True)  # option II divides by it
+    check_number("server_learning_rate", server_learning_rate, 0.0)
+    check_number("clients", clients, 1)
 
     def init(key):
         base, theta = task.init(key)
@@ -95,4 +97,4 @@ def scaffold(
     def deploy(server, state):
         return server.base, server.theta
 
-    return Algorithm(init, init_client, run_round, deploy, task)
+    return Algorithm(init, init_client, run_round, deploy, task, clients=clients)

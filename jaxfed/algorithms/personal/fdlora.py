@@ -23,7 +23,7 @@ import optax
 from jaxfed import aggregate, local, lowrank, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
-from jaxfed.templates import mixture
+from jaxfed.templates import check_number, mixture
 
 
 class Server(NamedTuple):
@@ -74,6 +74,11 @@ def fdlora(
         search: moves of the search, each with 4 evaluations of the loss.
         mean: of the uploads; uniform by default.
     """
+
+    check_number("rounds", rounds, 0)
+    check_number("sync", 1 if sync is None else sync, 1)
+    check_number("shots", shots, 1)
+    check_number("search", search, 1)
 
     def init(key):
         base, theta = task.init(key)

@@ -19,7 +19,7 @@ import optax
 from jaxfed import aggregate, local, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
-from jaxfed.templates import averaging, check_weight, mixture
+from jaxfed.templates import averaging, check_number, mixture
 
 
 def feddpa_f(
@@ -48,7 +48,8 @@ def feddpa_f(
         personal_optimizer: of the local adapter, likewise.
         mean: of the uploads; weighted by examples by default.
     """
-    check_weight(a)
+    check_number("a", a, 0.0, 1.0)
+    check_number("rounds", rounds, 1)
 
     def client(base, theta, k):
         federated, loss = k.round < rounds, partial(task.loss, base)

@@ -18,7 +18,7 @@ import optax
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
-from jaxfed.templates import check_weight, mixture, two_adapters
+from jaxfed.templates import check_number, mixture, two_adapters
 
 
 def feddpa_t(
@@ -49,7 +49,7 @@ def feddpa_t(
         personal_optimizer: of the local adapter, likewise.
         mean: of the uploads; weighted by examples by default.
     """
-    check_weight(a)
+    check_number("a", a, 0.0, 1.0)
 
     def join(theta, own):
         return mixture(theta, own, 1 - a, a)

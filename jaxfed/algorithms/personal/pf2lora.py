@@ -18,6 +18,7 @@ from jaxfed import aggregate, hypergrad, local, lowrank
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task
+from jaxfed.templates import check_number
 
 
 class Server(NamedTuple):
@@ -81,10 +82,9 @@ def pf2lora(
             cross term, or `hypergrad.simultaneous`, which updates both levels at once.
         mean: of the uploads; uniform by default, as in the paper.
     """
-    if inner_rate < 0:
-        raise ValueError(
-            f"inner_rate={inner_rate} would climb at the lower level; use inner_rate >= 0"
-        )
+    check_number("inner_rate", inner_rate, 0.0)
+    check_number("rank", rank, 1)
+    check_number("scale", scale, 0.0, above=True)
     upper_optimizer = optax.with_extra_args_support(upper_optimizer)
 
     def init(key):

@@ -51,7 +51,7 @@ def hetlora(
         ranks: the first rank of each client of the population; None draws it uniformly when a
             client first takes part, as in the paper.
     """
-    if not 1 <= least <= most or not 0 <= gamma <= 1 or penalty < 0:
+    if not 1 <= least <= most or not 0 <= gamma <= 1 or not penalty >= 0:
         raise ValueError(
             f"least={least}, most={most}, gamma={gamma}, penalty={penalty}: use 1 <= least <= most "
             "with gamma in [0, 1] and penalty >= 0"

@@ -26,7 +26,7 @@ from jaxfed import aggregate, combine, local, lowrank
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task
-from jaxfed.templates import Server
+from jaxfed.templates import Server, check_number
 
 
 def mfedloru(
@@ -54,9 +54,10 @@ def mfedloru(
         client_optimizer: of the local steps; restarted in each round.
         mean: of the recovered changes of A and B; weighted by examples by default.
     """
+    for i, rank in enumerate(ranks):
+        check_number(f"ranks[{i}]", rank, 1)
+    check_number("alpha", alpha, 0.0, above=True)
     most = max(ranks)
-    if min(ranks) < 1:
-        raise ValueError(f"ranks={ranks}: the least is {min(ranks)}; use at least 1")
 
     def client(base, theta, k):
         rank = jnp.asarray(ranks, jnp.int32)[k.id]
