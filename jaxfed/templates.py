@@ -93,9 +93,10 @@ def mixture(
 def check_number(
     name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False
 ) -> None:
-    """Raises ValueError if a number is not in [low, high], or, with `above`, equals low.
+    """Raises ValueError if a number is not finite and in [low, high], or (low, high] with `above`.
 
-    Whole numbers are wanted where `low` is an int: TypeError for others. Traced numbers pass.
+    If `low` is an int, the number must be whole. Raises TypeError if it is of another type. Traced
+    numbers are not checked.
     """
     if isinstance(value, jax.Array):
         return

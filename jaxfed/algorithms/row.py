@@ -53,8 +53,8 @@ class Row(NamedTuple):
     trains: Literal["any", "factors", "scratch"]
     """The theta that it needs: any; factors beside a kept base; factors beside a base of zeros."""
     make: Callable[[Task, Setting], Algorithm]
-    sends: str  # what crosses the wire in a round, down and up
-    keeps: str  # what a client keeps between rounds
+    sends: str  # the message and the upload of a round
+    keeps: str  # a client's state between rounds
     source: str
 
     @property

@@ -86,7 +86,7 @@ def singular_values(layers: Mapping[str, jax.Array], most: int = 14) -> Figure:
     """The singular values of each layer's W_t - W_0, divided by the largest, for `most` layers."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.add_subplot(
-        title="What training did to the weights",
+        title="Change of the weights during training",
         xlabel="index of the singular value",
         ylabel="singular value by the largest (log scale)",
         yscale="log",

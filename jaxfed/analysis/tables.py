@@ -35,7 +35,7 @@ class Analysis(NamedTuple):
 
 def tables(found: Analysis) -> str:
     """The whole analysis as tables of plain text."""
-    over = {"weights": "all chosen weights", "trained": "what is trained", "factors": "factors"}
+    over = {"weights": "all chosen weights", "trained": "trained parameters", "factors": "factors"}
     parts = [
         f"{found.name} after round {found.round}; Hessians over {over[found.part]}, "
         f"{found.parameters:,} numbers",

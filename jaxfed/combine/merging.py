@@ -90,7 +90,7 @@ def accumulate(
 
 
 def _rounds(every: Sequence[int]) -> tuple[int, ...]:
-    """The rounds, or the one cycle, checked."""
+    """The rounds, or the one cycle, as a tuple; ValueError unless they are whole and from 1."""
     whole = all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in every)
     if not len(every) or not whole or min(every) < 1:
         raise ValueError(

@@ -137,7 +137,7 @@ class File:
         return self.row[ids] >= 0
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """These clients' rows [n, nbytes]; ValueError, naming those whose row changed on disk."""
+        """These clients' rows [n, nbytes]; ValueError names clients whose rows changed on disk."""
         rows, changed = np.zeros((len(ids), self.nbytes), np.uint8), []
         for i in np.argsort(self.row[ids]):
             read = self._at(int(self.row[ids[i]])).readinto(rows[i].data)
@@ -193,7 +193,7 @@ class File:
         self.checksum[listed["ids"]] = listed["checksum"]
         self.needed = {t: listed["row"]}
         for other, path in self._lists().items():
-            with contextlib.suppress(ValueError):  # damaged, and then its checkpoint is, too
+            with contextlib.suppress(ValueError):  # a damaged list: its checkpoint is damaged too
                 rows = stored.arrays(stored.read(path), LISTED, path)["row"]
                 self.needed.setdefault(other, rows.reshape(-1).astype(np.int32))
         self.used = 1 + max(int(rows.max(initial=-1)) for rows in self.needed.values())
@@ -215,7 +215,7 @@ class File:
         return (self.directory or Path()) / f"{t}.npz"
 
     def _lists(self) -> dict[int, Path]:
-        """{round: the list beside its checkpoint}; other files there are none of ours."""
+        """{round: the list of its checkpoint}, without files that are not such lists."""
         there = () if self.directory is None else self.directory.glob("*.npz")
         return {int(path.stem): path for path in there if re.fullmatch("[0-9]{1,9}", path.stem)}
 
@@ -224,7 +224,7 @@ class File:
         return (self.directory or Path(tempfile.gettempdir())) / "rows"
 
     def _at(self, row: int, create: bool = False) -> Any:
-        """The file, to be read or written from the beginning of this row on."""
+        """The file, positioned at the beginning of this row."""
         if self.file is None and self.directory is None:
             self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by close)
         if self.file is None:
