@@ -211,11 +211,32 @@ def exchanges(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[Exch
 
         return algorithm.run_round(server, cohort, overheard(mapped, hear))
 
-    def mapped(client, base, message, cohort):
-        return jax.vmap(client, in_axes=(None, None, axes(cohort)))(base, message, cohort)
-
     jax.eval_shape(run, server, cohort)
     return listed
+
+
+def mapped(client: Client, base: PyTree, message: PyTree, cohort: Cohort) -> Reply:
+    """The verb in its plainest form: one vmap, on no device in particular."""
+    return jax.vmap(client, in_axes=(None, None, axes(cohort)))(base, message, cohort)
+
+
+def untrained(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[str]:
+    """The paths of those leaves of theta that a round returns exactly as it received them.
+
+    Nothing is computed; server and cohort may be shapes.
+    """
+
+    def theta(server, cohort):
+        return algorithm.run_round(server, cohort, mapped)[0].theta
+
+    traced, shapes = jax.make_jaxpr(theta, return_shape=True)(server, cohort)
+    received = {id(v) for v in traced.jaxpr.invars}
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, _), v in zip(leaves, traced.jaxpr.outvars, strict=True)
+        if id(v) in received
+    ]
 
 
 def upload_shapes(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[PyTree]:

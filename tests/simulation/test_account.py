@@ -218,6 +218,22 @@ def test_a_wrapper_can_ask_for_the_shapes_of_uploads():
         chex.assert_trees_all_equal_shapes_and_dtypes(part, server.theta)
 
 
+def test_weights_that_a_round_never_changes_are_listed():
+    """As in an FFA-LoRA that sends only B although the selection marks more as trained."""
+
+    def run_round(server, cohort, for_each_client):
+        reply = for_each_client(sender(), server.base, server.theta["b"], cohort)
+        theta = server.theta | {"b": reply.upload.mean(0)}
+        return server._replace(theta=theta), (), reply.metrics
+
+    fed = made(run_round)
+    server = Server(jnp.zeros(()), {"a": jnp.zeros(2), "b": jnp.zeros(NUMBERS)})
+    cohort = oracle.cohort(WORLD, [()] * 2, [0, 1], 0)
+    assert algorithm.untrained(fed, server, cohort) == ["a"]
+    everything = algorithms.ALGORITHMS["fedavg"](algorithms.RATE)
+    assert algorithm.untrained(everything, everything.init(jax.random.key(0)), cohort) == []
+
+
 def test_a_round_without_an_exchange_is_refused():
     with pytest.raises(TypeError, match="no exchange"):
         rounds(made(lambda server, cohort, verb: (server, (), {})), [[0, 1]])
