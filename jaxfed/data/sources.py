@@ -53,7 +53,8 @@ def tfds(name: str, data_dir: str | Path | None) -> Source:
 def prepared(name: str, data_dir: str | Path | None) -> Any:
     """TFDS's builder of a set that lies prepared in `data_dir`, to be read without TensorFlow.
 
-    Raises ValueError, with the command that prepares it, if it does not.
+    Raises ValueError, with the command that prepares it, if it does not, or if it lies there in a
+    format that only TensorFlow reads, such as TFDS's default.
     """
     import tensorflow_datasets
 
@@ -67,12 +68,25 @@ def prepared(name: str, data_dir: str | Path | None) -> Any:
     if not builder.is_prepared():
         where = "" if data_dir is None else f" --data_dir={data_dir}"
         raise ValueError(
-            f"TFDS has no {name!r} prepared in {builder.data_path}; prepare it once with\n"
-            '    pip install "jaxfed[data]" tensorflow\n'
-            f"    tfds build {name} --file_format=array_record{where}\n"
-            "Reading it then needs no TensorFlow."
+            f"TFDS has no {name!r} prepared in {builder.data_path}; {_prepare(name, where)}"
+        )
+    formats = builder.info.available_file_formats()
+    if not formats & tensorflow_datasets.core.FileFormat.with_random_access():
+        named = " and ".join(sorted(f.value for f in formats))
+        raise ValueError(
+            f"{builder.data_path} holds {name!r} as {named}, which only TensorFlow reads; "
+            + _prepare(name, " --data_dir=ANOTHER_FOLDER")
         )
     return builder
+
+
+def _prepare(name: str, where: str) -> str:
+    return (
+        "prepare it once with\n"
+        "    pip install array_record importlib_resources pillow tensorflow\n"
+        f"    tfds build {name} --file_format=array_record{where}\n"
+        "Reading it then needs no TensorFlow."
+    )
 
 
 def npz(path: str | Path) -> Source:

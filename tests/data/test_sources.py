@@ -1,5 +1,6 @@
 import gzip
 import importlib.util
+import json
 import pickle
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def test_cifar10_has_its_published_statistics(shared):
 def test_a_set_that_is_not_prepared_says_how_to_prepare_it(tmp_path):
     with pytest.raises(ValueError, match="tfds build mnist --file_format=array_record"):
         sources.tfds("mnist", tmp_path)
+
+
+def test_a_set_in_tfdss_default_format_says_how_to_prepare_it(tmp_path):
+    folder = tmp_path / "mnist/3.0.1"
+    folder.mkdir(parents=True)
+    feature = {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"}
+    (folder / "features.json").write_text(json.dumps(feature | {"text": {}}))
+    info = {"name": "mnist", "version": "3.0.1", "fileFormat": "tfrecord", "splits": []}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="as tfrecord, which only TensorFlow reads") as refused:
+        sources.tfds("mnist", tmp_path)
+    assert "tfds build mnist --file_format=array_record --data_dir=ANOTHER" in str(refused.value)
 
 
 def test_a_name_that_tfds_does_not_know_is_refused(tmp_path):
