@@ -32,7 +32,8 @@ from jaxfed import Algorithm, Reply, local, lowrank, models, tasks
 from jaxfed.data import Federated
 from jaxfed.data.federated import Split
 from jaxfed.simulation import engine, participation, population
-from jaxfed.simulation.run import Simulation
+from jaxfed.simulation.prepare import Prepared, prepare
+from jaxfed.simulation.run import run_blocks
 
 WIDTH, LAYERS, RANK, COHORT, EXAMPLES, STEPS = 384, 12, 2, 64, 4, 8
 DEVICE_CLIENTS = 1000
@@ -89,9 +90,9 @@ def experiment(clients: int, rounds: int) -> jaxfed.Experiment:
     )
 
 
-def simulation(placement: str, clients: int, rounds: int, folder: str) -> Simulation:
+def simulation(placement: str, clients: int, rounds: int, folder: str) -> Prepared:
     host = jaxfed.Host(chunk=COHORT, fuse=1, population=placement, checkpoint_every=0)
-    return Simulation(experiment(clients, rounds), host, Path(folder) / placement)
+    return prepare(experiment(clients, rounds), host, Path(folder) / placement)
 
 
 def timed(clients: int, rounds: int) -> dict:
@@ -102,7 +103,9 @@ def timed(clients: int, rounds: int) -> dict:
         drawn = [participation.draw(0, t, clients, COHORT) for t in range(rounds + 2)]
         draw_before(runs["host"].population, np.unique(drawn))
         draw_before(runs["mapped"].population, np.arange(clients))
-        records = {n: s.records() for n, s in runs.items()}
+        records = {n: run_blocks(p) for n, p in runs.items()}
+        for r in records.values():
+            next(r)
         seconds = timing.alternate(
             {f"{n}, {sizes[n]:,} clients": partial(next, r) for n, r in records.items()}, rounds
         )

@@ -175,8 +175,8 @@ CASES = [
     ("a file", lambda: run(directory=written("f", "")), FileExistsError, "f is a file; choose ano"),
     ("no run", lambda: run(directory="x", resume=True), FileNotFoundError, "no settings.json"),
     ("resume nowhere", lambda: run(resume=True), ValueError, "needs the directory of a run"),
-    ("another seed", lambda: resumed(seed=3), ValueError, "begun with seed=3, not 0"),
-    ("another cohort", lambda: resumed(cohort=3), ValueError, "begun with cohort=3, not 2"),
+    ("another seed", lambda: resumed(seed=3), ValueError, "started with seed=3, not 0"),
+    ("another cohort", lambda: resumed(cohort=3), ValueError, "started with cohort=3, not 2"),
     # algorithms and tasks
     ("rank", lambda: factors(rank=5), ValueError, "(5 > 4)"),
     ("rank 0", lambda: factors(rank=0), ValueError, "rank must be at least 1"),
@@ -313,7 +313,7 @@ def test_wrong_input_is_refused_before_a_round_is_run(
         call()
     assert raised.type in (error, FileExistsError, FileNotFoundError)
     assert not list(tmp_path.rglob("metrics.jsonl"))
-    assert not list(tmp_path.rglob("machine.json"))
+    assert not list(tmp_path.rglob("host.json"))
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from jaxfed.analysis import gradients, history, operators, spectrum, updates
 from jaxfed.analysis.tables import Analysis
 from jaxfed.combine import measure
 from jaxfed.lowrank.factors import Theta
-from jaxfed.simulation import engine, run_folder
-from jaxfed.simulation.experiment import Experiment, check_same
+from jaxfed.simulation import engine, identity, run_folder
+from jaxfed.simulation.experiment import Experiment
 
 PARTS: dict[str, Callable] = {
     "weights": operators.whole,
@@ -99,7 +99,7 @@ def of_run(
     _check(probe)
     if why := run_folder.why_not_begun(directory):
         raise FileNotFoundError(why)
-    check_same(e, run_folder.read_settings(directory))
+    identity.check_same(e, run_folder.read_settings(directory))
     machine, ids = engine.machine(), history.ids_of(probe.clients, e.data.clients, e.cohort)
     model = history.restored(e, directory, probe.round, machine)
     before, after = (

@@ -1,4 +1,4 @@
-"""How and where a run is launched: the options that every command shares, and JAX made ready."""
+"""Where a run is launched: the options that every command shares, and JAX made ready."""
 
 import argparse
 import contextlib
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -18,48 +18,27 @@ from jaxfed.simulation.experiment import Host
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How and where to run; nothing here changes the result beyond float rounding.
+    """Where a run is, and on what; with `host`, nothing that changes its result.
 
     Args:
         out: the run's folder, new or empty; by default runs/CONFIG-DATE-TIME.
-        devices: how many devices to use; by default all.
         cpu_devices: on a CPU, how many devices it is split into; by default one a core.
-        chunk: clients vmapped at once on a device; auto measures.
-        fuse: rounds in one call; auto measures.
-        stream: prepare each cohort's examples on the host; by default only if they do not fit.
-        population: where what clients keep lies; auto is the device if it fits there, then host
-            memory, then a file.
-        checkpoint_every: rounds between checkpoints; 0 is at the end only.
-        nonfinite: stop at a client that returns NaN or infinity, or skip it (the weighted mean of
-            the others takes its place, also where an algorithm averages uniformly).
-        merges: who pays for a merge: all clients at once, or each when next drawn.
         coordinator: address of process 0, host:port, for several processes without a launcher.
         processes: how many processes there are.
         process: which of them this is, from 0.
     """
 
+    host: Host = dataclasses.field(default_factory=Host)
     out: Path | None = None
-    devices: int | None = None
     cpu_devices: int | None = None
-    chunk: int | Literal["auto"] = "auto"
-    fuse: int | Literal["auto"] = "auto"
-    stream: bool | None = None
-    population: Literal["auto", "device", "host", "mapped"] = "auto"
-    checkpoint_every: int = 50
-    nonfinite: Literal["stop", "skip"] = "stop"
-    merges: Literal["eager", "lazy"] = "eager"
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
 
-    def host(self) -> Host:
-        return Host(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Host)})
-
     def remembered(self) -> dict[str, Any]:
-        """What a resumed run takes from here; its processes it is told anew."""
-        host = {f.name: getattr(self, f.name) for f in dataclasses.fields(Host)}
+        """Whatever a resumed run takes from here; it is given its processes again."""
         here = jax.local_device_count() if jax.default_backend() == "cpu" else self.cpus()
-        return {**host, "cpu_devices": here}
+        return {**dataclasses.asdict(self.host), "cpu_devices": here}
 
     def cpus(self) -> int:
         """How many devices a CPU is split into."""
@@ -69,7 +48,9 @@ class Launch:
         return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-NAMES = tuple(f.name for f in dataclasses.fields(Launch))
+HOST = dataclasses.fields(Host)
+OWN = tuple(f for f in dataclasses.fields(Launch) if f.name != "host")
+NAMES = tuple(f.name for f in (*OWN, *HOST))
 
 
 CPUS = 1024  # devices that a CPU is split into, at most
@@ -77,16 +58,9 @@ CPUS = 1024  # devices that a CPU is split into, at most
 
 def check(launch: Mapping[str, Any], where: object) -> None:
     """Raises ValueError, naming the file, if these are not what a run was launched with."""
-    kinds: dict[str, tuple] = {
-        **dict.fromkeys(("devices", "cpu_devices"), (int, type(None))),
-        **dict.fromkeys(("chunk", "fuse"), (int, str)),
-        **dict.fromkeys(("population", "nonfinite", "merges"), (str,)),
-        "stream": (bool, type(None)),
-        "checkpoint_every": (int,),
-    }
-    stored.check_kinds(launch, kinds, f"{where}, launch")
+    stored.check_kinds(launch, {"cpu_devices": (int, type(None))}, f"{where}, launch")
     try:
-        Launch(**{n: v for n, v in launch.items() if n in NAMES}).host()
+        Host(**{f.name: launch[f.name] for f in HOST if f.name in launch})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where} is damaged (launch: {error}); put a copy of it back") from None
 
@@ -97,13 +71,13 @@ def with_launch(
     text: str,
     without: Sequence[str] = (),
 ) -> type:
-    """A dataclass of the settings and the options of Launch, for the command line.
+    """A dataclass of the settings and the options of Launch and Host, for the command line.
 
-    `defaults` replace Launch's own; `text` is a docstring that ends in an Args section.
+    `defaults` replace their own; `text` is a docstring that ends in an Args section.
     """
     launch = {
         f.name: (f.type, defaults.get(f.name, f.default))
-        for f in dataclasses.fields(Launch)
+        for f in (*OWN, *HOST)
         if f.name not in without
     }
     fields = {**settings, **launch}
@@ -112,14 +86,14 @@ def with_launch(
         [(n, kind, dataclasses.field(default=default)) for n, (kind, default) in fields.items()],
         frozen=True,
     )
-    made.__doc__ = text.rstrip() + "\n" + options.args(Launch)
+    made.__doc__ = text.rstrip() + "\n" + options.args(Launch) + "\n" + options.args(Host)
     return made
 
 
 def chosen(parsed: Any) -> Launch:
     """The Launch among options as parsed."""
-    names = [f.name for f in dataclasses.fields(Launch) if hasattr(parsed, f.name)]
-    return Launch(**{n: getattr(parsed, n) for n in names})
+    host = Host(**{f.name: getattr(parsed, f.name) for f in HOST})
+    return Launch(host, **{f.name: getattr(parsed, f.name) for f in OWN if hasattr(parsed, f.name)})
 
 
 def early(arguments: list[str]) -> Launch:

@@ -2,11 +2,11 @@
 
 import dataclasses
 import inspect
+import logging
 import os
 import platform
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
@@ -14,16 +14,18 @@ from pathlib import Path
 
 import jax
 import tyro
-from tqdm import tqdm
 
 from jaxfed import trees
 from jaxfed.analysis import probe, tables
-from jaxfed.cli import describe, errors, launching, options, recorded, report
+from jaxfed.cli import describe, errors, following, launching, options, recorded, report, watching
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.options import Config
-from jaxfed.simulation import run_folder, stored
+from jaxfed.cli.watching import Watch
+from jaxfed.simulation import costs, run_folder, stored
 from jaxfed.simulation.experiment import Experiment
-from jaxfed.simulation.run import Simulation
+from jaxfed.simulation.prepare import Origin, prepare
+
+log = logging.getLogger(__name__)
 
 USAGE = """jaxfed: federated learning with low-rank updates, clients as an array axis
 
@@ -64,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"no command {arguments[0]!r}; there are {', '.join(commands)}")
         if arguments[1:] in (["-h"], ["--help"]):
             _help(arguments[0])
-        commands[arguments[0]](arguments[1:])
+        with watching.watching() as watch:
+            commands[arguments[0]](arguments[1:], watch)
     except KeyboardInterrupt:
         _end("interrupted", 128 + signal.SIGINT)
     except Exception as error:
@@ -76,10 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _help(command: str) -> None:
     """Prints the options that a command has with any config or run, and ends."""
     settings = f"`jaxfed {command} CONFIG --help` lists the config's settings as well.\n\nArgs:\n"
+    further = {"rounds": (int | None, None), "allow": (tuple[str, ...], ())}
     options_of: dict[str, tuple[str, type]] = {
         "run": (" CONFIG", launching.with_launch({}, {}, settings)),
         "describe": (" CONFIG", launching.with_launch({}, {}, settings)),
-        "resume": (" DIR", launching.with_launch({"rounds": (int | None, None)}, {}, RESUME)),
+        "resume": (" DIR", launching.with_launch(further, {}, RESUME)),
         "report": ("", Report),
         "analyse": (" DIR", probe.Probe),
     }
@@ -99,28 +103,29 @@ def _plain(text: str) -> str:
 # ---------------------------------------------------------------------- commands
 
 
-def _run(arguments: list[str]) -> None:
-    config, experiment, settings, launch = _read(arguments, "run")
-    out = launch.out or Path("runs") / f"{config.path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _run(arguments: list[str], watch: Watch) -> None:
+    config, experiment, settings, launch = _read(arguments, "run", watch)
     about = {
         "config": arguments[0],
         "directory": str(config.directory),
         "arguments": arguments[1:],
-        "settings": settings,
         "launch": launch.remembered(),
     }
-    _go(Simulation(experiment, launch.host(), out, about=about, config=config.text), out)
+    out = launch.out or following.new_folder(config.path.stem)
+    origin = Origin(config.text, settings, about)
+    following.go(experiment, launch, out, watch, origin=origin)
 
 
-def _resume(arguments: list[str]) -> None:
+def _resume(arguments: list[str], watch: Watch) -> None:
     path, saved = _begun(arguments, "resume")
     rounds = saved["experiment"]["rounds"]
-    fields = {"rounds": (int, rounds)}
+    fields = {"rounds": (int, rounds), "allow": (tuple[str, ...], ())}
     accepted = launching.with_launch(fields, saved["launch"], RESUME, without=("out",))
     parsed = options.parse(accepted, arguments[1:], f"jaxfed resume {path}")
     launch = launching.chosen(parsed)
-    launching.prepare_jax(launch)
-    experiment, _, _ = _call(options.stored(path, saved), saved["arguments"], "run")
+    _prepare_jax(launch, watch)
+    config = options.stored(path, saved)
+    experiment, settings, _ = _call(config, saved["arguments"], "run")
     if parsed.rounds != experiment.rounds:
         warnings.warn(
             f"the run now ends after round {parsed.rounds}; schedules in its config still count "
@@ -128,7 +133,8 @@ def _resume(arguments: list[str]) -> None:
             stacklevel=1,
         )
         experiment = dataclasses.replace(experiment, rounds=parsed.rounds)
-    _go(Simulation(experiment, launch.host(), path, resume=True), path)
+    origin = Origin(config.text, settings)
+    following.go(experiment, launch, path, watch, origin=origin, resume=True, allow=parsed.allow)
 
 
 def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
@@ -160,6 +166,8 @@ RESUME = """Goes on with a run that was stopped, to the same end, in every bit.
 
 Args:
     rounds: more than before extends the run; schedules in the config stay as they were.
+    allow: names of what may differ from the run as it was started: a setting, config, data,
+        algorithm, versions.
 """
 
 
@@ -176,7 +184,7 @@ class Report:
     to: Path | None = None
 
 
-def _report(arguments: list[str]) -> None:
+def _report(arguments: list[str], watch: Watch) -> None:
     asked = options.parse(Report, arguments, "jaxfed report")
     if not asked.runs:
         raise ValueError("give the folders of runs: jaxfed report DIR [DIR ...]")
@@ -186,26 +194,30 @@ def _report(arguments: list[str]) -> None:
         print(picture)
 
 
-def _describe(arguments: list[str]) -> None:
-    _, experiment, _, launch = _read(arguments, "describe")
-    host = dataclasses.replace(launch.host(), chunk=1, fuse=1)
-    simulation = Simulation(experiment, host, None)
-    server, wire = simulation.server, simulation.mean_wire()
-    print(describe.weights(server.base, server.theta))
-    print()
-    print(describe.parameters(server.base, server.theta, wire))
-    print(describe.traffic(wire, experiment.rounds, experiment.cohort))
-    print(describe.compute(simulation.compute(), experiment.rounds, experiment.cohort))
-    print(describe.population(experiment.data.train, experiment.cohort))
+def _describe(arguments: list[str], watch: Watch) -> None:
+    _, experiment, _, launch = _read(arguments, "describe", watch)
+    host = dataclasses.replace(launch.host, chunk=1, fuse=1)
+    prepared = prepare(experiment, host, compiling=False)
+    server, wire = prepared.state.server, costs.mean_wire(prepared)
+    most = -(-experiment.cohort // len(prepared.machine.devices))
+    chunks = sorted({1, most}) if launch.host.chunk == "auto" else [launch.host.chunk]
     parts = {
         "the server": trees.nbytes(server),
-        "what clients keep": simulation.population.held,
+        "what clients keep": prepared.population.held,
         "training examples": trees.nbytes(experiment.data.train.examples),
     }
-    print(describe.held(parts))
-    most = -(-experiment.cohort // len(simulation.machine.devices))
-    chunks = sorted({1, most}) if launch.chunk == "auto" else [launch.chunk]
-    print(describe.working({n: simulation.memory(n) for n in chunks}))
+    lines = [
+        describe.weights(server.base, server.theta),
+        "",
+        describe.parameters(server.base, server.theta, wire),
+        describe.traffic(wire, experiment.rounds, experiment.cohort),
+        describe.compute(costs.compute(prepared), experiment.rounds, experiment.cohort),
+        describe.population(experiment.data.train, experiment.cohort),
+        describe.held(parts),
+        describe.working({n: costs.memory(prepared, n) for n in chunks}),
+    ]
+    watch.clear()
+    print("\n".join(lines))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,102 +232,38 @@ Analyse.__doc__ = (
 )
 
 
-def _analyse(arguments: list[str]) -> None:
+def _analyse(arguments: list[str], watch: Watch) -> None:
     path, saved = _begun(arguments, "analyse")
     asked = options.parse(Analyse, arguments[1:], f"jaxfed analyse {path}")
-    launching.prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]))
+    _prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]), watch)
     experiment, _, _ = _call(options.stored(path, saved), saved["arguments"], "run")
     found = probe.of_run(experiment, path, asked)
+    watch.clear()
     print(tables.tables(found))
     for picture in tables.draw(found, asked.to or report.place(path)):
         print(picture)
 
 
-# ---------------------------------------------------------------------- a run, watched
-
-
-def _go(simulation: Simulation, path: Path) -> None:
-    first = jax.process_index() == 0
-    if first:
-        print(_summary(simulation))
-        print(f"folder   {path}", flush=True)
-    try:
-        _watch(simulation, quiet=not first)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        status = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
-        _end(
-            f"stopped after round {simulation.done}; `jaxfed resume {path}` goes on from round "
-            f"{simulation.saved}",
-            int(status or 0),
-        )
-    if not first:
-        return
-    run = recorded.read(path)
-    report.draw([run], report.place(path))
-    print(report.table([run]))
-    print(f"plots    {path / 'plots'}")
-
-
-def _watch(simulation: Simulation, quiet: bool) -> None:
-    """Runs to the end, with a progress bar on a terminal and plain lines elsewhere."""
-    rounds, sent = simulation.experiment.rounds, simulation.sent
-    shown: dict[str, str] = {}
-    terminal, printed = sys.stderr.isatty(), time.monotonic()
-    with tqdm(
-        total=rounds,
-        initial=simulation.done,
-        unit=" rounds",
-        disable=quiet or not terminal,
-        dynamic_ncols=True,
-    ) as bar:
-        for record in simulation.records():
-            sent += record["down"] + record["up"] + record["broadcast"]
-            shown |= {
-                n: f"{record[n]:.4f}" for n in ("accuracy", *report.MEASURES, "loss") if n in record
-            }
-            bar.set_postfix(shown | {"sent": f"{sent / 1e6:,.1f} MB"}, refresh=False)
-            bar.update()
-            due = "accuracy" in record or record["round"] == rounds
-            if quiet or terminal or not (due or time.monotonic() > printed + 10):
-                continue
-            printed = time.monotonic()
-            print(
-                f"round {record['round']}/{rounds}",
-                *(f"{n} {v}" for n, v in shown.items()),
-                f"sent {sent / 1e6:,.1f} MB",
-                f"{1 / record['seconds']:.3g} rounds/s",
-                sep="  ",
-                flush=True,
-            )
-
-
-def _summary(simulation: Simulation) -> str:
-    e, server = simulation.experiment, simulation.server
-    machine = simulation.machine
-    lines = [
-        describe.parameters(server.base, server.theta, simulation.wire),
-        describe.population(e.data.train, e.cohort),
-        f"machine  {len(machine.devices)} x {machine.devices[0].device_kind}, "
-        f"{machine.chunk} clients at once on each, {simulation.fuse} rounds in a call",
-    ]
-    if simulation.done:
-        lines.append(f"resumed  after round {simulation.done}")
-    return "\n".join(lines)
-
-
 # ---------------------------------------------------------------------- configs and options
 
 
-def _read(arguments: list[str], command: str) -> tuple[Config, Experiment, dict, Launch]:
+def _read(
+    arguments: list[str], command: str, watch: Watch
+) -> tuple[Config, Experiment, dict, Launch]:
     """(config, experiment, settings, launch) of `jaxfed COMMAND CONFIG [--name value ...]`."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"give a config: jaxfed {command} CONFIG [--name value ...]")
-    path = options.path(arguments[0])
+    path = Path(arguments[0])
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}")
     config = options.read(path)
-    launching.prepare_jax(launching.early(arguments[1:]))
+    _prepare_jax(launching.early(arguments[1:]), watch)
     return config, *_call(config, arguments[1:], command)
+
+
+def _prepare_jax(launch: Launch, watch: Watch) -> None:
+    launching.prepare_jax(launch)
+    watch.quiet = jax.process_index() > 0
 
 
 def _call(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
@@ -333,6 +281,7 @@ def _called(config: Config, arguments: list[str], command: str) -> tuple[Experim
     accepted = launching.with_launch(fields, {}, text)
     parsed = options.parse(accepted, arguments, f"jaxfed {command} {path}")
     settings = {n: getattr(parsed, n) for n in fields}
+    log.info("building the experiment")
     experiment = function(**settings)
     if not isinstance(experiment, Experiment):
         raise TypeError(

@@ -120,11 +120,17 @@ def over_parts(
     """
     sums, own = [], []
     for ids in parts:
-        known = np.maximum(ids, 0)
-        own.append(np.where(ids >= 0, split.count[known], 0).astype(np.int32))
-        states = states_of(np.where(ids >= 0, ids, split.clients))
-        sums.append(jax.device_get(measure(states, split.start[known], own[-1])))
+        states, start, count = _part(split, ids, states_of)
+        own.append(count)
+        sums.append(jax.device_get(measure(states, start, count)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *sums), np.concatenate(own)
+
+
+def _part(split: Split, ids: np.ndarray, states_of: Callable) -> tuple[PyTree, Any, np.ndarray]:
+    """(states, start, count) of these clients; -1 is padding and has no examples."""
+    known, real = np.maximum(ids, 0), ids >= 0
+    count = np.where(real, split.count[known], 0).astype(np.int32)
+    return states_of(np.where(real, ids, split.clients)), split.start[known], count
 
 
 def pieces(examples: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +181,7 @@ def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
 class Evaluation:
     """(server, states_of) -> {"accuracy", "test_loss", "personal"?}; `evaluation` creates it."""
 
-    sums: dict[str, Callable]  # {"test": ..., "personal": ...}, jitted; see `evaluation`
+    sums: dict[str, jax.stages.Wrapped]  # {"test": ..., "personal": ...}, jitted; see `evaluation`
     examples: dict[str, PyTree]  # by the same names, on the devices
     data: Federated
     parts: list[np.ndarray]  # each part's clients are evaluated at once
@@ -194,6 +200,14 @@ class Evaluation:
             own = over_parts(measure, self.data.personal, self.parts, states_of)
             numbers["personal"] = spread(self.summary, *own)
         return numbers
+
+    def compile(self, server: Any, states_of: Callable) -> None:
+        """Compiles what a call with these would."""
+        self.sums["test"].lower(server, self.examples["test"]).compile()
+        if self.parts:
+            states, start, count = _part(self.data.personal, self.parts[0], states_of)
+            examples = self.examples["personal"]
+            self.sums["personal"].lower(server, states, examples, start, count).compile()
 
 
 def evaluation(

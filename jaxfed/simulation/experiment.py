@@ -1,13 +1,12 @@
 """What is run, and how: the settings of a run, checked as they are made."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from jaxfed.algorithm import Algorithm
 from jaxfed.data.federated import Federated, length
-from jaxfed.simulation import ledger
 from jaxfed.tasks.task import Task
 
 
@@ -62,35 +61,42 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """How it is run: nothing here changes the result beyond float rounding."""
+    """How a run is carried out: nothing here changes the result beyond float rounding.
 
-    devices: int | None = None  # None: all
-    chunk: int | Literal["auto"] = "auto"  # clients vmapped at once on a device
-    fuse: int | Literal["auto"] = "auto"  # rounds in one call
-    stream: bool | None = None  # prepare each cohort's examples on the host; None: if it must
-    population: Literal["auto", "device", "host", "mapped"] = "auto"  # where clients' states lie
-    checkpoint_every: int = 50  # rounds; 0: only at the end
-    nonfinite: Literal["stop", "skip"] = "stop"  # what a client with NaN or infinity does
-    merges: Literal["eager", "lazy"] = "eager"  # who pays for a merge, and when; see ledger.py
+    Args:
+        devices: how many devices to use; by default all.
+        chunk: clients vmapped at once on a device; auto measures.
+        fuse: rounds in one call; auto measures.
+        stream: prepare each cohort's examples on the host; by default only if they do not fit.
+        population: where what clients keep lies; auto is the device if it fits there, then host
+            memory, then a file.
+        checkpoint_every: rounds between checkpoints; 0 is at the end only.
+        nonfinite: stop at a client that returns NaN or infinity, or skip it (the weighted mean of
+            the others takes its place, also where an algorithm averages uniformly).
+        merges: who pays for a merge: all clients at once, or each when next drawn.
+    """
+
+    devices: int | None = None
+    chunk: int | Literal["auto"] = "auto"
+    fuse: int | Literal["auto"] = "auto"
+    stream: bool | None = None
+    population: Literal["auto", "device", "host", "mapped"] = "auto"
+    checkpoint_every: int = 50
+    nonfinite: Literal["stop", "skip"] = "stop"
+    merges: Literal["eager", "lazy"] = "eager"
 
     def __post_init__(self) -> None:
-        limits = {"checkpoint_every": 0, "chunk": 1, "fuse": 1, "devices": 1}
-        named = {"chunk": "auto", "fuse": "auto", "devices": None}
-        _check_numbers(self, **{n: v for n, v in limits.items() if _is_not(self, n, named)})
-        if self.stream not in (None, True, False):
-            raise ValueError(f"stream={self.stream!r}; use True, False, or None for when it must")
-        choices = {
-            "population": ("auto", "device", "host", "mapped"),
-            "nonfinite": ("stop", "skip"),
-            "merges": tuple(ledger.MERGES),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}; use one of {known}")
-
-
-def _is_not(settings: Any, name: str, named: dict) -> bool:
-    return name not in named or getattr(settings, name) != named[name]
+        for name, kind in get_type_hints(type(self)).items():
+            value, kinds = getattr(self, name), get_args(kind) or (kind,)
+            words = [w for k in (kind, *kinds) if get_origin(k) is Literal for w in get_args(k)]
+            if value in words or (value is None and type(None) in kinds):
+                continue
+            if int in kinds:
+                _check_numbers(self, **{name: 0 if name == "checkpoint_every" else 1})
+            elif bool not in kinds:
+                raise ValueError(f"{name}={value!r}; use one of {tuple(words)}")
+            elif not isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}; use True, False, or None for when it must")
 
 
 def _check_numbers(settings: Any, **least: int) -> None:
@@ -101,20 +107,3 @@ def _check_numbers(settings: Any, **least: int) -> None:
             raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a whole number")
         if value < low:
             raise ValueError(f"{name}={value}; use at least {low}")
-
-
-def identity(experiment: Experiment) -> dict:
-    """What must not change when a run is resumed, as far as JSON can tell it."""
-    names = ("cohort", "seed", "evaluate_every", "evaluate_batch")
-    return {**{n: getattr(experiment, n) for n in names}, "clients": experiment.data.clients}
-
-
-def check_same(experiment: Experiment, settings: dict) -> None:
-    """Raises ValueError if the run in these settings was begun with others."""
-    before, now = settings.get("experiment", {}), identity(experiment)
-    for name, value in now.items():
-        if before.get(name, value) != value:
-            raise ValueError(
-                f"the run was begun with {name}={before[name]}, not {value}; resume it with that, "
-                "or begin another in a new folder"
-            )

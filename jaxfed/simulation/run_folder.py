@@ -3,7 +3,7 @@
 config.py        the config as it was run; not there if the run was begun from Python
 settings.json    what is run, and with which versions: the run has begun once this is there
 clients.npz      labels [N, classes]: how many examples of each label each client has
-machine.json     chunk, fuse and devices, which a resumed run must share to end in the same bits
+host.json        chunk, fuse and devices, which a resumed run must share to end in the same bits
 metrics.jsonl    one record a round
 checkpoints/     see checkpoint.py
 clients/         what clients keep, at those checkpoints; see population.py
@@ -36,7 +36,7 @@ SETTINGS: dict[str, tuple] = {
     "launch": (dict,),
     "experiment": (dict,),
 }
-MACHINE: dict[str, tuple] = {
+HOST: dict[str, tuple] = {
     **dict.fromkeys(("chunk", "fuse", "devices", "processes"), (int,)),
     **dict.fromkeys(("device", "jax", "population"), (str,)),
 }
@@ -45,7 +45,7 @@ OURS = (
     "metrics.jsonl",
     "checkpoints",
     "clients",
-    "machine.json",
+    "host.json",
     "config.py",
     "clients.npz",
     "tensorboard",
@@ -63,8 +63,8 @@ def why_not_new(folder: Path) -> str:
     if folder.exists() and not folder.is_dir():
         return f"{folder} is a file; choose another folder for the run"
     found = [name for name in OURS if os.path.lexists(folder / name)]
-    # machine.json is written first: a kill between it and settings.json leaves these.
-    unbegun = "machine.json" in found and {*found} <= {"machine.json", "config.py", "clients.npz"}
+    # host.json is written first: a kill between it and settings.json leaves these.
+    unbegun = "host.json" in found and {*found} <= {"host.json", "config.py", "clients.npz"}
     if found and not unbegun:
         return (
             f"{folder} has {', '.join(found)}, but no settings.json: no run can begin there before "
@@ -114,15 +114,15 @@ def read_settings(folder: Path) -> dict:
     return found
 
 
-def read_machine(folder: Path) -> dict:
-    """What machine.json holds, {} if it is not there; ValueError, naming it, if it is damaged."""
-    path = folder / "machine.json"
+def read_host(folder: Path) -> dict:
+    """What host.json holds, {} if it is not there; ValueError, naming it, if it is damaged."""
+    path = folder / "host.json"
     if not path.exists():
         return {}
     found = stored.object_of(path)
-    stored.check_kinds(found, MACHINE, path)
+    stored.check_kinds(found, HOST, path)
     for name, value in found.items():
-        low = MACHINE.get(name) == (int,) and value < 1
+        low = HOST.get(name) == (int,) and value < 1
         if low or (name == "population" and value not in ("device", "host", "mapped")):
             raise ValueError(f"{path} is damaged ({name} is {value!r}); put a copy of it back")
     return found
@@ -168,8 +168,10 @@ def keep_records(folder: Path, rounds: int) -> list[dict]:
         where = f"{path}, round {record['round']}"
         sent = {name: record.get(name) for name in ("down", "up", "broadcast")}
         stored.check_kinds(sent, dict.fromkeys(sent, (int, float)), where)
-    with writing(path):
-        replace(path, b"".join(line for line, _ in kept))
+    content = b"".join(line for line, _ in kept)
+    if path.exists() and stored.read(path) != content:
+        with writing(path):
+            replace(path, content)
     return [record for _, record in kept]
 
 

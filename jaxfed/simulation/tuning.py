@@ -1,6 +1,7 @@
 """The number of clients that run at once, measured on a real round."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.simulation.engine import Machine, largest, memory_limit
+
+log = logging.getLogger(__name__)
 
 
 def chunk_candidates(clients: int) -> list[int]:
@@ -38,6 +41,7 @@ def measured_chunk(
     seconds: dict[int, float] = {}
     limit, worse = memory_limit(machine), 0
     for chunk in candidates:
+        log.info("compiling a round, %s clients at once", chunk)
         begin = time.perf_counter()
         program = make(dataclasses.replace(machine, chunk=chunk)).lower(*arguments).compile()
         compiling = largest(time.perf_counter() - begin, machine)
@@ -45,6 +49,7 @@ def measured_chunk(
         if largest(needed / limit, machine) > 1:
             continue
         seconds[chunk] = largest(min(_timed(program, arguments) for _ in range(2)), machine)
+        log.info("measured %.3g s a round, %s clients at once", seconds[chunk], chunk)
         worse = worse + 1 if seconds[chunk] > 1.15 * min(seconds.values()) else 0
         if worse == 2 or calls * min(seconds.values()) < compiling:
             break

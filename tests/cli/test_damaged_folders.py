@@ -60,7 +60,7 @@ def in_launch(**changes):
 
 def in_machine(**changes):
     def damage(folder):
-        path = folder / "machine.json"
+        path = folder / "host.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
     return damage
@@ -224,12 +224,12 @@ DAMAGES = {
     "launch cpus none": (in_launch(cpu_devices=0), "cpu_devices=0; use 1 to", None),
     "launch cpus text": (in_launch(cpu_devices="2"), SETTINGS, None),
     **{
-        f"machine {content[:9]}": (holds("machine.json", content), MACHINE, None)
+        f"machine {content[:9]}": (holds("host.json", content), MACHINE, None)
         for content in ("[]", "3", "null", "{", "")
     },
-    "machine {}": (holds("machine.json", "{}"), None, None),
-    "machine gone": (gone("machine.json"), None, None),
-    "machine a pipe": (becomes_pipe("machine.json"), MACHINE, None),
+    "machine {}": (holds("host.json", "{}"), None, None),
+    "machine gone": (gone("host.json"), None, None),
+    "machine a pipe": (becomes_pipe("host.json"), MACHINE, None),
     "machine chunk": (in_machine(chunk="5"), MACHINE, None),
     "machine chunk zero": (in_machine(chunk=0), MACHINE, None),
     "machine fuse": (in_machine(fuse=[1]), MACHINE, None),

@@ -1,10 +1,17 @@
 """The host's loop: what is drawn, recorded and written, and when."""
 
+import contextlib
 import dataclasses
+import gc
+import itertools
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +23,9 @@ import jaxfed
 from jaxfed import local, models, tasks
 from jaxfed.algorithms import fedavg, scaffold
 from jaxfed.data import federate, partition, sources
-from jaxfed.simulation import participation
+from jaxfed.simulation import participation, run_folder
 from jaxfed.simulation.participation import draw
-from jaxfed.simulation.run import Simulation
+from jaxfed.simulation.prepare import prepare
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -173,7 +180,7 @@ def test_a_folder_is_left_as_promised(tmp_path):
     assert [json.loads(line) for line in lines] == records
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        *("settings.json", "machine.json", "clients.npz", "metrics.jsonl"),
+        *("settings.json", "host.json", "clients.npz", "metrics.jsonl"),
         *("checkpoints", "tensorboard"),
     }
     labels = np.load(tmp_path / "run" / "clients.npz")["labels"]
@@ -238,7 +245,7 @@ def test_what_was_measured_is_remembered(tmp_path):
     list(jaxfed.run(experiment(rounds=3), tmp_path, FAST))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        resumed = Simulation(experiment(), jaxfed.Host(devices=2), tmp_path, resume=True)
+        resumed = prepare(experiment(), jaxfed.Host(devices=2), tmp_path, resume=True)
     resumed.close()
     assert (resumed.machine.chunk, resumed.fuse) == (2, 3)
 
@@ -256,26 +263,151 @@ def test_nan_stops_with_round_and_clients_and_resumes_without_them(tmp_path):
     assert all(np.isfinite(r["loss"]) for r in records)
 
 
-@pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
-)
-def test_a_signal_ends_the_run_after_a_checkpoint(number, raised, tmp_path):
-    before, seen = signal.getsignal(number), []
-    running = jaxfed.run(experiment(rounds=20), tmp_path, SINGLE)
+ENDING = [
+    (signal.SIGTERM, SystemExit),
+    (signal.SIGHUP, SystemExit),
+    (signal.SIGUSR1, SystemExit),
+    (signal.SIGINT, KeyboardInterrupt),
+]
 
-    def watch():
-        for record in running:
-            seen.append(record["round"])
-            if record["round"] == 2:
-                signal.raise_signal(number)
 
+@pytest.mark.parametrize(("number", "raised"), ENDING)
+def test_a_signal_in_a_round_ends_the_run_after_a_checkpoint(number, raised, tmp_path, monkeypatch):
+    before, append = signal.getsignal(number), run_folder.append
+
+    def signalled(folder, records):
+        append(folder, records)
+        if records[-1]["round"] == 3:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(run_folder, "append", signalled)
     with pytest.raises(raised):
-        watch()
-    assert seen == [1, 2, 3]
+        list(jaxfed.run(experiment(rounds=20), tmp_path, SINGLE))
     assert signal.getsignal(number) is before
-    resumed = Simulation(experiment(rounds=20), SINGLE, tmp_path, resume=True)
-    resumed.close()
-    assert resumed.done == 3
+    assert done(tmp_path, rounds=20) == 3
+
+
+def test_a_signal_in_the_last_round_is_not_swallowed(tmp_path, monkeypatch):
+    append = run_folder.append
+
+    def signalled(folder, records):
+        append(folder, records)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run_folder, "append", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        list(jaxfed.run(experiment(rounds=3), tmp_path, FAST))
+    assert done(tmp_path, rounds=3) == 3
+
+
+def done(folder, **settings):
+    """How many rounds a resumed run would not repeat."""
+    with contextlib.closing(prepare(experiment(**settings), SINGLE, folder, resume=True)) as found:
+        return found.state.done
+
+
+def test_signals_are_the_programs_own_while_a_run_is_held(tmp_path):
+    before = [signal.getsignal(number) for number, _ in ENDING]
+    running = jaxfed.run(experiment(rounds=20), tmp_path, SINGLE)
+    for _ in range(3):
+        next(running)
+        assert [signal.getsignal(number) for number, _ in ENDING] == before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    running.close()
+
+
+def test_ignored_signals_stay_ignored(tmp_path, monkeypatch):
+    append = run_folder.append
+
+    def signalled(folder, records):
+        append(folder, records)
+        signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(run_folder, "append", signalled)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert len(list(jaxfed.run(experiment(rounds=3), tmp_path, FAST))) == 3
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def leave_by_break(running):
+    for record in running:
+        if record["round"] == 4:
+            break
+
+
+def leave_by_an_error(running):
+    with contextlib.suppress(ZeroDivisionError):
+        for record in running:
+            1 / (4 - record["round"])
+
+
+WAYS = {
+    "break": leave_by_break,
+    "error": leave_by_an_error,
+    "islice": lambda running: list(itertools.islice(running, 4)),
+    "close": lambda running: ([next(running) for _ in range(4)], running.close()),
+}
+
+
+@pytest.mark.parametrize("leave", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("host", [SINGLE, FAST], ids=["single", "fused"])
+def test_a_run_left_early_has_a_checkpoint_of_its_last_recorded_round(leave, host, tmp_path):
+    e = experiment(with_states)
+    unbroken = settled(jaxfed.run(e, host=host))
+    running = jaxfed.run(e, tmp_path, host)
+    leave(running)
+    del running
+    gc.collect()
+    recorded = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in recorded] == list(range(1, 7 if host is FAST else 5))
+    rest = list(jaxfed.run(e, tmp_path, host, resume=True))
+    assert settled(recorded + rest) == unbroken
+
+
+def test_a_run_closed_before_its_first_round_frees_its_folder(tmp_path):
+    jaxfed.run(experiment(rounds=3), tmp_path, FAST).close()
+    assert not (tmp_path / "lock").exists()
+    assert len(list(jaxfed.run(experiment(rounds=3), tmp_path, FAST, resume=True))) == 3
+
+
+HELD = """
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+import sys
+from test_run import SINGLE, experiment
+import jaxfed
+running = jaxfed.run(experiment(rounds=6), sys.argv[1], SINGLE)
+for record in running:
+    if record["round"] == 4:
+        break
+"""
+
+
+def test_a_run_held_to_the_end_of_the_program_is_saved(tmp_path):
+    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", HELD, str(tmp_path / "run")]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": here}, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Error" not in ended.stderr
+    assert done(tmp_path / "run") == 4
+
+
+def files(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_resuming_a_finished_run_changes_no_file(tmp_path):
+    for make in (plain, with_states):
+        folder = tmp_path / make.__name__
+        list(jaxfed.run(experiment(make), folder, FAST))
+        before = files(folder)
+        assert list(jaxfed.run(experiment(make), folder, FAST, resume=True)) == []
+        assert files(folder) == before
 
 
 def test_a_run_in_a_thread_needs_no_signals(tmp_path):

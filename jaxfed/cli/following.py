@@ -1,0 +1,119 @@
+"""A run from the command line: in which folder, how it goes, and its end."""
+
+import contextlib
+import itertools
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from jaxfed.cli import describe, recorded, report
+from jaxfed.cli.launching import Launch
+from jaxfed.cli.watching import Watch
+from jaxfed.simulation import processes, run_folder, signals
+from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.prepare import Prepared, prepare
+from jaxfed.simulation.run import run_blocks
+
+
+def new_folder(stem: str) -> Path:
+    """runs/CONFIG-DATE-TIME, made by process 0; with -2, -3, ... if others started this second."""
+    if jax.process_index():
+        return Path(processes.from_first(""))
+    name = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with run_folder.writing(name.parent):
+        name.parent.mkdir(parents=True, exist_ok=True)
+    for i in itertools.count(2):
+        with contextlib.suppress(FileExistsError):
+            name.mkdir()
+            break
+        name = name.with_name(f"{name.name.removesuffix(f'-{i - 1}')}-{i}")
+    return Path(processes.from_first(str(name)))
+
+
+def go(experiment: Experiment, launch: Launch, path: Path, watch: Watch, **how: Any) -> None:
+    """Runs the experiment in this folder, watched; a signal ends it when a checkpoint is there."""
+    prepared = prepare(experiment, launch.host, path, **how)
+    first = jax.process_index() == 0
+    watch.rounds_begin()
+    if first:
+        print(_summary(prepared))
+        print(f"folder   {path}", flush=True)
+    done = [prepared.state.done]
+    try:
+        _follow(prepared, watch.noted, done, quiet=not first)
+        if watch.noted:
+            raise signals.stopped_by(watch.noted[0])
+    except (KeyboardInterrupt, SystemExit) as stop:
+        status = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
+        saved = max(prepared.checkpoints.rounds if prepared.checkpoints else [], default=0)
+        then = f"`jaxfed resume {path}` goes on from round {saved}"
+        if saved == experiment.rounds:
+            then = f"it was the last; `jaxfed report {path}` shows the run"
+        print(f"jaxfed: stopped after round {done[-1]}; {then}", file=sys.stderr)
+        raise SystemExit(int(status or 0)) from None
+    watch.rounds_end()
+    if not first:
+        return
+    run = recorded.read(path)
+    report.draw([run], report.place(path))
+    print(report.table([run]))
+    print(f"plots    {path / 'plots'}")
+
+
+def _follow(prepared: Prepared, noted: list[int], done: list[int], quiet: bool) -> None:
+    """Runs to the end, with a progress bar on a terminal and plain lines elsewhere.
+
+    Appends to `done` each round that is recorded.
+    """
+    rounds, sent = prepared.experiment.rounds, prepared.sent
+    shown: dict[str, str] = {}
+    terminal, printed = sys.stderr.isatty(), time.monotonic()
+    with (
+        contextlib.closing(run_blocks(prepared, noted)) as work,
+        tqdm(
+            total=rounds,
+            initial=prepared.state.done,
+            unit=" rounds",
+            disable=quiet or not terminal,
+            dynamic_ncols=True,
+        ) as bar,
+    ):
+        next(work)
+        for record in itertools.chain.from_iterable(work):
+            done.append(record["round"])
+            sent += record["down"] + record["up"] + record["broadcast"]
+            shown |= {
+                n: f"{record[n]:.4f}" for n in ("accuracy", *report.MEASURES, "loss") if n in record
+            }
+            bar.set_postfix(shown | {"sent": f"{sent / 1e6:,.1f} MB"}, refresh=False)
+            bar.update()
+            due = "accuracy" in record or record["round"] == rounds
+            if quiet or terminal or not (due or time.monotonic() > printed + 10):
+                continue
+            printed = time.monotonic()
+            print(
+                f"round {record['round']}/{rounds}",
+                *(f"{n} {v}" for n, v in shown.items()),
+                f"sent {sent / 1e6:,.1f} MB",
+                f"{1 / record['seconds']:.3g} rounds/s",
+                sep="  ",
+                flush=True,
+            )
+
+
+def _summary(prepared: Prepared) -> str:
+    e, server, machine = prepared.experiment, prepared.state.server, prepared.machine
+    lines = [
+        describe.parameters(server.base, server.theta, prepared.wire),
+        describe.population(e.data.train, e.cohort),
+        f"machine  {len(machine.devices)} x {machine.devices[0].device_kind}, "
+        f"{machine.chunk} clients at once on each, {prepared.fuse} rounds in a call",
+    ]
+    if prepared.state.done:
+        lines.append(f"resumed  after round {prepared.state.done}")
+    return "\n".join(lines)
