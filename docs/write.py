@@ -104,7 +104,11 @@ def zoo() -> str:
     lines = []
     for family in ("general", "shared", "personal"):
         about = first_line(importlib.import_module(f"jaxfed.algorithms.{family}"))
-        lines += [f"**{family}**: {about}", "", "| method | function | theta | sends | keeps | source |"]
+        lines += [
+            f"**{family}**: {about}",
+            "",
+            "| method | function | theta | sends | keeps | source |",
+        ]
         lines += ["| --- | --- | --- | --- | --- | --- |"]
         for row in importlib.import_module("jaxfed.algorithms.zoo").ROWS:
             if row.family == family:

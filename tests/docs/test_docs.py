@@ -83,7 +83,11 @@ def test_files_that_a_page_names_exist(page):
 
 @each_page()
 def test_commands_that_a_page_names_exist(page):
-    commands = re.findall(r"(?:bin/|`|^|; |do )jaxfed (\w+)", text(page), re.MULTILINE)
+    code = [
+        *pages.blocks(page, "bash"),
+        *re.findall(r"^    .*|`[^`\n]*`", text(page), re.MULTILINE),
+    ]
+    commands = re.findall(r"\bjaxfed ([a-z]+)", "\n".join(code))
     assert [c for c in commands if f"jaxfed {c} " not in main.USAGE] == []
 
 
