@@ -157,7 +157,6 @@ def test_help_of_a_config_tells_its_settings_and_the_options(capsys):
         assert option in printed.replace("\n", " ")
 
 
-@pytest.mark.quick
 def test_describe_tells_size_traffic_and_memory_without_training(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command("describe", SMALL, "--method=fedloru", "--rank=2", "--devices=1")

@@ -41,20 +41,17 @@ def table(page, heading):
 # ---------------------------------------------------------------------- what is shown is run
 
 
-@pytest.mark.slow
 @each_page(lambda page: page.name != "README.md" and pages.blocks(page, "python"))
 def test_the_python_of_a_page_runs(page):
     assert pages.printed(page)
 
 
-@pytest.mark.slow
 def test_ffa_lora_as_shown_trains_biases_and_head_too():
     """With B alone it ends at 0.72."""
     first, last = pages.accuracies(DOCS / "write_an_algorithm.md")
     assert last > max(first, 0.8)
 
 
-@pytest.mark.slow
 def test_declared_bytes_as_shown_are_those_of_a_tenth_of_the_entries():
     """Each entry is a value and a position, so it costs twice its 4 bytes."""
     lines = pages.printed(DOCS / "write_an_algorithm.md").splitlines()

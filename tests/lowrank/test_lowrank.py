@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from jaxfed import lowrank, models, trees
 from jaxfed.lowrank import Factors, Select, Theta
 
-pytestmark = pytest.mark.quick
-
 RANDOM = Select(factors=".*", rank=2, alpha=3.0, up="random", above="allow")
 
 
@@ -196,6 +194,7 @@ def product(f):
 close = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("x64")
 @algebra
 @given(seeds, dimensions, ranks, scales)
@@ -205,6 +204,7 @@ def test_product_is_scale_times_a_b(seed, size, rank, scale):
     assert f.rank == rank
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("x64")
 @algebra
 @given(seeds, dimensions, ranks, scales)
@@ -213,6 +213,7 @@ def test_norm_is_that_of_the_product(seed, size, rank, scale):
     close(lowrank.norm(f), np.linalg.norm(product(f)))
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("x64")
 @algebra
 @given(seeds, dimensions, ranks, ranks, scales, scales)
@@ -224,6 +225,7 @@ def test_concat_adds_products_and_ranks(seed, size, first, second, s, t):
     close(lowrank.product(both), product(f) + product(g))
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("x64")
 @algebra
 @given(seeds, dimensions, ranks, st.integers(0, 5), scales)
@@ -236,6 +238,7 @@ def test_truncate_keeps_the_leading_components(seed, size, rank, kept, scale):
     close(lowrank.truncate(cut, kept + 1).b, cut.b)
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("x64")
 @algebra
 @given(seeds, dimensions, ranks, scales)
@@ -262,6 +265,7 @@ def test_from_product_is_the_best_approximation_of_its_rank(seed, size, rank, sc
     close(a.T @ a, np.asarray(f.b @ f.b.T), atol=1e-7)  # the two sides share the weight equally
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("x64")
 @algebra
 @given(seeds, dimensions, ranks, scales)
@@ -399,6 +403,7 @@ def test_factors_of_a_path_depend_on_the_seed_and_the_path_alone():
     assert (one.factors[path].a != other.factors[path].a).all()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("select", "match"),
     [
@@ -414,6 +419,7 @@ def test_a_selection_that_does_not_fit_says_what_would(select, match):
         chosen(Select(**select))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("options", "match"),
     [
