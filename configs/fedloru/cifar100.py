@@ -97,6 +97,7 @@ def experiment(
         source = sources.npz(data_dir)
     else:
         source = sources.tfds("cifar100", data_dir)
+    sources.check_images(source, (32, 32, 3), classes=100)
     labels = source.train["label"]
     if split == "iid":
         parts = partition.iid(len(labels), clients, seed=seed)

@@ -61,6 +61,7 @@ def experiment(
         source = sources.npz(data_dir)
     else:
         source = sources.tfds("fashion_mnist", data_dir)
+    sources.check_images(source, (28, 28, 1), classes=10)
     parts = partition.dirichlet(
         source.train["label"], clients, concentration=concentration, seed=seed, least=10
     )

@@ -1,10 +1,13 @@
 """A source and a partition made into arrays whose rows are sorted by client."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
+import jax
 import numpy as np
 
+from jaxfed.data import values
+from jaxfed.data.partition import Named
 from jaxfed.data.sources import Examples, Source
 
 
@@ -38,6 +41,7 @@ class Federated:
     train: Split
     personal: Split
     test: Examples
+    names: tuple[Hashable, ...] | None = None  # of the clients, if their parts had any
 
     @property
     def clients(self) -> int:
@@ -56,17 +60,25 @@ def federate(
 
     A client's own test examples are either `personal_fraction` of its rows, held out of its
     training (floor(fraction n) of n rows, and that fraction of each label to within one row), or
-    rows `personal_parts[k]` of the test set. Rows that no client owns are left out. Raises
-    ValueError if rows are out of range or owned twice, or a client has none to train on.
+    rows `personal_parts[k]` of the test set. If both parts have names, as by `partition.natural`,
+    clients get the test rows of their own name (some may have none), whatever the order. Rows that
+    no client owns are left out. Raises ValueError if rows are out of range or owned twice, a client
+    has none to train on, a name has test rows and does not train, or the source does not hold
+    finite numbers of one kind in both sets.
     """
+    check_source(source)
     if personal_fraction and personal_parts is not None:
         raise ValueError(
             "personal_fraction and personal_parts are two sources of one thing; use one"
         )
-    if not 0 <= personal_fraction < 1:
+    values.whole("seed", seed, 0)
+    if not 0 <= values.number("personal_fraction", personal_fraction) < 1:
         raise ValueError(f"personal_fraction={personal_fraction} is not in [0, 1)")
     if empty := [k for k, part in enumerate(parts) if not len(part)]:
         raise ValueError(f"client {empty[0]} of {len(parts)} has no row to train on; give it one")
+    names = getattr(parts, "names", None)
+    if names is not None and isinstance(personal_parts, Named):
+        personal_parts = _by_name(names, personal_parts)
     rows, owner = _flatten(parts, length(source.train), "parts")
     held = _hold_out(owner, _labels(source.train)[rows], personal_fraction, seed)
     train = _split(source.train, rows[~held], owner[~held], len(parts))
@@ -77,12 +89,70 @@ def federate(
         personal = _split(source.test, rows, owner, len(parts))
     else:
         raise ValueError(f"{len(personal_parts)} personal_parts for {len(parts)} clients")
-    return Federated(train, personal, source.test)
+    return Federated(train, personal, source.test, names)
+
+
+def check_source(source: Source) -> None:
+    """Raises ValueError for values that are not finite numbers, with their column and row.
+
+    And if the two sets hold one array as different kinds of numbers, or images in different units.
+    """
+    for part, examples in zip(source._fields, source, strict=True):
+        for name, x in examples.items():
+            _check_numbers(f"{part} {name!r}", np.asarray(x))
+    for name, x in source.train.items():
+        y = source.test.get(name, x)
+        if (x.dtype.kind == "f") != (y.dtype.kind == "f"):
+            raise ValueError(
+                f"{name!r} is {x.dtype} in the training set and {y.dtype} in the test set; give "
+                "both in one type and unit"
+            )
+        tops = [float(np.max(np.abs(a), initial=0)) for a in (x, y)] if x.ndim > 2 else [0.0]
+        if max(tops) > 10 * min(tops) > 0:
+            raise ValueError(
+                f"{name!r} reaches {tops[0]:g} in the training set and {tops[1]:g} in the test "
+                "set; give both in one unit"
+            )
+
+
+def _check_numbers(where: str, x: np.ndarray) -> None:
+    if x.dtype.kind in "OSUMm":
+        raise ValueError(
+            f"{where} is {x.dtype}; give numbers, such as np.unique(x, return_inverse=True)[1] of "
+            "names, or leave it out"
+        )
+    if x.dtype.kind in "iu" and x.size:
+        kept = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+        if x.max() > kept.max or x.min() < kept.min:
+            raise ValueError(
+                f"{where} runs from {x.min()} to {x.max()}, and JAX keeps it as {kept.dtype}; "
+                "number what it holds from 0"
+            )
+    if x.dtype.kind in "biu" or np.isfinite(np.sum(x, dtype=np.float64)):
+        return
+    if len(wrong := np.argwhere(~np.isfinite(x.astype(np.float64)))):
+        row, *place = wrong[0].tolist()
+        at = f", column {', '.join(map(str, place))}" if place else ""
+        raise ValueError(
+            f"{where} has {x[tuple(wrong[0])]} in row {row}{at} ({len(wrong):,} such values in "
+            "all); leave such rows out or fill them in"
+        )
+
+
+def _by_name(names: Sequence[Hashable], personal: Named) -> list[np.ndarray]:
+    """The test rows of each of these names; raises ValueError for a name that does not train."""
+    mine = dict(zip(personal.names, personal, strict=True))
+    if strangers := [name for name in personal.names if name not in set(names)]:
+        raise ValueError(
+            f"{len(strangers)} of {len(mine)} names in personal_parts train on nothing: "
+            f"{', '.join(map(repr, strangers[:5]))}; leave their test rows out"
+        )
+    return [mine.get(name, np.zeros(0, np.int64)) for name in names]
 
 
 def label_table(split: Split, classes: int, *, label: str = "label") -> np.ndarray:
     """How many examples of each label each client owns [N, classes]."""
-    labels = split.examples[label]
+    labels, classes = split.examples[label], values.whole("classes", classes, 1)
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}; classes={classes}")
     owner = np.repeat(np.arange(split.clients), split.count)

@@ -4,6 +4,7 @@ Each factory returns `transform(images [B, H, W, C], key) -> images`, with draws
 example. Pixels keep their unit (0..255 as stored) until `normalise`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -11,36 +12,114 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.data import values
+
 Transform: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in torchvision
 
 
-def chain(*transforms: Transform) -> Transform:
-    """The transforms one after the other, each with its own key."""
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other, each with its own key; made by `chain`."""
 
-    def transform(images, key):
-        for i, one in enumerate(transforms):
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, images: jax.Array, key: jax.Array) -> jax.Array:
+        for i, one in enumerate(self.transforms):
             images = one(images, jax.random.fold_in(key, i))
         return images
 
-    return transform
+    def check(self, images: np.ndarray) -> None:
+        """Raises ValueError if one of the transforms does not expect the values of these images."""
+        for one in self.transforms:
+            if isinstance(one, Normalise | Chain):
+                one.check(images)
 
 
-def normalise(mean: Sequence[float], std: Sequence[float], scale: float = 255) -> Transform:
-    """(images / scale - mean) / std in float32; one mean and one std a channel."""
-    if len(mean) != len(std) or not all(s > 0 for s in std):
-        raise ValueError(f"mean={mean} and std={std}; give both for each channel, std above 0")
+def chain(*transforms: Transform) -> Chain:
+    """The transforms one after the other, each with its own key."""
+    for one in transforms:
+        if not callable(one):
+            raise TypeError(f"{one!r} is no transform; give functions of images and a key")
+    return Chain(transforms)
 
-    def transform(images, key):
-        x = images.astype(jnp.float32) / scale
-        return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
-    return transform
+@dataclasses.dataclass(frozen=True)
+class Normalise:
+    """(images / scale - mean) / std; made by `normalise` or `standardise`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+
+    def __call__(self, images: jax.Array, key: jax.Array) -> jax.Array:
+        """Float32; raises ValueError if images [B, H, W, C] have another number of channels."""
+        check_layout(images.shape)
+        if images.shape[-1] != len(self.mean):
+            raise ValueError(
+                f"images {images.shape[1:]} have {images.shape[-1]} channels, and mean={self.mean} "
+                f"is of {len(self.mean)}; give one mean and one std a channel, in the last axis "
+                "(images.standardise takes them from the data)"
+            )
+        x = images.astype(jnp.float32) / self.scale
+        return (x - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+
+    def check(self, images: np.ndarray) -> None:
+        """Raises ValueError if these images cannot be in the unit of `scale`.
+
+        That is, if normalised they reach beyond 40 deviations, or all lie within one.
+        """
+        check_layout(images.shape)
+        if not images.size:
+            return
+        low, high = float(np.min(images)), float(np.max(images))
+        ends = (np.array([low, high]) / self.scale)[:, None]  # [2, 1]
+        z = (ends - np.array(self.mean)) / np.array(self.std)  # [2, C]
+        if low < high and (np.abs(z).max() > 40 or (z[1] - z[0]).max() < 1):
+            raise ValueError(
+                f"images run from {low:g} to {high:g}, which scale={self.scale:g} with "
+                f"mean={self.mean} and std={self.std} makes {z.min():.3g} to {z.max():.3g}; give "
+                "the scale of the images (their largest possible value), or use images.standardise"
+            )
+
+
+def check_layout(shape: tuple[int, ...]) -> None:
+    """Raises ValueError if images of this shape are not [n, H, W, C]."""
+    if len(shape) != 4:
+        remedy = "give grey ones a last axis, x[..., None]" if len(shape) == 3 else "reshape them"
+        raise ValueError(f"images are {shape}, not [n, H, W, C]; {remedy}")
+
+
+def normalise(mean: Sequence[float], std: Sequence[float], scale: float = 255) -> Normalise:
+    """(images / scale - mean) / std in float32; one mean and one std a channel.
+
+    A task refuses examples of another number of channels, or of values that `scale` cannot fit.
+    """
+    means, stds = (np.asarray(x, np.float64) for x in (mean, std))
+    fit = means.ndim == stds.ndim == 1 and len(means) == len(stds) > 0
+    if not fit or not np.isfinite([means, stds]).all() or (stds <= 0).any():
+        raise ValueError(
+            f"mean={mean} and std={std}; give both for each channel, finite and std above 0"
+        )
+    if values.number("scale", scale) <= 0:
+        raise ValueError(f"scale={scale}; use a number above 0")
+    return Normalise(tuple(means.tolist()), tuple(stds.tolist()), float(scale))
+
+
+def standardise(images: np.ndarray) -> Normalise:
+    """(images - mean) / std with each channel's own statistics in images [n, H, W, C].
+
+    `standardise(source.train["image"])`, whatever their unit. Raises ValueError if a channel is
+    constant.
+    """
+    return normalise(*channel_statistics(images, scale=1), scale=1)
 
 
 def random_crop(padding: int) -> Transform:
     """A window of the image's own size, anywhere in it after zeros [padding] are put around it."""
+
+    values.whole("padding", padding, 0)
 
     def crop(image, corner):
         padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
@@ -70,9 +149,10 @@ def jitter(brightness: float, contrast: float, saturation: float, scale: float =
     1 + strength); the reference is black for brightness, the image's mean grey for contrast, and
     each pixel's grey for saturation. Images have 1 or 3 channels.
     """
-    strength = np.array([brightness, contrast, saturation], np.float32)
-    if (strength < 0).any():
-        raise ValueError(f"jitter strengths are {strength.tolist()}; use numbers from 0 (none)")
+    given = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    strength = np.array([values.number(n, v, 0) for n, v in given.items()], np.float32)
+    if values.number("scale", scale) <= 0:
+        raise ValueError(f"scale={scale}; use a number above 0")
 
     def transform_one(image, key):
         order_key, factor_key = jax.random.split(key)
@@ -94,6 +174,7 @@ def jitter(brightness: float, contrast: float, saturation: float, scale: float =
 
 def resize(size: int) -> Transform:
     """Bilinear, in float32, to [B, size, size, C]; smoothed first where it shrinks, as PIL does."""
+    values.whole("size", size, 1)
 
     def transform(images, key):
         shape = (len(images), size, size, images.shape[-1])
@@ -106,6 +187,7 @@ def channel_statistics(
     images: np.ndarray, scale: float = 255
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of each channel of images [n, H, W, C] / scale, for `normalise`."""
+    check_layout(images.shape)
     pixels = images[..., 0].size
     mean = images.sum(axis=(0, 1, 2), dtype=np.float64) / pixels
     square = np.einsum("nhwc,nhwc->c", images, images, dtype=np.float64) / pixels

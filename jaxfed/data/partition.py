@@ -8,17 +8,28 @@ the labels of a test set, gives each client test rows like its training rows: fo
 for rounding and moved rows, for the others where labels are as frequent in both sets.
 """
 
+from collections.abc import Hashable, Iterable
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxfed.data import values
+
 Parts: TypeAlias = list[np.ndarray]
+
+
+class Named(list[np.ndarray]):
+    """The rows of each client, as any Parts, and `names`: whose rows they are, in that order."""
+
+    def __init__(self, parts: Iterable[np.ndarray], names: Iterable[Hashable]) -> None:
+        super().__init__(parts)
+        self.names = tuple(names)
 
 
 def iid(n: int, clients: int, *, seed: int) -> Parts:
     """Rows 0..n-1 at random, in sizes that differ by at most one."""
-    _check_size(n, clients, least=1)
+    _check_size(n, clients, least=1, seed=seed)
     return _group(np.random.default_rng(seed).permutation(np.arange(n) % clients), clients)
 
 
@@ -27,9 +38,8 @@ def lognormal(n: int, clients: int, *, sigma: float, seed: int, least: int = 1) 
 
     Rows then move, one by one, from the largest client to those with fewer than `least`.
     """
-    _check_size(n, clients, least)
-    if not 0 <= sigma < np.inf:
-        raise ValueError(f"sigma={sigma} is no spread of sizes; use a number from 0 (equal sizes)")
+    _check_size(n, clients, least, seed)
+    values.number("sigma", sigma, 0)
     rng = np.random.default_rng(seed)
     z = rng.standard_normal(clients)
     share = np.exp(sigma * (z - z.max()))  # the largest is 1: no overflow
@@ -47,8 +57,8 @@ def dirichlet(
     ICML 2019; the skew by Dir(c) is also Hsu et al., 2019, who draw each client's proportions over
     labels.
     """
-    label, count = _check_labels(labels, clients, least)
-    if not 0 < concentration < np.inf:
+    label, count = _check_labels(labels, clients, least, seed)
+    if values.number("concentration", concentration) <= 0:
         raise ValueError(
             f"concentration={concentration} is no Dirichlet parameter; use a positive number, such "
             "as 0.1 to 100"
@@ -68,7 +78,8 @@ def pathological(labels: ArrayLike, clients: int, *, classes: int, seed: int) ->
     almost that; here a label is cut into as many shards as it has clients, all shards being as
     equal in size as their labels allow. Raises ValueError where no such partition exists.
     """
-    label, count = _check_labels(labels, clients, least=1)
+    label, count = _check_labels(labels, clients, least=1, seed=seed)
+    values.whole("classes", classes, 1)
     shards = _shards(count, clients, classes)
     rng = np.random.default_rng(seed)
     holds = _draw_holders(shards, clients, classes, rng)  # [N, C]
@@ -85,9 +96,8 @@ def label_similarity(labels: ArrayLike, clients: int, *, s: float, seed: int) ->
     s=1 is iid, s=0 gives most clients few labels; sizes differ by at most one. Karimireddy et al.,
     SCAFFOLD, ICML 2020, section 7; label by label as in EPISODE (Crawshaw et al., ICLR 2023).
     """
-    label, count = _check_labels(labels, clients, least=1)
-    if not 0 <= s <= 1:
-        raise ValueError(f"s={s} is no similarity; use a number from 0 (sorted) to 1 (iid)")
+    label, count = _check_labels(labels, clients, least=1, seed=seed)
+    values.number("s", s, 0, 1)
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(label))
     rows = rows[np.argsort(label[rows], kind="stable")]  # by label, at random within one
@@ -101,13 +111,19 @@ def label_similarity(labels: ArrayLike, clients: int, *, s: float, seed: int) ->
     return _group(owner, clients)
 
 
-def natural(keys: ArrayLike) -> Parts:
-    """One client a distinct key [n] (a user, a writer), in the order of the sorted keys."""
+def natural(keys: ArrayLike) -> Named:
+    """One client a distinct key [n] (a user, a writer), in the order of the sorted keys.
+
+    The keys are the names of the clients, by which `federate` matches their test rows. Raises
+    ValueError for keys that are missing (NaN, None).
+    """
     keys = np.asarray(keys)
     if keys.ndim != 1 or not len(keys):
         raise ValueError(f"keys have shape {keys.shape}; give one key a row, [n] with n above 0")
+    if missing := np.flatnonzero([key is None or key != key for key in keys.tolist()]).tolist():
+        raise ValueError(f"row {missing[0]} has no key ({keys[missing[0]]}); leave such rows out")
     distinct, owner = np.unique(keys, return_inverse=True)
-    return _group(owner, len(distinct))
+    return Named(_group(owner, len(distinct)), distinct.tolist())
 
 
 def _group(owner: np.ndarray, clients: int) -> Parts:
@@ -174,20 +190,23 @@ def _draw_holders(
     return holds
 
 
-def _check_size(n: int, clients: int, least: int) -> None:
-    if clients < 1 or least < 0:
-        raise ValueError(f"clients={clients} with least={least}; use at least 1 client and 0 rows")
+def _check_size(n: int, clients: int, least: int, seed: int) -> None:
+    for name, value, low in (("n", n, 0), ("clients", clients, 1), ("least", least, 0)):
+        values.whole(name, value, low)
+    values.whole("seed", seed, 0)
     if n < max(1, clients * least):
         raise ValueError(
             f"{clients} clients cannot have {least} of {n} rows each; use fewer clients"
         )
 
 
-def _check_labels(labels: ArrayLike, clients: int, least: int) -> tuple[np.ndarray, np.ndarray]:
+def _check_labels(
+    labels: ArrayLike, clients: int, least: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(each row's label [n] numbered from 0, each label's number of rows [C])."""
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {labels.shape}; give one label a row, [n]")
-    _check_size(len(labels), clients, least)
+    _check_size(len(labels), clients, least, seed)
     _, label, count = np.unique(labels, return_inverse=True, return_counts=True)
     return label, count

@@ -119,7 +119,30 @@ def npz(path: str | Path) -> Source:
                 "numbers"
             ) from None
     _check_has("arrays", keys, has, path)
-    return arrays(*(_labelled(found[f"{s}_image"], found[f"{s}_label"]) for s in ("train", "test")))
+    train, test = (_labelled(found[f"{s}_image"], found[f"{s}_label"]) for s in ("train", "test"))
+    if train["image"].shape[1:] != test["image"].shape[1:]:
+        raise ValueError(
+            f"{path} has training images {train['image'].shape[1:]} and test images "
+            f"{test['image'].shape[1:]}; give both one size and number of channels"
+        )
+    return arrays(train, test)
+
+
+def check_images(source: Source, shape: tuple[int, int, int], *, classes: int) -> Source:
+    """The source itself; raises ValueError if its images or labels are those of another set.
+
+    `shape` is (H, W, C); the labels of its training set must be 0 to classes - 1, all of them.
+    """
+    for examples in source:
+        if examples["image"].shape[1:] != shape:
+            raise ValueError(f"images are {examples['image'].shape[1:]}; this needs {shape}")
+    labels = np.unique(source.train["label"])
+    if labels.tolist() != list(range(classes)):
+        raise ValueError(
+            f"there are {len(labels)} labels, {labels[0]} to {labels[-1]}; this needs 0 to "
+            f"{classes - 1}"
+        )
+    return source
 
 
 def arrays(train: Mapping[str, Any], test: Mapping[str, Any]) -> Source:
@@ -158,6 +181,11 @@ def _labelled(image: Any, label: Any) -> Examples:
         )
     if not np.issubdtype(label.dtype, np.integer) or label.ndim != 1:
         raise ValueError(f"labels are {label.dtype} {label.shape}; give integers [n]")
+    if label.size and not -(2**31) <= label.min() <= label.max() < 2**31:
+        raise ValueError(
+            f"labels run from {label.min()} to {label.max()}; number them from 0, "
+            "np.unique(labels, return_inverse=True)[1]"
+        )
     return {"image": image.reshape(*image.shape[:3], -1), "label": label.astype(np.int32)}
 
 

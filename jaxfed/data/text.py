@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxfed.data import values
 from jaxfed.data.sources import Examples
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
@@ -41,6 +42,12 @@ def tokenise(
     """
     if longer not in ("cut", "drop"):
         raise ValueError(f'longer={longer!r}; use "cut" or "drop"')
+    values.whole("pad", pad, 0)
+    values.whole("max_length", max_length, 1)
+    for bucket in buckets:
+        values.whole("a bucket", bucket, 1)
+    if "text" not in examples:
+        raise ValueError(f"the examples have no 'text'; they have {sorted(examples)}")
     special = tokenizer.num_special_tokens_to_add("pair" in examples)
     if max_length <= special:
         raise ValueError(f"max_length={max_length} holds only the {special} special tokens")

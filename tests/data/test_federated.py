@@ -151,6 +151,15 @@ ERRORS = {
         lambda: data.federate(source(), [one], personal_parts=[one], personal_fraction=0.1),
         "use one",
     ),
+    "fraction nan": (
+        lambda: data.federate(source(), [one], personal_fraction=np.nan),
+        "personal_fraction=nan; use a finite",
+    ),
+    "fraction of a word": (
+        lambda: data.federate(source(), [one], personal_fraction="0.2"),
+        "personal_fraction='0.2' is a str",
+    ),
+    "half a seed": (lambda: data.federate(source(), [one], seed=0.5), "seed=0.5 is a float"),
     "labels above classes": (
         lambda: data.label_table(data.federate(source(), [np.arange(9)]).train, 3),
         "0 to 3; classes=3",
@@ -160,5 +169,85 @@ ERRORS = {
 
 @pytest.mark.parametrize(("call", "message"), ERRORS.values(), ids=ERRORS)
 def test_wrong_parts_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+# Users by name.
+
+
+def users(train, test):
+    return data.federate(
+        source(len(train), len(test)),
+        partition.natural(train),
+        personal_parts=partition.natural(test),
+    )
+
+
+def test_users_are_tested_on_their_own_rows_whatever_their_place():
+    federated = users(["carl", "anna", "bert", "anna"], ["bert", "carl", "bert"])
+    assert federated.names == ("anna", "bert", "carl")
+    assert [rows(federated.train, k) for k in range(3)] == [[1, 3], [2], [0]]
+    assert [rows(federated.personal, k) for k in range(3)] == [[], [0, 2], [1]]
+
+
+def test_users_that_do_not_train_are_refused_by_name():
+    with pytest.raises(ValueError, match="1 of 2 names in personal_parts train on nothing: 'carl'"):
+        users(["anna", "bert"], ["bert", "carl"])
+
+
+def test_names_stay_with_clients_that_hold_rows_out_and_parts_without_names_have_none():
+    named = data.federate(source(4), partition.natural([3, 9, 3, 9]), personal_fraction=0.5)
+    assert named.names == (3, 9)
+    assert data.federate(source(4), partition.iid(4, 2, seed=0)).names is None
+
+
+# What a source holds.
+
+
+def holding(**changes):
+    """A source of 6 + 6 rows; a change is {name: (train, test)}."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(size=(6, 2, 2, 1)).astype(np.float32)
+    both = {"image": (image, image), "label": (np.arange(6), np.arange(6))} | changes
+    return sources.Source(*({n: np.asarray(x[i]) for n, x in both.items()} for i in range(2)))
+
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)
+ROTTEN = np.where(np.arange(12).reshape(6, 2) == 7, np.nan, 1.0)
+SOURCE_ERRORS = {
+    "strings": ({"city": (["a"] * 6, ["b"] * 6)}, "train 'city' is <U1; give numbers, such as"),
+    "objects": ({"city": ([None] * 6, [None] * 6)}, "train 'city' is object; give numbers"),
+    "dates": ({"day": (np.zeros(6, "datetime64[D]"),) * 2}, r"train 'day' is datetime64\[D\]"),
+    "nan": (
+        {"x": (ROTTEN, ROTTEN)},
+        r"train 'x' has nan in row 3, column 1 \(1 such values in all\); leave such rows out",
+    ),
+    "inf in the test set": (
+        {"x": (np.ones(6), 1 / (np.arange(6) - 2.0))},
+        "test 'x' has inf in row",
+    ),
+    "integers and floats": (
+        {"image": (PIXELS, PIXELS / 255)},
+        "'image' is uint8 in the training set and float64 in the test set",
+    ),
+    "two units": (
+        {"image": (PIXELS / 1.0, PIXELS / 255)},
+        "'image' reaches 23 in the training set and 0.0901961 in the test set",
+    ),
+    "beyond 32 bits": (
+        {"user": (np.arange(6) * 2**40, np.arange(6))},
+        "train 'user' runs from 0 to 5497558138880, and JAX keeps it as int32; number what",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize(("changes", "message"), SOURCE_ERRORS.values(), ids=SOURCE_ERRORS)
+def test_what_cannot_be_trained_on_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        data.federate(holding(**changes), [np.arange(6)])
+
+
+def test_large_numbers_are_kept_in_double_precision(x64):
+    data.federate(holding(user=(np.arange(6) * 2**40, np.arange(6))), [np.arange(6)])

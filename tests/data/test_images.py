@@ -161,3 +161,76 @@ def test_wrong_settings_are_refused():
         images.normalise((0.5,), (0.1, 0.1))
     with pytest.raises(ValueError, match=r"-0\.5"):
         images.jitter(-0.5, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: images.normalise([np.nan], [1.0]), ValueError, r"mean=\[nan\] .* finite"),
+        (lambda: images.normalise([0.5], [np.inf]), ValueError, r"std=\[inf\]"),
+        (lambda: images.normalise([], []), ValueError, "give both for each channel"),
+        (lambda: images.normalise(0.5, 0.2), ValueError, "give both for each channel"),
+        (lambda: images.normalise([0.5], [0.2], scale=0), ValueError, "scale=0; use a number abov"),
+        (lambda: images.normalise([0.5], [0.2], scale="1"), TypeError, "scale='1' is a str"),
+        (
+            lambda: images.standardise(batch()[..., 0]),
+            ValueError,
+            r"\(64, 7, 5\), not \[n, H, W, C",
+        ),
+        (lambda: images.standardise(batch() * 0), ValueError, "std above 0"),
+        (lambda: images.random_crop(-1), ValueError, "padding=-1; use at least 0"),
+        (lambda: images.random_crop(1.5), TypeError, "padding=1.5 is a float"),
+        (lambda: images.jitter(np.nan, 0, 0), ValueError, "brightness=nan; use a finite number"),
+        (lambda: images.jitter(0, "1", 0), TypeError, "contrast='1' is a str"),
+        (lambda: images.jitter(0, 0, 0, scale=-1), ValueError, "scale=-1"),
+        (lambda: images.resize(0), ValueError, "size=0; use at least 1"),
+        (lambda: images.resize(32.0), TypeError, "size=32.0 is a float"),
+        (lambda: images.chain("flip"), TypeError, "'flip' is no transform"),
+    ],
+)
+def test_values_of_transforms_are_checked_where_they_are_given(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [
+        ((2, 8, 8), r"images are \(2, 8, 8\), not \[n, H, W, C\]; give grey ones a last axis"),
+        ((2, 8, 8, 1), r"have 1 channels, and mean=.* is of 3; give one mean"),
+        ((2, 3, 8, 8), "have 8 channels, and mean="),
+    ],
+)
+def test_images_of_other_channels_are_refused_as_they_are_traced(shape, match):
+    with pytest.raises(ValueError, match=match):
+        jax.eval_shape(images.normalise(MEAN, STD), np.zeros(shape), KEY)
+
+
+@pytest.mark.parametrize(
+    ("x", "scale"),
+    [(batch() / 255, 255), (batch(), 1), (batch() // 16, 255), (batch() / 127.5 - 1, 255)],
+    ids=["0 to 1 over 255", "0 to 255 over 1", "0 to 15 over 255", "-1 to 1 over 255"],
+)
+def test_images_of_another_unit_are_refused(x, scale):
+    transform = images.chain(images.resize(4), images.normalise(MEAN, STD, scale))
+    with pytest.raises(ValueError, match=r"images run from .* use images.standardise"):
+        transform.check(x)
+
+
+@pytest.mark.parametrize(
+    "x", [batch(), batch() / 255, batch() * 100 - 3.0], ids=["0 to 255", "0 to 1", "other"]
+)
+def test_standardised_images_have_mean_0_and_deviation_1_in_any_unit(x):
+    transform = images.standardise(x)
+    transform.check(x)
+    z = np.asarray(transform(x, KEY))
+    np.testing.assert_allclose(z.mean(axis=(0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(z.std(axis=(0, 1, 2)), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("x", "scale"), [(batch(), 255), (batch() / 255, 1), (np.zeros((2, 3, 3, 3)), 255)]
+)
+def test_images_of_the_unit_of_the_scale_are_taken(x, scale):
+    images.normalise(MEAN, STD, scale).check(x)
+    images.normalise(MEAN, STD, scale).check(x[:0])

@@ -225,7 +225,10 @@ ERRORS = {
         "concentration=inf",
     ),
     "sigma": (lambda: partition.lognormal(9, 2, sigma=-1, seed=0), "sigma=-1"),
-    "s above 1": (lambda: partition.label_similarity(y, 2, s=1.1, seed=0), "s=1.1 .*0 .*1"),
+    "s above 1": (
+        lambda: partition.label_similarity(y, 2, s=1.1, seed=0),
+        "s=1.1; use a finite number from 0 to 1",
+    ),
     "s below 0": (lambda: partition.label_similarity(y, 2, s=-0.1, seed=0), "s=-0.1"),
     "labels [n, 1]": (
         lambda: partition.dirichlet(y[:, None], 2, concentration=1, seed=0),
@@ -235,11 +238,38 @@ ERRORS = {
     "no classes": (lambda: partition.pathological(y, 2, classes=0, seed=0), "classes=0"),
     "labels left over": (lambda: partition.pathological(y, 3, classes=1, seed=0), "more clients"),
     "too few rows": (lambda: partition.pathological(y, 12, classes=2, seed=0), "fewer clients"),
+    "half a client": (lambda: partition.iid(9, 2.5, seed=0), "clients=2.5 is a float"),
+    "clients True": (lambda: partition.iid(9, True, seed=0), "clients=True is a bool"),
+    "half a row": (lambda: partition.iid(9.5, 2, seed=0), "n=9.5 is a float"),
+    "seed below 0": (lambda: partition.iid(9, 2, seed=-1), "seed=-1; use at least 0"),
+    "seed of a word": (lambda: partition.iid(9, 2, seed="a"), "seed='a' is a str"),
+    "sigma nan": (lambda: partition.lognormal(9, 2, sigma=np.nan, seed=0), "sigma=nan"),
+    "sigma of a word": (lambda: partition.lognormal(9, 2, sigma="1", seed=0), "sigma='1' is a str"),
+    "s nan": (lambda: partition.label_similarity(y, 2, s=np.nan, seed=0), "s=nan"),
+    "half a class": (
+        lambda: partition.pathological(y, 2, classes=1.5, seed=0),
+        "classes=1.5 is a float",
+    ),
+    "half a least": (
+        lambda: partition.dirichlet(y, 2, concentration=1, seed=0, least=0.5),
+        "least=0.5 is a float",
+    ),
+    "keys that are missing": (
+        lambda: partition.natural(np.array([1.0, np.nan])),
+        "row 1 has no key",
+    ),
     "no keys": (lambda: partition.natural([]), "one key a row"),
 }
 
 
 @pytest.mark.parametrize(("call", "message"), ERRORS.values(), ids=ERRORS)
 def test_impossible_partitions_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_natural_parts_carry_the_names_of_their_users():
+    parts = partition.natural(np.array(["bert", "anna", "bert"]))
+    assert parts.names == ("anna", "bert")
+    assert [part.tolist() for part in parts] == [[1], [0, 2]]
+    assert partition.natural([7, 3, 7]).names == (3, 7)

@@ -100,7 +100,8 @@ def user_file(**changes):
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_a_users_file_is_read(tmp_path, channels):
     image = np.random.default_rng(0).integers(0, 256, (5, 4, 6, *channels), np.uint8)
-    np.savez(tmp_path / "mine.npz", **user_file(train_image=image))
+    file = user_file(train_image=image, test_image=image[:3])
+    np.savez(tmp_path / "mine.npz", **file)
     train, test = sources.npz(tmp_path / "mine.npz")
     np.testing.assert_array_equal(train["image"], image.reshape(5, 4, 6, -1))
     assert train["label"].dtype == test["label"].dtype == np.int32
@@ -110,6 +111,15 @@ def test_a_users_file_is_read(tmp_path, channels):
 FILE_ERRORS = {
     "missing": ({"test_label": None}, r"mine.npz has no arrays \['test_label'\]; it has"),
     "lengths": ({"train_label": np.arange(4)}, r"train arrays have shapes .*\(4,\)"),
+    "huge labels": ({"train_label": np.arange(5) * 2**40}, r"labels run from 0 to 4398046511104;"),
+    "another size": (
+        {"test_image": np.zeros((3, 4, 5), np.uint8)},
+        r"training images \(4, 6, 1\) and test images \(4, 5, 1\)",
+    ),
+    "other channels": (
+        {"train_image": np.zeros((5, 4, 6, 3), np.uint8)},
+        r"training images \(4, 6, 3\) and test images \(4, 6, 1\)",
+    ),
     "float labels": ({"train_label": np.arange(5) / 2}, "labels are float64"),
     "one-hot labels": ({"train_label": np.eye(5, dtype=int)}, r"labels are int64 \(5, 5\)"),
     "float images": ({"test_image": np.zeros((3, 4, 6))}, "images are float64"),
@@ -181,3 +191,19 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.savez(tmp_path / "mine.npz", **user_file())
     assert len(sources.npz("~/mine.npz").train["label"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [
+        ((4, 6, 3), 5, r"images are \(4, 6, 1\); this needs \(4, 6, 3\)"),
+        ((4, 6, 1), 4, "there are 5 labels, 0 to 4; this needs 0 to 3"),
+        ((4, 6, 1), 10, "there are 5 labels, 0 to 4; this needs 0 to 9"),
+    ],
+)
+def test_a_config_made_for_one_set_refuses_another(tmp_path, shape, classes, message):
+    np.savez(tmp_path / "mine.npz", **user_file())
+    source = sources.npz(tmp_path / "mine.npz")
+    assert sources.check_images(source, (4, 6, 1), classes=5) is source
+    with pytest.raises(ValueError, match=message):
+        sources.check_images(source, shape, classes=classes)
