@@ -22,16 +22,9 @@ import optax
 
 from jaxfed import aggregate, local, lowrank, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.algorithms.general.fedavg import Server
 from jaxfed.tasks.task import Task
 from jaxfed.templates import check_number, mixture
-
-
-class Server(NamedTuple):
-    """The server's state."""
-
-    base: PyTree  # frozen
-    theta: PyTree  # trained, theta_s
-    opt: PyTree  # the outer optimizer's state
 
 
 class Kept(NamedTuple):
@@ -82,7 +75,7 @@ def fdlora(
 
     def init(key):
         base, theta = task.init(key)
-        return Server(base, theta, outer_optimizer.init(theta))
+        return Server(base, theta, outer_optimizer.init(theta))  # theta is theta_s
 
     def init_client(server, key):
         return Kept(server.theta.factors, jnp.full(2, 0.5))

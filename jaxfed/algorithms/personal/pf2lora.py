@@ -91,9 +91,8 @@ def pf2lora(
         base, theta = task.init(key)
         if not theta.factors:
             raise ValueError("nothing is common: no factors are trained; select some with a rank")
-        if personal_head:
-            return Server(base, theta._replace(full={}), theta.full)
-        return Server(base, theta, {})
+        common, own = ({}, theta.full) if personal_head else (theta.full, {})
+        return Server(base, theta._replace(full=common), own)
 
     def init_client(server, key):
         y = lowrank.beside(server.theta.factors, rank, key, alpha=scale * rank)
