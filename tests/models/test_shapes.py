@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import flax.linen as nn
 import flax.traverse_util
 import jax
@@ -83,7 +84,7 @@ def test_a_batch_of_padding_alone_keeps_the_gradient_finite():
     norm = resnet.BatchStatisticsNorm()
     variables = norm.init(KEY, x)
     value, gradient = jax.value_and_grad(lambda v: jnp.sum(norm.apply(v, x, mask)))(variables)
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((value, gradient)))
+    chex.assert_tree_all_finite((value, gradient))
 
 
 @pytest.mark.parametrize("norm", [resnet.BatchStatisticsNorm(), resnet.GroupNorm(1)])

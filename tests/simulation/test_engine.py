@@ -6,6 +6,7 @@ from itertools import pairwise, permutations
 from typing import NamedTuple
 
 import algorithms
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -265,3 +266,12 @@ def test_clients_share_one_copy_of_the_examples():
     )
     assert axes.data.examples is None
     assert (axes.round, axes.round_key) == (None, None)
+
+
+def test_a_round_is_traced_once_whoever_takes_part():
+    chex.clear_trace_counter()
+    made = algorithms.ALGORITHMS["scaffold"](algorithms.RATE)
+    once = made._replace(run_round=chex.assert_max_traces(made.run_round, n=1))
+    world, draws = algorithms.UNEQUAL, algorithms.DRAWS
+    assert len({tuple(world.count[ids]) for ids in draws}) > 1  # sizes differ as well
+    oracle.engine_rounds(oracle.on_engine(once, world), world, draws)

@@ -9,6 +9,7 @@ engine.
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,10 +159,5 @@ def engine_rounds(on, world, draws, *, fused=False):
 
 def assert_close(found, expected, rtol=1e-6, atol=1e-7):
     """Same structure, shapes and dtypes; numbers equal up to rounding."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
-    ):
-        where = jax.tree_util.keystr(path)
-        assert (x.shape, x.dtype) == (y.shape, y.dtype), where
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=where)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=rtol, atol=atol)
