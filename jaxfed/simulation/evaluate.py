@@ -5,6 +5,7 @@ as many pieces as there are devices, and each piece acts as a client.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -199,6 +200,13 @@ class Evaluation:
 
             own = over_parts(measure, self.data.personal, self.parts, states_of)
             numbers["personal"] = spread(self.summary, *own)
+        if wrong := _not_finite(numbers):
+            warnings.warn(
+                f"{', '.join(wrong)}: not finite, as the model's outputs on some test examples are "
+                "not, and so the accuracy beside it means nothing; look for NaN and infinity in "
+                "the test data, or lower the learning rate",
+                stacklevel=2,
+            )
         return numbers
 
     def compile(self, server: Any, states_of: Callable) -> None:
@@ -208,6 +216,13 @@ class Evaluation:
             states, start, count = _part(self.data.personal, self.parts[0], states_of)
             examples = self.examples["personal"]
             self.sums["personal"].lower(server, states, examples, start, count).compile()
+
+
+def _not_finite(numbers: dict, prefix: str = "") -> list[str]:
+    """The names of the numbers that are NaN or infinite: ["test_loss", "personal/loss/mean"]."""
+    inside = [_not_finite(x, f"{prefix}{n}/") for n, x in numbers.items() if isinstance(x, dict)]
+    here = [n for n, x in numbers.items() if not isinstance(x, dict) and not np.isfinite(x)]
+    return [prefix + n for n in here] + [name for names in inside for name in names]
 
 
 def evaluation(

@@ -1,5 +1,6 @@
 """Evaluation against plain numpy: whole test sets, clients' own models, their spread."""
 
+import types
 from typing import NamedTuple
 
 import jax
@@ -127,3 +128,14 @@ def test_what_is_no_mean_is_taken_of_sums_over_all_examples():
     np.testing.assert_allclose(found["ratio"]["union"], 10 / 15)
     np.testing.assert_allclose(found["each"]["union"], 10 / 17)
     assert evaluate.overall(ratio, sums, 17) == {"ratio": 10 / 16, "each": 10 / 17}
+
+
+def test_a_measure_that_is_not_finite_is_named():
+    """Accuracy alone would look perfect: no comparison with NaN holds, and argmax gives a label."""
+    sums = {"loss": np.array([np.nan, 1.0]), "accuracy": np.array([3.0, 1.0])}
+    some = types.SimpleNamespace(test={"x": np.zeros(4)})
+    measured = evaluate.Evaluation(
+        {"test": lambda server, test: sums}, {"test": None}, some, [], tasks.means
+    )
+    with pytest.warns(UserWarning, match=r"^test_loss: not finite.* outputs on some test examples"):
+        assert measured(None, None)["accuracy"] == 1
