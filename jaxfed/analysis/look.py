@@ -56,6 +56,17 @@ def written(plot: Callable[[], Figure], path: Path) -> Path:
     image = io.BytesIO()
     with mpl.rc_context(LOOK):
         plot().savefig(image, dpi=150)
-    with stored.writing(path):
+    with stored.writing(path, ELSEWHERE):
         stored.replace(path, image.getvalue())
     return path
+
+
+ELSEWHERE = "put this right, or choose another folder for the plots with --to DIR"
+
+
+def place(directory: str | Path) -> Path:
+    """The folder for plots, which is made if need be; OSError if it cannot be."""
+    directory = Path(directory)
+    with stored.writing(directory, ELSEWHERE):
+        directory.mkdir(parents=True, exist_ok=True)
+    return directory

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.analysis import gradients, look, pictures, spectrum, updates
-from jaxfed.simulation import stored
 
 
 class Analysis(NamedTuple):
@@ -120,9 +119,7 @@ def _layers(found: Analysis) -> str:
 
 def draw(found: Analysis, directory: str | Path) -> list[Path]:
     """The paths of the PNG files written to `directory`."""
-    directory = Path(directory)
-    with stored.writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    directory = look.place(directory)
     plots: dict[str, Callable] = {
         "hessian_density": partial(pictures.density, found.nodes, found.server),
         "stable_rank": partial(pictures.stable_ranks, found.ids, found.server, found.clients),

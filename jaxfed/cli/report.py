@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from jaxfed.analysis import look
 from jaxfed.analysis.look import COLOURS, DASHES, aligned, written
 from jaxfed.cli.recorded import Run, best, megabytes, reached, series
 from jaxfed.simulation import stored
@@ -69,7 +70,6 @@ def draw(runs: Sequence[Run], directory: str | Path) -> list[Path]:
 
     Several runs share one plot, and are told apart by the settings in which they differ.
     """
-    directory = Path(directory)
     plots: list[tuple[str, Callable[[], Figure]]] = []
     named = list(zip(runs, legend(runs), strict=True))
     for name, curves, plot in (
@@ -86,8 +86,7 @@ def draw(runs: Sequence[Run], directory: str | Path) -> list[Path]:
             name = "labels_by_client" if len(runs) == 1 else f"labels_by_client_{run.name}"
             title = label if len(runs) > 1 else ""
             plots.append((name, functools.partial(_labels_plot, run.labels, title)))
-    with stored.writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    directory = look.place(directory)
     return [written(plot, directory / f"{name}.png") for name, plot in plots]
 
 

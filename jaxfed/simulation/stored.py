@@ -138,15 +138,13 @@ def _damaged(where: object, error: Exception) -> ValueError:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, remedy: str = "put this right, and then run or resume") -> Iterator[None]:
     """Turns a failure to write, such as a full disk, into an OSError with path and remedy."""
     try:
         yield
     except OSError as error:
         cause = error.strerror or str(error)
-        raise OSError(
-            f"{path} could not be written: {cause}; put this right, and then run or resume"
-        ) from error
+        raise OSError(f"{path} could not be written: {cause}; {remedy}") from error
 
 
 def replace(path: Path, content: str | bytes) -> None:

@@ -1,5 +1,6 @@
 """Files that may be damaged or a stranger's: what is read of them, and where nothing is written."""
 
+import io
 import os
 import zipfile
 
