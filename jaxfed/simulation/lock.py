@@ -67,7 +67,16 @@ def _create(path: Path, token: str) -> None:
         "started": _started(os.getpid()),
         "token": token,
     }
-    with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "w") as file:
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{path.parent} cannot be written: {error.strerror}; put this right, and then run or "
+            "resume"
+        ) from error
+    with open(descriptor, "w") as file:
         file.write(json.dumps(content))
 
 

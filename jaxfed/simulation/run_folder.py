@@ -17,7 +17,6 @@ import json
 import math
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,12 +81,6 @@ def why_not_begun(folder: Path) -> str:
             "it began; start it with `jaxfed run`"
         )
     return ""
-
-
-def check_writable(folder: Path) -> None:
-    """Raises OSError if no file can be written to the folder."""
-    with writing(folder), tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def begin(

@@ -182,7 +182,7 @@ def nested(depth):
 
 # name: (damage, what resume says, what report says); None: it goes on, status 0.
 SETTINGS, MACHINE, METRICS = (
-    r"settings\.json", r"machine\.json", r"metrics\.jsonl"
+    r"settings\.json", r"host\.json", r"metrics\.jsonl"
 )  # fmt: skip
 DAMAGES = {
     **{
