@@ -1,8 +1,5 @@
 """FedAvg against gradient descent, and against a PyTorch loop."""
 
-import importlib
-from pathlib import Path
-
 import algorithms
 import jax
 import jax.numpy as jnp
@@ -10,6 +7,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
+import workloads
 from quadratic import quadratic
 
 from jaxfed import aggregate, local, lowrank, models, tasks
@@ -80,21 +78,14 @@ def test_the_server_optimizer_sees_the_negative_mean_change():
 
 # A PyTorch loop on the same arrays in the same order.
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CLIENTS, ROUNDS = 4, 3
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a module of benchmarks/."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
-
-
-def test_three_rounds_of_workload_1_end_where_pytorch_ends(benchmark):
+def test_three_rounds_of_workload_1_end_where_pytorch_ends():
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)  # with more it all but stops on a machine that is not quiet
-    workloads, peers = benchmark("workloads"), benchmark("torch_peers")
+    import torch_peers as peers
+
     arrays, workload = workloads.arrays("W1", CLIENTS), workloads.WORKLOADS["W1"]
 
     base, theta = peers.tensors("W1", arrays)

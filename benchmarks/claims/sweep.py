@@ -1,0 +1,380 @@
+"""Many short runs of FedAvg and its low-rank kin, on one problem: a program for each shape.
+
+`jaxfed.run` compiles the seed and the learning rate into the rounds, and measures how many clients
+to take at once: right for one long run, but here compiling would take longer than running. So a
+`Program` has both as arguments of one jitted round, made of the same parts (engine, plans, ledger).
+
+    program = sweep.program(problem, sweep.Cell("fedloru", clients=100, cohort=10, rounds=120,
+                                                every=15, restart="reinit"), chunk=4)
+    for t, server, sent in sweep.rounds(program, problem, seed=1, rate=0.1):
+        ...  # after round t, from 0, which is before the first
+"""
+
+import argparse
+import dataclasses
+import os
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import kept
+import numpy as np
+import optax
+
+from jaxfed import Experiment, combine, local, lowrank, models, tasks
+from jaxfed.algorithms import fedavg
+from jaxfed.data import federate, images, partition, sources
+from jaxfed.data.sources import Examples
+from jaxfed.lowrank import restarts
+from jaxfed.simulation import engine, ledger, participation
+
+NAMES = {"fedavg": "FedAvg", "fedlora": "FedLoRA", "fedloru": "FedLoRU"}
+SCORED = 250  # examples in a batch of an evaluation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """Data, the two tasks on them, and the clients' local work."""
+
+    train: Examples
+    held_out: Examples  # of the training set, to choose learning rates
+    test: Examples
+    whole: tasks.Task
+    factored: tasks.Task
+    work: local.Work
+    optimizer: Callable[[Any, int], optax.GradientTransformation]  # of (rate, rounds)
+
+    def task(self, method: str) -> tasks.Task:
+        return self.whole if method == "fedavg" else self.factored
+
+
+class Cell(NamedTuple):
+    """The settings that a program is compiled for."""
+
+    method: str
+    clients: int
+    cohort: int
+    rounds: int
+    every: int = 0  # rounds between merges; 0: never
+    restart: str = "reinit"
+
+
+class Program(NamedTuple):
+    cell: Cell
+    init: Callable  # seed -> server
+    step: Callable  # (server, examples, plan, seed, rate) -> server
+    wire: ledger.Wire
+    broadcast: Callable  # (server, t) -> bytes
+
+
+# ---------------------------------------------------------------------- problems
+
+
+def fashion_mnist(data_dir: str, settings: Mapping[str, Any]) -> Problem:
+    """Fashion-MNIST shrunk to `size` pixels, and the FEMNIST CNN.
+
+    As in configs/fedloru/fashion_mnist.py the second convolution and the dense layer are factored.
+    """
+    source = _source("fashion_mnist", data_dir)
+    shrink = images.chain(images.resize(settings["size"]), images.normalise([0.286], [0.353]))
+    model = models.FemnistCNN(classes=10)
+    factored = lowrank.Select(
+        factors="conv_1/kernel|dense_0/kernel",
+        full="conv_0|head|bias",
+        rank=settings["rank"],
+        alpha=settings["scale"] * settings["rank"],
+        base="zero",
+        up="random",
+    )
+
+    def optimizer(rate, rounds):
+        return optax.chain(
+            optax.clip_by_global_norm(settings["clip"]),
+            optax.sgd(rate),
+            local.scale_by_round(local.cosine(settings["least"], rounds)),
+        )
+
+    return _problem(source, settings, partial(_task, model, factored, shrink), optimizer)
+
+
+def cifar100(data_dir: str, settings: Mapping[str, Any]) -> Problem:
+    """CIFAR-100 and ResNet-18 as configs/fedloru/cifar100.py has them by default.
+
+    Test examples share their batch's statistics by SCORED, where the authors take 32.
+    """
+    source = _source("cifar100", data_dir)
+    mean, std = images.channel_statistics(source.train["image"])
+    preprocess = images.chain(images.resize(settings["size"]), images.normalise(mean, std))
+    model = models.ResNet(blocks=(2, 2, 2, 2), classes=100, norm="batch", initialiser="fedloru")
+    factored = lowrank.Select(
+        factors=r"^layer.*conv.*kernel",
+        full="stem|norm|head",
+        rank=settings["rank"],
+        alpha=settings["scale"] * settings["rank"],
+        base="zero",
+        up="random",
+        above="allow",
+    )
+    augment = images.chain(
+        images.random_crop(4), images.random_flip(), images.jitter(0.5, 0.5, 0.5)
+    )
+
+    def optimizer(rate, rounds):
+        return optax.chain(
+            optax.clip_by_global_norm(settings["clip"]),
+            optax.add_decayed_weights(1e-4),
+            optax.sgd(rate, momentum=0.9),
+            local.scale_by_round(local.cosine(settings["least"], rounds)),
+        )
+
+    made = partial(_task, model, factored, preprocess, augment=augment, dropout=0.1)
+    return _problem(source, settings, made, optimizer)
+
+
+PROBLEMS = {"fashion_mnist": fashion_mnist, "cifar100": cifar100}
+
+
+def _source(name: str, data_dir: str) -> sources.Source:
+    return sources.npz(data_dir) if data_dir.endswith(".npz") else sources.tfds(name, data_dir)
+
+
+def _task(model, factored, preprocess, examples, *, whole: bool, **options) -> tasks.Task:
+    select = lowrank.everything if whole else factored
+    return tasks.classification(model, examples, select=select, preprocess=preprocess, **options)
+
+
+def _problem(source, settings, made, optimizer) -> Problem:
+    """The first `train` + `scored` rows of a shuffled training set, the first `scored` to test."""
+    train, scored = settings["train"], settings["scored"]
+    there = len(source.train["label"]), len(source.test["label"])
+    if train + scored > there[0] or scored > there[1] or scored % SCORED:
+        raise SystemExit(
+            f"train={train} and scored={scored} of {there[0]} and {there[1]} examples: give "
+            f"fewer, and scored a multiple of {SCORED}"
+        )
+    rows = np.random.default_rng(0).permutation(there[0])
+    parts = rows[:train], rows[train : train + scored]
+    mine, held_out = ({n: x[p] for n, x in source.train.items()} for p in parts)
+    test = {n: x[:scored] for n, x in source.test.items()}
+    whole, factored = (made(test, whole=whole) for whole in (True, False))
+    work = local.Work(settings["batch"], epochs=settings["epochs"])
+    return Problem(mine, held_out, test, whole, factored, work, optimizer)
+
+
+# ---------------------------------------------------------------------- one run
+
+
+def algorithm(problem: Problem, cell: Cell, rate: Any):
+    """The cell's algorithm at this learning rate, which may be traced.
+
+    A client whose numbers are not finite is left out, so a rate that diverges ends in a bad score.
+    """
+    fed = fedavg(
+        problem.task(cell.method),
+        problem.work,
+        client_optimizer=problem.optimizer(rate, cell.rounds),
+    )
+    if cell.every:
+        restart = getattr(restarts, cell.restart)
+        fed = combine.accumulate(fed, every=cell.every, restart=restart)
+    return combine.skip_nonfinite(fed)
+
+
+def experiment(problem: Problem, cell: Cell, seed: int) -> Experiment:
+    """The cell as an Experiment of the library; iid clients, dealt by the seed."""
+    parts = partition.iid(len(problem.train["label"]), cell.clients, seed=seed)
+    data = federate(sources.Source(problem.train, problem.test), parts, seed=seed)
+    made = algorithm(problem, cell, 1.0)
+    return Experiment(data, made, rounds=cell.rounds, cohort=cell.cohort, seed=seed)
+
+
+def program(problem: Problem, cell: Cell, chunk: int) -> Program:
+    """The cell's round, not compiled yet; `chunk` clients at once, on JAX's default device."""
+    machine = engine.machine(1, chunk)
+    first = experiment(problem, cell, 0)
+    train = first.data.train
+    verb = engine.for_each_client(machine, uniform=train.uniform)
+
+    @jax.jit
+    def init(seed):
+        return first.algorithm.init(jax.random.key(seed))
+
+    @jax.jit
+    def step(server, examples, plan, seed, rate):
+        fed = algorithm(problem, cell, rate)
+        return engine.rounds(fed, verb, seed, train.most)(server, (), examples, plan)[0]
+
+    plan = jax.tree.map(lambda x: x[0], participation.make(first, 1, range(1)))
+    drawn = partial(engine.cohort, seed=0, most=train.most)
+    cohort = jax.eval_shape(drawn, (), train.examples, plan)
+    wire, _ = ledger.most(first.algorithm, jax.eval_shape(init, 0), cohort)
+    return Program(cell, init, step, wire, first.algorithm.broadcast)
+
+
+def rounds(
+    program: Program, problem: Problem, *, seed: int, rate: float
+) -> Iterator[tuple[int, Any, int]]:
+    """Yields (t, server after round t, bytes that all clients sent and received until then).
+
+    A merge is sent at once to clients that are absent, as ledger.eager counts it. The server
+    before the first round comes first, with t = 0.
+    """
+    cell, sent = program.cell, 0
+    made = experiment(problem, cell, seed)
+    examples = jax.device_put(made.data.train.examples)
+    server = program.init(seed)
+    yield 0, server, sent
+    for t in range(cell.rounds):
+        plan = participation.make(made, 1, range(t, t + 1))
+        server = program.step(server, examples, plan, seed, rate)
+        sent += cell.cohort * sum(program.wire)
+        sent += program.broadcast(server, t) * (cell.clients - cell.cohort)
+        yield t + 1, server, sent
+
+
+def scorer(of: tasks.Task) -> Callable[[Any, Any, Examples], dict[str, float]]:
+    """(base, theta, examples) -> the task's means over the examples, a multiple of SCORED."""
+
+    @jax.jit
+    def summed(base, theta, examples):
+        def batch(part):
+            return of.evaluate(base, theta, {**part, "mask": jnp.ones(SCORED)})
+
+        cut = jax.tree.map(lambda x: x.reshape(-1, SCORED, *x.shape[1:]), examples)
+        return jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(batch, cut))
+
+    def score(base, theta, examples):
+        sums = jax.device_get(summed(base, theta, examples))
+        return {n: float(v) for n, v in of.summary(sums, len(examples["label"])).items()}
+
+    return score
+
+
+class Run(NamedTuple):
+    """A run to be made: reported on the test set, or for the choice of a rate on held-out rows."""
+
+    program: Program
+    problem: Problem
+    score: Callable  # of `scorer`
+    settings: Mapping[str, Any]
+    seed: int
+    rate: float
+    reported: bool
+
+    @property
+    def every(self) -> int:
+        """Rounds between scores: `marks` in a reported run, else one score at the end."""
+        rounds = self.program.cell.rounds
+        return rounds // self.settings["marks"] if self.reported else rounds
+
+
+def one(run: Run, watch: Callable[[int, Any], None] = lambda t, server: None) -> dict[str, Any]:
+    """The run's accuracy and the bytes sent, along the way; watch(t, server) sees every round."""
+    started = time.perf_counter()
+    examples = run.problem.test if run.reported else run.problem.held_out
+    found: dict[str, Any] = {"rate": run.rate, "round": [], "accuracy": [], "sent": []}
+    for t, server, sent in rounds(run.program, run.problem, seed=run.seed, rate=run.rate):
+        if t % run.every == 0:
+            found["round"].append(t)
+            found["accuracy"].append(run.score(server.base, server.theta, examples)["accuracy"])
+            found["sent"].append(sent)
+        watch(t, server)
+    return {**found, "seconds": time.perf_counter() - started}
+
+
+# ---------------------------------------------------------------------- many runs
+
+
+def climb(rates: Sequence[float], score: Callable[[float], float]) -> float:
+    """The rate of the grid with the highest score, if the scores rise to it and fall from there.
+
+    The two in the middle are tried first, then neighbours of the best until none is untried.
+    """
+    middle = (len(rates) - 1) // 2
+    found = {i: score(rates[i]) for i in range(middle, min(middle + 2, len(rates)))}
+    while True:
+        best = max(found, key=lambda i: found[i])
+        beside = (i for i in (best - 1, best + 1) if 0 <= i < len(rates) and i not in found)
+        new = next(beside, None)
+        if new is None:
+            return rates[best]
+        found[new] = score(rates[new])
+
+
+def tuned(
+    found: kept.Kept,
+    problem: Problem,
+    cells: Mapping[str, Cell],
+    chunk: int,
+    one: Callable[[Run], dict] = one,
+) -> None:
+    """Makes the missing runs: each cell's grid of rates with seed 0, then its seeds at the best.
+
+    `one(run)` makes a run. Those of the grid are not reported, and scored on held-out examples.
+    """
+    settings = found.content["settings"]
+    scores = {task: scorer(task) for task in (problem.whole, problem.factored)}
+
+    def make(name: str, cell: Cell) -> None:
+        made, score = program(problem, cell, chunk), scores[problem.task(cell.method)]
+
+        def once(key: str, *how: Any) -> float:
+            if key not in found.runs:
+                found.add(key, run := one(Run(made, problem, score, settings, *how)))
+                print(key, f"{run['seconds']:.0f} s", run["accuracy"][-1], flush=True)
+            return found.runs[key]["accuracy"][-1]
+
+        rate = climb(settings["rates"], lambda rate: once(f"{name}/grid/{rate}", 0, rate, False))
+        for seed in settings["seeds"]:
+            once(f"{name}/seed/{seed}", seed, rate, True)
+
+    on_devices([partial(make, name, cell) for name, cell in cells.items()])
+
+
+def on_devices(jobs: Sequence[Callable[[], None]]) -> None:
+    """Does the jobs, as many at a time as there are devices, each with one to itself."""
+    free: queue.SimpleQueue = queue.SimpleQueue()
+    for device in jax.local_devices():
+        free.put(device)
+
+    def one(job):
+        device = free.get()
+        try:
+            with jax.default_device(device):
+                job()
+        finally:
+            free.put(device)
+
+    with futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
+        for done in [pool.submit(one, job) for job in jobs]:
+            done.result()
+
+
+def main(
+    name: str,
+    quick: Mapping,
+    full: Mapping,
+    cells: Callable,
+    page: Callable,
+    draw: Callable,
+    one: Callable[[Run], dict] = one,
+) -> None:
+    """Makes the missing runs of a claim's script; writes the page and the picture."""
+    parser = argparse.ArgumentParser(prog=f"{name}.py")
+    parser.add_argument("--data-dir", required=True, help="a TFDS data directory, or an .npz file")
+    parser.add_argument("--full", action="store_true", help="the paper's sizes, for a GPU")
+    parser.add_argument("--chunk", type=int, default=5, help="clients at once on a device")
+    parser.add_argument("--devices", type=int, help="of a CPU; by default one a core")
+    parser.add_argument("--results", default=name, help="name in benchmarks/claims/results/")
+    asked = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", asked.devices or len(os.sched_getaffinity(0)))
+    settings = full if asked.full else quick
+    found = kept.Kept(kept.path(asked.results), settings)
+    problem = PROBLEMS[settings["data"]](asked.data_dir, settings)
+    tuned(found, problem, cells(settings), asked.chunk, one)
+    found.publish(page, draw)

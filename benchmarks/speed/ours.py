@@ -1,0 +1,153 @@
+"""The five workloads in jaxfed: the same arrays, the same order, the same result.
+
+round = ours.make("W3")
+first = round()  # {"loss": ..., "norm": ...}
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import workloads
+
+from jaxfed import local, lowrank, models, tasks
+from jaxfed.algorithm import Algorithm
+from jaxfed.algorithms import fedavg
+from jaxfed.data.federated import taken
+from jaxfed.simulation import engine, tuning
+
+CPU_DEVICES = 2  # into which scripts split the CPU, before JAX starts
+
+MODELS = {
+    "W1": lambda: models.MLP((200, 200), 10),
+    "W2": lambda: models.FemnistCNN(62),
+    "W3": lambda: models.MLP((1024, 1024), 10),
+    "W4": lambda: models.Encoder(
+        workloads.VOCABULARY,
+        256,
+        4,
+        4,
+        1024,
+        64,
+        2,
+        types=0,
+        pad=None,
+        head="linear",
+        epsilon=1e-5,
+    ),
+    "W5": lambda: models.resnet10(10),
+}
+
+
+def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
+    """FedAvg over the workload's trained weights, starting from its arrays.
+
+    `options` go to the model, which may keep its frozen weights in another type.
+    """
+    workload, model = workloads.WORKLOADS[name], MODELS[name]().clone(**options)
+    trained = arrays.factors or arrays.params
+    factors = {p: lowrank.Factors(a, b, workload.scale) for p, (a, b) in arrays.factors.items()}
+    full = {p: w for p, w in arrays.params.items() if p in (workload.full if factors else trained)}
+    inputs = tuple(n for n in arrays.examples if n != "label")
+    drawn = jax.eval_shape(model.init, jax.random.key(0), *(arrays.examples[n] for n in inputs))
+    kept = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(drawn["params"])
+    }
+    base = {p: w.astype(kept[p]) for p, w in arrays.params.items() if p not in full}
+    first = jax.tree.map(jnp.asarray, (base, lowrank.Theta(full, factors)))
+    classifier = tasks.classification(model, arrays.examples, inputs=inputs)
+    work = local.Work(workload.batch, epochs=1, shuffle=False)
+    return fedavg(
+        classifier._replace(init=lambda key: first),
+        work,
+        client_optimizer=optimizer(workload.optimizer),
+    )
+
+
+def optimizer(chosen: workloads.Sgd | workloads.AdamW) -> optax.GradientTransformation:
+    if isinstance(chosen, workloads.Sgd):
+        return optax.sgd(chosen.rate)
+    return optax.adamw(chosen.rate, weight_decay=chosen.decay)
+
+
+def hardware() -> str:
+    """The number and kind of JAX's devices."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def plan(clients: int, examples: int) -> engine.Plan:
+    """One round of all clients, in order."""
+    ids = np.arange(clients, dtype=np.int32)[None]
+    count = np.full_like(ids, examples)
+    return engine.Plan(
+        np.zeros(1, np.int32), ids, ids, ids * examples, count, np.full(ids.shape, 1 / clients)
+    )
+
+
+def running(
+    fed: Algorithm,
+    examples: dict,
+    now: engine.Plan,
+    *,
+    most: int,
+    chunk: int | str | None = "auto",
+    uniform: bool = True,
+) -> Callable[[], tuple[Any, dict, int | None]]:
+    """A function that runs one round from where the last one ended: (server, metrics, chunk).
+
+    `most` is the largest client's number of examples, and `uniform` promises that all have as many.
+    The chunk that is "auto" is measured first; None takes all clients at once.
+    """
+    machine = engine.machine(chunk=None if chunk == "auto" else chunk)
+    clients = now.id.shape[1]
+
+    def compiled(machine: engine.Machine) -> Callable:
+        verb = engine.for_each_client(machine, uniform=uniform)
+        return engine.compiled(engine.rounds(fed, verb, 0, most), machine, donate=(0, 1))
+
+    server = jax.jit(fed.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), clients)
+    states = jax.vmap(fed.init_client, in_axes=(None, 0))(server, keys)
+    # As a federated data set holds them, so that the CPU's devices need no copies of their own.
+    examples = {name: taken(x, np.arange(len(x))) for name, x in examples.items()}
+    kept = list(engine.place((server, states), machine))
+    examples = engine.place(examples, machine)
+    if chunk == "auto":
+        candidates = tuning.chunk_candidates(clients // len(machine.devices))
+        best, _ = tuning.measured_chunk(
+            compiled, machine, (*kept, examples, now), candidates, 10**6
+        )
+        machine = dataclasses.replace(machine, chunk=best)
+    step = compiled(machine)
+
+    def one_round() -> tuple[Any, dict, int | None]:
+        *kept[:], metrics = jax.block_until_ready(step(*kept, examples, now))
+        return kept[0], metrics, machine.chunk
+
+    return one_round
+
+
+def make(
+    name: str, *, clients: int | None = None, chunk: int | str | None = "auto", **options
+) -> Callable[[], dict]:
+    """A function that runs one round from where the last one ended: {"loss", "norm", "chunk"}.
+
+    `options` go to the model, such as W4's dtype=jnp.bfloat16.
+    """
+    workload = workloads.WORKLOADS[name]
+    clients = clients or workload.clients
+    arrays = workloads.arrays(name, clients)
+    fed, now = algorithm(name, arrays, **options), plan(clients, workload.examples)
+    run = running(fed, arrays.examples, now, most=workload.examples, chunk=chunk)
+
+    def one_round() -> dict:
+        server, metrics, chunk = run()
+        norm = optax.tree.norm(server.theta)
+        return {"loss": float(metrics["loss"].mean()), "norm": float(norm), "chunk": chunk}
+
+    return one_round

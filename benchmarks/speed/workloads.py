@@ -1,0 +1,224 @@
+"""The five workloads on which every implementation is timed: seeded arrays, no other randomness.
+
+All clients take part in every round, each takes its batches in order, and the server takes the
+plain mean of the trained weights. So every implementation must end with the same losses and the
+same norm of the trained weights.
+
+    workload, arrays = workloads.WORKLOADS["W3"], workloads.arrays("W3", clients=4)
+"""
+
+import dataclasses
+import itertools
+import math
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Sgd(NamedTuple):
+    rate: float
+
+
+class AdamW(NamedTuple):
+    """beta 0.9 and 0.999, eps 1e-8, decay of every trained weight; it restarts in each round."""
+
+    rate: float
+    decay: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    title: str
+    clients: int  # K, all of them in every round
+    examples: int  # n of each client; one epoch is n / batch local steps
+    batch: int
+    optimizer: Sgd | AdamW
+    shape: tuple[int, ...]  # of one image, or of one row of tokens
+    classes: int
+    rank: int = 0  # of the factors; 0 trains every weight whole
+    scale: float = 1.0
+    full: tuple[str, ...] = ()  # beside factors, the weights that are trained whole
+
+    @property
+    def steps(self) -> int:
+        return self.examples // self.batch
+
+
+WORKLOADS = {
+    "W1": Workload("FedAvg MLP", 100, 300, 20, Sgd(0.1), (784,), 10),
+    "W2": Workload("FedAvg FEMNIST CNN", 50, 100, 20, Sgd(0.1), (28, 28, 1), 62),
+    "W3": Workload("FedLoRA MLP", 100, 300, 20, Sgd(0.1), (784,), 10, rank=8, scale=2.0),
+    "W4": Workload(
+        "FedLoRA encoder",
+        20,
+        32,
+        8,
+        AdamW(1e-3, 0.01),
+        (64,),
+        2,
+        rank=8,
+        scale=2.0,
+        full=("head/kernel", "head/bias"),
+    ),
+    "W5": Workload("FedLoRA ResNet-10", 10, 32, 32, Sgd(0.05), (32, 32, 3), 10, rank=16, scale=2.0),
+}
+
+VOCABULARY = 8192
+
+
+class Arrays(NamedTuple):
+    """Float32 and int32 numpy arrays."""
+
+    examples: dict[str, np.ndarray]  # "image" or "tokens", and "label": [K * n, ...]
+    params: dict[str, np.ndarray]  # {"dense_0/kernel": [in, out]}, and HWIO, as flax has them
+    factors: dict[str, tuple[np.ndarray, np.ndarray]]  # {path: (a [in..., r], b [r, out])}
+
+
+def arrays(
+    name: str, clients: int | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Arrays:
+    """The workload's arrays; client k owns rows k * n : (k + 1) * n of each array of examples.
+
+    With fewer `clients` they are the first ones, unchanged. `shapes` {path: shape} replaces the
+    names that stand below by a model's own; a weight depends on its path and shape alone.
+    """
+    workload, shapes = WORKLOADS[name], shapes or SHAPES[name]
+    params = {path: _weight(name, path, shape) for path, shape in shapes.items()}
+    factors = {p: _factors(name, p, params[p].shape, workload.rank) for p in _adapted(name, shapes)}
+    rows = (clients or workload.clients) * workload.examples
+    return Arrays(_examples(name, workload, rows), params, factors)
+
+
+def _adapted(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The paths that carry factors."""
+    if name == "W3":
+        return [p for p in shapes if p.endswith("kernel")]
+    if name == "W4":
+        return [p for p in shapes if p.endswith(("query/kernel", "value/kernel"))]
+    if name == "W5":
+        return [p for p, shape in shapes.items() if len(shape) == 4 and not p.startswith("stem")]
+    return []
+
+
+def _stream(*parts: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32("/".join(parts).encode()))
+
+
+def _normal(stream: np.random.Generator, shape: tuple[int, ...], std: float) -> np.ndarray:
+    return stream.standard_normal(shape, dtype=np.float32) * np.float32(std)
+
+
+def _weight(name: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Kernels normal / sqrt(fan in), embeddings 1, scales about one; biases that are not zero."""
+    stream, kind = _stream(name, path), path.rsplit("/", 1)[-1]
+    if kind == "kernel":
+        return _normal(stream, shape, 1 / math.sqrt(math.prod(shape[:-1])))
+    if kind == "embedding":
+        return _normal(stream, shape, 1.0)
+    return _normal(stream, shape, 0.1) + np.float32(kind == "scale")
+
+
+def _factors(
+    name: str, path: str, shape: tuple[int, ...], rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+    std = 1 / math.sqrt(math.prod(shape[:-1]))
+    a = _normal(_stream(name, path, "a"), (*shape[:-1], rank), std)
+    return a, np.zeros((rank, shape[-1]), np.float32)
+
+
+def _examples(name: str, workload: Workload, rows: int) -> dict[str, np.ndarray]:
+    """Images around one prototype a class; or tokens of which a fifth name the label."""
+    label = _stream(name, "label").integers(workload.classes, size=rows, dtype=np.int32)
+    shape = (rows, *workload.shape)
+    if name == "W4":
+        tokens = _stream(name, "tokens").integers(VOCABULARY, size=shape, dtype=np.int32)
+        telling = _stream(name, "telling").random(shape, dtype=np.float32) < 0.2
+        return {"tokens": np.where(telling, label[:, None], tokens), "label": label}
+    prototype = _normal(_stream(name, "prototype"), (workload.classes, *workload.shape), 0.2)
+    image = _normal(_stream(name, "image"), shape, 0.2)
+    image += prototype[label]
+    return {"image": image, "label": label}
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _layer(path: str, *kernel: int) -> Shapes:
+    return {f"{path}/kernel": kernel, f"{path}/bias": kernel[-1:]}
+
+
+def _norm(path: str, width: int) -> Shapes:
+    return {f"{path}/scale": (width,), f"{path}/bias": (width,)}
+
+
+def _mlp(*sizes: int) -> Shapes:
+    *hidden, head = itertools.pairwise(sizes)
+    layers = [_layer(f"dense_{i}", *kernel) for i, kernel in enumerate(hidden)]
+    return _join(*layers, _layer("head", *head))
+
+
+def _cnn() -> Shapes:
+    return _join(
+        _layer("conv_0", 3, 3, 1, 32),
+        _layer("conv_1", 3, 3, 32, 64),
+        _layer("dense_0", 12 * 12 * 64, 128),
+        _layer("head", 128, 62),
+    )
+
+
+def _encoder(width: int = 256, feedforward: int = 1024, depth: int = 4, length: int = 64) -> Shapes:
+    """BERT's encoder: the norm after each sum; the first position's output goes to the head."""
+    layers = [
+        _join(
+            *(_layer(f"layer_{i}/{n}", width, width) for n in ("query", "key", "value", "out")),
+            _norm(f"layer_{i}/norm_0", width),
+            _layer(f"layer_{i}/up", width, feedforward),
+            _layer(f"layer_{i}/down", feedforward, width),
+            _norm(f"layer_{i}/norm_1", width),
+        )
+        for i in range(depth)
+    ]
+    return _join(
+        {"token/embedding": (VOCABULARY, width), "position/embedding": (length, width)},
+        _norm("norm", width),
+        *layers,
+        _layer("head", width, 2),
+    )
+
+
+def _resnet(widths: tuple[int, ...] = (64, 128, 256, 512)) -> Shapes:
+    """One basic block a stage; the convolutions have no bias, and norms follow them."""
+    blocks = [
+        _block(f"layer{i}_0", before, width)
+        for i, (before, width) in enumerate(itertools.pairwise((widths[0], *widths)), 1)
+    ]
+    stem = {"stem/kernel": (3, 3, 3, widths[0]), **_norm("norm_stem", widths[0])}
+    return _join(stem, *blocks, _layer("head", widths[-1], 10))
+
+
+def _block(path: str, before: int, width: int) -> Shapes:
+    body = {
+        f"{path}/conv_0/kernel": (3, 3, before, width),
+        **_norm(f"{path}/norm_0", width),
+        f"{path}/conv_1/kernel": (3, 3, width, width),
+        **_norm(f"{path}/norm_1", width),
+    }
+    if before == width:
+        return body
+    down = {f"{path}/conv_down/kernel": (1, 1, before, width)}
+    return {**body, **down, **_norm(f"{path}/norm_down", width)}
+
+
+def _join(*parts: Shapes) -> Shapes:
+    return {path: shape for part in parts for path, shape in part.items()}
+
+
+SHAPES = {
+    "W1": _mlp(784, 200, 200, 10),
+    "W2": _cnn(),
+    "W3": _mlp(784, 1024, 1024, 10),
+    "W4": _encoder(),
+    "W5": _resnet(),
+}

@@ -1,0 +1,40 @@
+"""The gap to FedAvg, whole on a tiny problem."""
+
+import clients_gap
+import kept
+import pytest
+import sweep
+
+
+def invented(cells, settings, accuracy):
+    """{key: run} of all the seeds, with `accuracy(cell's name, seed)` after the last round."""
+    first = {"rate": 0.3, "round": [0, 2, 4], "sent": [0, 10, 20], "seconds": 1.0}
+    return {
+        f"{name}/seed/{seed}": {**first, "accuracy": [0.1, 0.3, accuracy(name, seed)]}
+        for name in cells
+        for seed in settings["seeds"]
+    }
+
+
+def test_the_gap_and_its_trend_follow_from_the_runs(problem, sizes, tmp_path):
+    of_quick = {"clients": [4, 8], "participation": {"0.5": 4}, "parts": 2}
+    settings = {**clients_gap.QUICK, **sizes, **of_quick}
+    found, cells = kept.Kept(tmp_path / "gap.json", settings), clients_gap.cells(settings)
+    sweep.tuned(found, problem, {"0.5/4/fedloru": cells["0.5/4/fedloru"]}, 2)
+    made = found.runs["0.5/4/fedloru/seed/1"]
+    assert made["round"] == [0, 2, 4]
+    assert made["sent"][0] == 0 < 2 * made["sent"][1] < made["sent"][2]  # a merge between
+    assert made["rate"] in sizes["rates"]
+
+    def accuracy(name, seed):
+        _, clients, method = name.split("/")
+        return 0.5 + (method == "fedloru") * (int(clients) / 100 + seed / 1000)
+
+    found.content["runs"] = invented(cells, settings, accuracy)
+    gap = clients_gap.Found(found.content)
+    assert gap.slope("0.5", "fedloru").mean == pytest.approx(0.04)
+    assert "the gap rises with K" in clients_gap.trend(gap, "0.5", "fedloru")
+    assert "no trend" in clients_gap.trend(gap, "0.5", "fedlora")
+    assert clients_gap.reached(made | {"accuracy": [0.0, 0.4, 0.8]}, 0.6) == 3
+    assert clients_gap.trend(gap, "0.5", "fedloru") in clients_gap.page(found.content, "gap.png")
+    clients_gap.draw(gap)
