@@ -362,10 +362,10 @@ def page(kept: Mapping[str, Any]) -> str:
             f"weight is made and nothing is random. `ratio` is to {AGAINST}. The paper states "
             "neither its batch nor its length of texts, so that only ratios can be compared, in "
             "which most of that cancels. As in our encoder, the last layer is computed at the "
-            "first position only. `kB up` is what a client sends in a round (HETLoRA and mFedLoRU: at "
-            "the largest rank; centralised: gradients of 10 steps). FedLoRU and its kin: the mean "
-            "of 10 rounds, of which one merges. Where clients train two adapters in turn, or a "
-            "model of their own, they make 10 steps on each.",
+            "first position only. `kB up` is what a client sends in a round (HETLoRA and mFedLoRU: "
+            "at the largest rank; centralised: gradients of 10 steps). FedLoRU and its kin: the "
+            "mean of 10 rounds, of which one merges. Where clients train two adapters in turn, or "
+            "a model of their own, they make 10 steps on each.",
             table(kept["counts"]),
             "## RoBERTa-base, beside the paper's table (arXiv 2503.03920, in its reviews)",
             beside(kept["counts"]["RoBERTa-base"]),

@@ -20,10 +20,10 @@ This is work for a GPU. Two cores run MiniLM on short sentences, a few seconds a
     jaxfed run configs/pf2lora/glue.py --model DIR --data-dir DIR --task sst2 --max-length 16 \
         --longer drop --test-length 64 --batch-size 8 --rounds 8
 
-and benchmarks/claims/results/glue_minilm.md has the table of such runs. The paper's results to compare
-with (RoBERTa-base; CoLA by Matthews correlation, the others by accuracy, in percent, on clients'
-own data): PF2LoRA 54.2 on CoLA, 92.1 MNLI, 95.9 SST-2, 94.0 QQP, 94.2 QNLI; HOMLoRA 50.8, 70.6,
-92.5, 79.6, 85.5; pFedLoRA 49.1, 91.1, 94.7, 94.3, 93.4; FDLoRA 48.9, 78.1, 91.5, 86.7, 89.5;
+and benchmarks/claims/results/glue_minilm.md has the table of such runs. The paper's results to
+compare with (RoBERTa-base; CoLA by Matthews correlation, the others by accuracy, in percent, on
+clients' own data): PF2LoRA 54.2 on CoLA, 92.1 MNLI, 95.9 SST-2, 94.0 QQP, 94.2 QNLI; HOMLoRA 50.8,
+70.6, 92.5, 79.6, 85.5; pFedLoRA 49.1, 91.1, 94.7, 94.3, 93.4; FDLoRA 48.9, 78.1, 91.5, 86.7, 89.5;
 FedDPA 46.9, 87.5, 93.7, 93.2, 95.2.
 """
 
