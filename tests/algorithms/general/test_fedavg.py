@@ -108,7 +108,7 @@ def test_three_rounds_of_workload_1_end_where_pytorch_ends():
     world = oracle.World(arrays.examples, np.full(CLIENTS, workload.examples))
     on = oracle.on_engine(fed, world, uniform=True)
     draws = [list(range(CLIENTS))] * ROUNDS
-    server, _, metrics = oracle.engine_rounds(on, world, draws, uniform=True)
+    server, _, metrics = oracle.engine_rounds(on, world, draws)
     for p, w in server.theta.full.items():
         np.testing.assert_allclose(w, expected[p], rtol=1e-4, atol=1e-5, err_msg=p)
         assert np.abs(w - arrays.params[p]).max() > 1e-2
