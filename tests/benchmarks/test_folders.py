@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = pathlib.Path(__file__).parents[2] / "benchmarks"
 FILES = sorted(ROOT.rglob("*.py"))
 DOORS = {"measuring", "kept"}  # to benchmarks/speed

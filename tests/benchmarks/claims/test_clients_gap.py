@@ -5,6 +5,8 @@ import kept
 import pytest
 import sweep
 
+pytestmark = pytest.mark.full
+
 
 def invented(cells, settings, accuracy):
     """{key: run} of all the seeds, with `accuracy(cell's name, seed)` after the last round."""

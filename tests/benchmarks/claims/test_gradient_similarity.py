@@ -3,6 +3,9 @@
 import gradient_similarity
 import likeness
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.full
 
 
 def test_gradients_and_updates_of_clients(monkeypatch, called):

@@ -3,7 +3,10 @@
 import kept
 import merging
 import numpy as np
+import pytest
 import sweep
+
+pytestmark = pytest.mark.full
 
 
 def test_keep_jumps_and_reinit_does_not(problem, sizes, tmp_path):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import stable_rank
 
+pytestmark = pytest.mark.full
+
 
 def test_stable_ranks_of_small_sets_and_of_their_union(monkeypatch, called):
     more = ["--epochs", "1", "2", "--sizes", "4", "8", "--depth", "3", "--probes", "2"]

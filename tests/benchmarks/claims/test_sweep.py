@@ -5,6 +5,8 @@ import sweep
 
 from jaxfed import Host, run
 
+pytestmark = pytest.mark.full
+
 
 def test_a_program_is_the_librarys_run(problem):
     cell = sweep.Cell("fedloru", clients=6, cohort=3, rounds=4, every=2, restart="keep")

@@ -2,7 +2,10 @@
 
 import sys
 
+import pytest
 import timing
+
+pytestmark = pytest.mark.quick
 
 
 def test_functions_take_turns_after_one_call_of_each():
