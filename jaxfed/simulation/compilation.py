@@ -29,7 +29,7 @@ def chosen(
     arguments = (server, first.states, first.examples, first.plan)
     ahead = e.rounds - done
     if "auto" in (chunk, fuse):
-        here = first.plan.id.shape[1] // len(machine.devices)
+        here = -(-first.plan.id.shape[1] // len(machine.devices))
         candidates = tuning.chunk_candidates(here) if chunk == "auto" else [chunk]
         chunk, seconds = tuning.measured_chunk(make, machine, arguments, candidates, ahead)
         fuse = participation.fuse(e, host, seconds) if fuse == "auto" else fuse

@@ -126,6 +126,12 @@ def test_a_plan_holds_each_drawn_client_once_with_its_rows(devices):
         assert (plan.slot[i][~here] == 10).all()
 
 
+def test_fewer_clients_a_round_than_devices_is_a_run():
+    """Also where the clients at once are measured: on each device there is one place."""
+    few = experiment(rounds=1, cohort=2, evaluate_every=0)
+    assert [r["clients"] for r in jaxfed.run(few, host=jaxfed.Host(devices=4))] == [2]
+
+
 @pytest.mark.parametrize("make", [plain, with_states])
 def test_records_tell_rounds_bytes_and_accuracy(make):
     e = experiment(make)
