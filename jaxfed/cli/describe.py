@@ -63,10 +63,14 @@ def population(train: Split, cohort: int) -> str:
     return f"{clients}\ntext     {tokens} tokens an example, of which {waste:.1%} are padding"
 
 
-def traffic(wire: ledger.Wire, rounds: int, cohort: int) -> str:
-    """What all clients of all rounds send and receive together; merges come on top."""
+def traffic(wire: ledger.Wire, rounds: int, cohort: int, merges: int) -> str:
+    """The bytes that all clients of all rounds send and receive together.
+
+    `merges` are the bytes of merges that absent clients receive.
+    """
     down, up = (in_bytes(n * rounds * cohort) for n in wire)
-    return f"traffic  {down} down, {up} up in {rounds} rounds of {cohort} clients, before merges"
+    total = f"traffic  {down} down, {up} up in {rounds} rounds of {cohort} clients"
+    return f"{total}, and {in_bytes(merges)} of merges to absent clients" if merges else total
 
 
 def compute(cost: flops.Round, rounds: int, cohort: int) -> str:

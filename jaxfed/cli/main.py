@@ -210,7 +210,7 @@ def _describe(arguments: list[str], watch: Watch) -> None:
         describe.weights(server.base, server.theta),
         "",
         describe.parameters(server.base, server.theta, wire),
-        describe.traffic(wire, experiment.rounds, experiment.cohort),
+        describe.traffic(wire, experiment.rounds, experiment.cohort, costs.merges(prepared)),
         describe.compute(costs.compute(prepared), experiment.rounds, experiment.cohort),
         describe.population(experiment.data.train, experiment.cohort),
         describe.held(parts),

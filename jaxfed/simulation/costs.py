@@ -37,6 +37,13 @@ def mean_wire(p: Prepared) -> ledger.Wire:
     return ledger.mean(rounds, p.state.server, first.states, first.examples, first.plan)
 
 
+def merges(p: Prepared) -> int:
+    """Bytes of merges that absent clients receive in all rounds; see ledger.eager."""
+    e, server = p.experiment, trees.shapes(p.state.server)
+    each = sum(p.algorithm.broadcast(server, t) for t in range(e.rounds))
+    return each * (e.data.clients - e.cohort)
+
+
 def memory(p: Prepared, chunk: int) -> int:
     """Bytes that a device needs for one round beside its arguments, as compiled."""
     first = p.supply.block(range(1))

@@ -17,6 +17,7 @@ from jaxfed import combine, trees
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.data.federated import Federated, label_table
 from jaxfed.simulation import (
+    advice,
     blocks,
     checkpoint,
     compilation,
@@ -125,7 +126,8 @@ def prepare(
         saved = run_folder.read_settings(folder) if resume and folder else {}
         log.info("tracing a round")
         found = identity.identity(e, origin.settings, origin.config)
-        processes.check_same(_flat(found) | dataclasses.asdict(host) | {"rounds": e.rounds})
+        values = {n: v for section in found.values() for n, v in section.items()}
+        processes.check_same(values | dataclasses.asdict(host) | {"rounds": e.rounds})
         changed = identity.changes(saved, found)
         identity.check_allowed(changed, allow)
 
@@ -148,7 +150,9 @@ def prepare(
 
         supply = blocks.Supply(e, machine, people, _examples(e, host, machine))
         before = run_folder.read_host(folder) if resume and folder else {}
-        wire, exact = ledger.most(algorithm, trees.shapes(state.server), supply.cohort())
+        shapes, cohort = trees.shapes(state.server), supply.cohort()
+        wire, exact = ledger.most(algorithm, shapes, cohort)
+        advice.warn(e, algorithm, shapes, cohort)
         machine, fuse, step = compilation.chosen(
             algorithm, host, supply, state.server, state.done, before
         )
@@ -344,7 +348,3 @@ def _compile(p: Prepared, compiling: bool) -> None:
     if e.evaluate_every:
         log.info("compiling the evaluation")
         p.evaluate.compile(server, p.population.states_of)
-
-
-def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {name: value for section in sections.values() for name, value in section.items()}

@@ -96,9 +96,12 @@ def fdlora(
         few, fusing = local.Work(shots, steps=1), local.only_if(k, k.round > rounds)
         weights, fused = local.each_step(fuse, (weights, jnp.zeros(())), fusing, few)
         delta = optax.tree.sub(trained, theta)
-        metrics = {"loss": metrics["loss"] + inner["loss"] + fused}  # two of them are zero
-        sent = trees.nbytes_if(k.round <= rounds, delta)
-        return Reply(delta, Kept(own, weights), metrics, sent=sent)
+        return Reply(
+            upload=delta,
+            state=Kept(own, weights),
+            metrics={"loss": metrics["loss"] + inner["loss"] + fused},  # two of them are zero
+            sent=trees.nbytes_if(k.round <= rounds, delta),
+        )
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)

@@ -119,8 +119,11 @@ def pf2lora(
         x, y, opt, total = local.each_step(step, start, k, work)
         own = {p: x.full[p] for p in k.state.head}
         delta = optax.tree.sub(x._replace(full={p: x.full[p] for p in theta.full}), theta)
-        metrics = {"loss": total / jnp.maximum(work.local_steps(k.count), 1)}
-        return Reply(delta, State(y, own, opt if keep_moments else ()), metrics)
+        return Reply(
+            upload=delta,
+            state=State(y, own, opt if keep_moments else ()),
+            metrics={"loss": total / jnp.maximum(work.local_steps(k.count), 1)},
+        )
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
