@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 PyTree: TypeAlias = Any
@@ -216,8 +217,14 @@ def exchanges(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[Exch
 
 
 def mapped(client: Client, base: PyTree, message: PyTree, cohort: Cohort) -> Reply:
-    """The verb in its plainest form: one vmap, on no device in particular."""
-    return jax.vmap(client, in_axes=(None, None, axes(cohort)))(base, message, cohort)
+    """The verb in its plainest form: one vmap, on no device in particular.
+
+    The account is empty; guards read it.
+    """
+    reply = jax.vmap(client, in_axes=(None, None, axes(cohort)))(base, message, cohort)
+    flag, digits = jnp.zeros(cohort.id.shape, bool), jnp.zeros((*cohort.id.shape, 2), jnp.int32)
+    account = Account(flag, flag, digits, digits)
+    return reply._replace(metrics={**reply.metrics, ACCOUNT: account})
 
 
 def untrained(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[str]:
