@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxfed.algorithm import Data, PyTree
@@ -33,7 +34,14 @@ class Work:
             )
         for name in ("batch_size", "epochs", "steps"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(
+                    f"{name}={value!r} is a {type(value).__name__}; give a whole number"
+                )
+            object.__setattr__(self, name, int(value))  # numpy's would decide types under jit
+            if value < 1:
                 raise ValueError(f"{name}={value} leaves a client nothing to do; use at least 1")
 
     def batches(self, count: jax.Array) -> jax.Array:
@@ -97,7 +105,8 @@ def sgd(
     """(theta after client k's local steps, {"loss": their mean loss}).
 
     theta <- theta + optimizer(grad loss(theta, batch, key)). The optimizer starts anew each round
-    and is told the round, as `optimizer.update(..., round=k.round)`. A client without examples
+    and gets the round and the batch's loss, as `optimizer.update(..., round=k.round, value=...)`
+    (optax.contrib.reduce_on_plateau wants one). A client without examples
     returns theta as it is and a loss of zero.
     """
     optimizer = optax.with_extra_args_support(optimizer)
@@ -105,7 +114,7 @@ def sgd(
     def step(carry, batch, key):
         theta, opt, total = carry
         value, grads = jax.value_and_grad(loss)(theta, batch, key)
-        updates, opt = optimizer.update(grads, opt, theta, round=k.round)
+        updates, opt = optimizer.update(grads, opt, theta, round=k.round, value=value)
         return optax.apply_updates(theta, updates), opt, total + value
 
     start = (theta, optimizer.init(theta), jnp.zeros(()))

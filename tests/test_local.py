@@ -241,3 +241,34 @@ def test_work_that_makes_no_sense_is_refused(options, match):
         local.Work(4, **options)
     with pytest.raises(ValueError, match="batch_size=0"):
         local.Work(0, epochs=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 2.5},
+        {"batch_size": "4"},
+        {"epochs": True, "steps": None},
+        {"epochs": 1.0, "steps": None},
+        {"steps": np.nan},
+    ],
+)
+def test_work_is_in_whole_numbers(options):
+    with pytest.raises(TypeError, match=r"is a (float|str|bool); give a whole number"):
+        local.Work(**{"batch_size": 4, "steps": 2, **options})
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    work = local.Work(np.int64(4), epochs=np.int32(2))
+    assert work == local.Work(4, epochs=2)
+    assert {type(work.batch_size), type(work.epochs)} == {int}
+
+
+def test_an_optimizer_that_wants_the_loss_gets_it():
+    """No loss is low enough for it here, so it lowers the rate and the weights move less."""
+    plateau = optax.contrib.reduce_on_plateau(0.5, patience=1, accumulation_size=1, rtol=1.0)
+    optimizer, work = optax.chain(optax.sgd(0.1), plateau), local.Work(20, steps=4, shuffle=False)
+    k = client(MOST, 0, 0, points())
+    found = local.sgd(regression, optimizer, BEGIN, k, work)[0]["w"]
+    plain = local.sgd(regression, optax.sgd(0.1), BEGIN, k, work)[0]["w"]
+    assert jnp.abs(found - BEGIN["w"]).sum() < jnp.abs(plain - BEGIN["w"]).sum()

@@ -27,7 +27,7 @@ from jaxfed.algorithm import (
 from jaxfed.data.federated import Federated, Split, length
 from jaxfed.simulation import engine
 from jaxfed.simulation.experiment import Experiment
-from jaxfed.tasks.task import Task
+from jaxfed.tasks.task import Task, check_sums
 
 PERCENTILES = (10, 50, 90)
 
@@ -46,7 +46,9 @@ def sums(algorithm: Algorithm, task: Task, verb: ForEachClient, batch_size: int)
             return jax.tree.map(jnp.add, total, task.evaluate(*model, batch))
 
         shapes = jax.eval_shape(partial(task.evaluate, *model), _batch(k.data, batch_size))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+        zero = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes
+        )
         return Reply(local.each_step(add, zero, k, work), (), {})
 
     def run(server, states, data, count):
@@ -151,10 +153,19 @@ def overall(summary: Callable, sums: dict, count: int | np.ndarray) -> dict:
 
 
 def check_measures(summary: Callable, sums: dict) -> None:
-    """Raises ValueError if a measure has a reserved name; `sums` have shapes [pieces, ...]."""
+    """Raises ValueError if a measure has a reserved name, or there is no loss.
+
+    `sums` have shapes [pieces, ...].
+    """
     zeros = {n: np.zeros(s.shape[1:]) for n, s in sums.items()}
     with np.errstate(all="ignore"):
-        check_names(set(summary(zeros, 1)) - {"accuracy", "loss"})
+        names = set(summary(zeros, 1))
+    if "loss" not in names:
+        raise ValueError(
+            f"the task's evaluation gives {sorted(names)}; let `evaluate` return the sum of the "
+            'losses too, as "loss"'
+        )
+    check_names(names - {"accuracy", "loss"})
 
 
 def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
@@ -232,6 +243,8 @@ def evaluation(
 
     About `at_once` clients' states are on the devices together.
     """
+    if e.evaluate_every:
+        check_sums(e.task, e.data.test)
     devices, personal = len(machine.devices), e.data.personal
     batch = max(1, min(e.evaluate_batch, personal.most))
     chunk = max(1, 2000 // batch)  # clients, so that some 2000 examples are evaluated at once

@@ -90,3 +90,25 @@ def check_complete(examples: dict, inputs: Sequence[str], label: str) -> None:
 
 
 NUMBERED = "np.unique(x, return_inverse=True)[1] of names, or tokens of text"
+
+
+def check_sums(task: Task, examples: Mapping[str, Any]) -> None:
+    """Raises ValueError unless `evaluate` sums over examples: twice as much for all of them twice.
+
+    A mean would be added up over batches as if it were a sum. jaxfed's own tasks are right.
+    """
+    if getattr(task.evaluate, "__module__", "").startswith("jaxfed.tasks."):
+        return
+    rows = {name: np.asarray(x[:4]) for name, x in examples.items()}
+    count = len(next(iter(rows.values())))
+    twice = {name: np.concatenate([x, x]) for name, x in rows.items()}
+    model, evaluate = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.evaluate)
+    masks = (np.repeat(np.float32([1, last]), count) for last in (0, 1))
+    once, both = (jax.device_get(evaluate(*model, {**twice, "mask": mask})) for mask in masks)
+    for name, total in once.items():
+        if not np.allclose(both[name], 2 * total, rtol=1e-2, equal_nan=True):
+            raise ValueError(
+                f"evaluate gives {name!r} = {total:.6g} for {count} examples and {both[name]:.6g} "
+                "for the same ones twice; let it return sums over the batch's real examples, "
+                'jnp.sum(values * batch["mask"])'
+            )
