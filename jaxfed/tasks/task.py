@@ -103,7 +103,7 @@ def check_sums(task: Task, examples: Mapping[str, Any]) -> None:
     count = len(next(iter(rows.values())))
     twice = {name: np.concatenate([x, x]) for name, x in rows.items()}
     model, evaluate = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.evaluate)
-    masks = (np.repeat(np.float32([1, last]), count) for last in (0, 1))
+    masks = (np.repeat(np.array([1, last], np.float32), count) for last in (0, 1))
     once, both = (jax.device_get(evaluate(*model, {**twice, "mask": mask})) for mask in masks)
     for name, total in once.items():
         if not np.allclose(both[name], 2 * total, rtol=1e-2, equal_nan=True):
