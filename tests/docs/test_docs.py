@@ -61,18 +61,21 @@ def test_declared_bytes_as_shown_are_those_of_what_crosses():
 # ---------------------------------------------------------------------- what is named exists
 
 
+@pytest.mark.quick
 @each_page()
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)", text(page))
     assert [x for x in links if "://" not in x and not (page.parent / x).exists()] == []
 
 
+@pytest.mark.quick
 @each_page()
 def test_files_that_a_page_names_exist(page):
     named = re.findall(r"(?<![\w./])(?:benchmarks|configs|docs|jaxfed|tests)/[\w/.]*\w", text(page))
     assert [path for path in named if not (pages.ROOT / path).exists()] == []
 
 
+@pytest.mark.quick
 @each_page()
 def test_commands_that_a_page_names_exist(page):
     code = [
@@ -83,6 +86,7 @@ def test_commands_that_a_page_names_exist(page):
     assert [c for c in commands if f"jaxfed {c} " not in main.USAGE] == []
 
 
+@pytest.mark.quick
 @each_page()
 def test_options_that_a_page_gives_to_a_program_exist(page):
     given = re.findall(r"(?:python|jaxfed \w+)\s([\w/]+\.py)((?:\s[\w./:$-]+)*)", text(page))
@@ -97,12 +101,14 @@ def test_options_that_a_page_gives_to_a_program_exist(page):
 # ---------------------------------------------------------------------- what is made is current
 
 
+@pytest.mark.quick
 def test_pages_show_the_house_and_the_api_as_they_are():
     """`python docs/write.py` writes what is missing."""
     current = writer().current
     assert [pages.name(p) for p in pages.PAGES if current(text(p)) != text(p)] == []
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("page", [pages.ROOT / "README.md", DOCS / "results" / "speed.md"])
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_the_speed_table_has_the_medians_that_were_measured(page, workload):
@@ -115,6 +121,7 @@ def test_the_speed_table_has_the_medians_that_were_measured(page, workload):
     assert shown[:3] == measured
 
 
+@pytest.mark.quick
 def test_ratios_to_the_loop_follow_from_the_seconds():
     seconds = table(DOCS / "results" / "peers.md", "| | W1 |")
     loop = [float(x) for x in seconds["PyTorch loop, tuned, two processes"]]
