@@ -1,5 +1,6 @@
 """What an installer and a reader are told, against the code."""
 
+import importlib.metadata
 import re
 import sys
 import tomllib
@@ -12,7 +13,8 @@ from packaging.specifiers import SpecifierSet
 import jaxfed
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONTENT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = CONTENT["project"]
 NAMED = ("jax", "flax", "optax", "orbax-checkpoint", "chex", "tensorflow-datasets")
 
 pytestmark = pytest.mark.quick
@@ -56,3 +58,13 @@ def test_tests_need_no_package_that_only_comparisons_need():
 
 def test_types_are_shipped():
     assert (Path(jaxfed.__file__).parent / "py.typed").is_file()
+
+
+def test_what_tests_import_beside_packages_has_names_of_its_own():
+    """Two files of one name would hide each other, and one named as a package hides that."""
+    folders = CONTENT["tool"]["pytest"]["ini_options"]["pythonpath"]
+    mine = [p.stem for folder in folders for p in (ROOT / folder).glob("*.py")]
+    assert len(set(mine)) == len(mine)
+    assert not set(mine) & (
+        set(importlib.metadata.packages_distributions()) | sys.stdlib_module_names
+    )
