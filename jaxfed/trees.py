@@ -10,6 +10,7 @@ from jaxfed.algorithm import PyTree
 
 
 def nbytes(tree: PyTree) -> int:
+    """How many bytes a tree of arrays or shapes holds."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 

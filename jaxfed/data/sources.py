@@ -90,7 +90,7 @@ def _prepare(name: str, where: str) -> str:
 
 
 def npz(path: str | Path) -> Source:
-    """A user's .npz file with arrays under exactly these keys:
+    """The images and labels of a user's .npz file, with arrays under exactly four keys.
 
     train_image, test_image: uint8 [n, H, W, C], or [n, H, W] for grey;
     train_label, test_label: integers [n].

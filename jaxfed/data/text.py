@@ -30,7 +30,7 @@ def tokenise(
     longer: Literal["cut", "drop"] = "cut",
     buckets: Sequence[int] = BUCKETS,
 ) -> Examples:
-    """The examples with "text" [n] (and "pair" [n], if there is one) replaced by
+    """The examples with arrays of tokens in place of "text" [n] (and of "pair" [n], if given).
 
     "tokens" int32 [n, L], filled up with `pad`, the model's own padding token; "types" int8 [n, L],
     which of the two sentences each belongs to; "length" int32 [n], how many tokens are real.

@@ -10,13 +10,13 @@ from jaxfed.lowrank.factors import Theta
 def keep(base: PyTree, theta: Theta, start: Theta, key: jax.Array) -> tuple[PyTree, Theta]:
     """Merge and leave the factors as they are: the product then counts twice.
 
-    What the authors' released CIFAR run does. W <- W + s A B; A, B stay.
+    The authors' released CIFAR run does this. W <- W + s A B; A, B stay.
     """
     return lowrank.merge(base, theta), theta
 
 
 def reinit(base: PyTree, theta: Theta, start: Theta, key: jax.Array) -> tuple[PyTree, Theta]:
-    """Merge and begin anew, down factor random and up factor zero: the function is unchanged.
+    """Merge and restart, down factor random and up factor zero: the function is unchanged.
 
     W <- W + s A B; A random, B = 0, as in ReLoRA.
     """
