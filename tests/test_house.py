@@ -100,8 +100,8 @@ MAY_IMPORT = {
                       "simulation.signals"},
     "cli.main": {"analysis", "cli.describe", "cli.errors", "cli.following", "cli.launching",
                  "cli.options", "cli.recorded", "cli.report", "cli.watching", "simulation.costs",
-                 "simulation.experiment", "simulation.prepare", "simulation.run_folder",
-                 "simulation.stored", "trees"},
+                 "simulation.experiment", "simulation.lock", "simulation.prepare",
+                 "simulation.run_folder", "simulation.stored", "trees"},
 }  # fmt: skip
 
 # {what: the rooms that may import it}, for packages that are not ours.

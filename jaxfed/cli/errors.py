@@ -2,11 +2,14 @@
 
 import contextlib
 import dis
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import jax
 
 from jaxfed.cli import options
 
@@ -25,6 +28,14 @@ def sentence(error: Exception) -> str:
         return f"{line}: {error.msg}: {(error.text or '').strip()}"
     known = isinstance(error, ValueError | TypeError | FloatingPointError) and _raised_here(error)
     return f"{error}{_place(error)}" if known or isinstance(error, OSError) else ""
+
+
+def is_of_another_process(error: BaseException) -> bool:
+    """True if a collective failed as one of several processes was not there to take part."""
+    lost = "Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination|[Hh]eartbeat|[Bb]arrier"
+    several, cause = jax.process_count() > 1, error.__cause__
+    ours = isinstance(error, jax.errors.JaxRuntimeError) and re.search(lost, str(error))
+    return several and (bool(ours) or (cause is not None and is_of_another_process(cause)))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from jaxfed.cli import describe, errors, following, launching, options, recorded
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.options import Config
 from jaxfed.cli.watching import Watch
-from jaxfed.simulation import costs, run_folder, stored
+from jaxfed.simulation import costs, lock, run_folder, stored
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.prepare import Origin, prepare
 
@@ -71,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _end("interrupted", 128 + signal.SIGINT)
     except Exception as error:
+        if errors.is_of_another_process(error):
+            _end_at_once(
+                "another process of this run has ended or cannot be reached; see its messages, and "
+                "then resume the run with all of them"
+            )
         if os.environ.get("JAXFED_TRACEBACK") or not (sentence := errors.sentence(error)):
             raise
         _end(sentence, 2)
@@ -94,6 +99,14 @@ def _help(command: str) -> None:
 def _end(sentence: str, status: int) -> None:
     print(f"jaxfed: {_plain(sentence)}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def _end_at_once(sentence: str) -> None:
+    """Ends the process without JAX's wait of a minute for the other processes, which aborts it."""
+    lock.release_all()
+    print(f"jaxfed: {sentence}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)
 
 
 def _plain(text: str) -> str:
