@@ -192,6 +192,11 @@ class Exchange(NamedTuple):
     conditional: bool  # inside lax.cond, scan or another trace: it may run never or often
 
 
+def trace_state() -> Any:
+    """A value that is equal for calls in the same trace, so that one inside lax.cond differs."""
+    return core.get_opaque_trace_state()
+
+
 def exchanges(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[Exchange]:
     """The exchanges of a round. Nothing is computed; server and cohort may be shapes.
 
@@ -203,10 +208,10 @@ def exchanges(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[Exch
         return jax.eval_shape(lambda x: x, tree)
 
     def run(server, cohort):
-        trace = core.get_opaque_trace_state()
+        trace = trace_state()
 
         def hear(reply, message, cohort):
-            conditional = core.get_opaque_trace_state() != trace
+            conditional = trace_state() != trace
             listed.append(Exchange(shapes(message), shapes(reply), conditional))
             return reply
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from jaxfed import algorithm as contract
 from jaxfed import trees
@@ -45,10 +44,10 @@ def run_round(algorithm: Algorithm, server: Any, cohort: Cohort, verb: ForEachCl
     """
     direct: list[Account] = []
     inside = []
-    trace = core.get_opaque_trace_state()
+    trace = contract.trace_state()
 
     def hear(reply, message, cohort):
-        if core.get_opaque_trace_state() == trace:
+        if contract.trace_state() == trace:
             direct.append(reply.metrics[ACCOUNT])
         else:
             inside.append(message)
