@@ -140,11 +140,11 @@ def prepare(
         checkpoints = None
         state = State(server, np.zeros(e.data.clients, np.int64), 0)
         if resume and folder:
+            if why := run_folder.why_lost(folder, host.checkpoint_every):
+                raise ValueError(why)
             checkpoints = checkpoint.open_folder(folder / "checkpoints")
             undo.callback(checkpoints.close)
             state = _restored(e, checkpoints, people, first)
-            if not state.done and (why := run_folder.why_lost(folder, host.checkpoint_every)):
-                raise ValueError(why)
         state = state._replace(server=engine.place(state.server, machine))
         del server  # else there are two
 

@@ -314,10 +314,9 @@ DAMAGES = {
     "plots a file": (
         lambda f: (gone("plots")(f), holds("plots", "")(f)), "plots could not be", "plots could not"
     ),
-    "tensorboard a link": (becomes_link("tensorboard", ".."), "tensorboard is a link", None),
+    "tensorboard a link": (becomes_link("tensorboard", ".."), None, None),
     "tensorboard a file": (
-        lambda f: (gone("tensorboard")(f), holds("tensorboard", "")(f)),
-        "tensorboard could not be written", None,
+        lambda f: (gone("tensorboard")(f), holds("tensorboard", "")(f)), None, None
     ),
 }  # fmt: skip
 

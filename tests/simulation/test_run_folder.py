@@ -10,7 +10,7 @@ from jaxfed.simulation import run_folder
 
 def begun(folder, rounds=3):
     folder.mkdir()
-    run_folder.write_json(folder / "machine.json", {"chunk": 1})
+    run_folder.write_json(folder / "host.json", {"chunk": 1})
     run_folder.begin(folder, {"experiment": {"rounds": rounds}}, config="x = 1", labels=np.eye(2))
     sent = {"down": 1, "up": 2, "broadcast": 0}
     run_folder.append(folder, [{"round": t, **sent} for t in range(1, rounds + 1)])
@@ -29,17 +29,17 @@ def test_a_number_that_json_does_not_have_is_null(tmp_path):
     assert record == {"round": 1, "loss": None, "personal": {"loss": {"p10": None}}}
 
 
-@pytest.mark.parametrize("content", ["machine.json", "machine.json config.py clients.npz"])
+@pytest.mark.parametrize("content", ["host.json", "host.json config.py clients.npz"])
 def test_where_a_run_was_killed_before_it_began_another_can(content, tmp_path):
     for name in content.split():
         (tmp_path / name).write_text("{")
     assert not run_folder.why_not_new(tmp_path)
     run_folder.begin(tmp_path, {"experiment": {}})
-    assert {p.name for p in tmp_path.iterdir()} == {"machine.json", "settings.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {"host.json", "settings.json"}
 
 
 @pytest.mark.parametrize(
-    "content", ["config.py", "clients.npz", "machine.json metrics.jsonl", "checkpoints/1/a"]
+    "content", ["config.py", "clients.npz", "host.json metrics.jsonl", "checkpoints/1/a"]
 )
 def test_what_a_run_may_have_left_is_not_overwritten(content, tmp_path):
     for name in content.split():
@@ -73,3 +73,14 @@ def test_records_without_their_checkpoints_are_never_cut(tmp_path):
     assert "has no checkpoint" in run_folder.why_lost(folder, 1)
     (folder / "checkpoints" / "2").mkdir()
     assert not run_folder.why_lost(folder, 1)
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    folder, elsewhere = begun(tmp_path / "a"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "tensorboard").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="tensorboard is a link"):
+        run_folder.tensorboard(folder, 0)
+    (folder / "metrics.jsonl.new").symlink_to(elsewhere / "metrics")
+    run_folder.keep_records(folder, 2)
+    assert not list(elsewhere.iterdir())
