@@ -27,6 +27,7 @@ def inner_of_products(stacked: Theta) -> jax.Array:
 
     <a b, c d> = <a'c, b d'>, so no product is formed.
     """
+    lowrank.check_unstacked(stacked.factors)
     return inner(stacked.full) + sum(map(_inner_of_factors, stacked.factors.values()))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.algorithm import Algorithm, PyTree, overheard
-from jaxfed.lowrank.factors import Factors, Theta
+from jaxfed.lowrank.factors import Factors, Theta, check_unstacked
 
 
 def discrepancy(factors: Mapping[str, Factors], weight: jax.Array) -> jax.Array:
@@ -20,6 +20,7 @@ def discrepancy(factors: Mapping[str, Factors], weight: jax.Array) -> jax.Array:
     Weights sum to one. Each path forms one matrix [in, out] for all clients together or, if that is
     less work, one of inner products [K r, K r]. It never forms a single client's product.
     """
+    check_unstacked(factors)
     squares = jnp.zeros(2)
     for f in factors.values():
         squares += f.scale**2 * _squares(f, weight.astype(f.a.dtype))

@@ -117,6 +117,15 @@ def merged(base: Mapping[str, jax.Array], theta: Theta) -> PyTree:
     return traverse_util.unflatten_dict({**merge(base, theta), **theta.full}, sep="/")
 
 
+def check_unstacked(factors: Mapping[str, Factors]) -> None:
+    """Raises ValueError, with the path, for factors of stacked layers: for code that wants a, b."""
+    if stacked := [path for path, f in factors.items() if f.stack]:
+        raise ValueError(
+            f"{stacked[0]} holds stacked layers (nn.scan, nn.vmap), a pair of factors for each, "
+            "which are not supported here; select other layers, or write the layers out"
+        )
+
+
 def concat(first: Factors, second: Factors) -> Factors:
     """One adapter of the summed rank: its product is the sum of the two products."""
     ratio = second.scale / first.scale

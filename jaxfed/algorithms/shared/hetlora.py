@@ -63,6 +63,7 @@ def hetlora(
 
     def init(key):
         server = Server(*task.init(key))
+        lowrank.check_unstacked(server.theta.factors)
         widths = {p: f.rank for p, f in server.theta.factors.items()}
         if set(widths.values()) != {most}:
             raise ValueError(

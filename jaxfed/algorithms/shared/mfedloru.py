@@ -91,6 +91,7 @@ def mfedloru(
 
 def around(theta: Theta) -> dict[str, Factors]:
     """{"path/a": (A, I), "path/b": (I, B)}: A and B as products, for nested factors beside them."""
+    lowrank.check_unstacked(theta.factors)
     beside: dict[str, Factors] = {}
     for p, f in theta.factors.items():
         one = jnp.eye(f.rank, dtype=f.a.dtype)
