@@ -1,26 +1,16 @@
 """The state of a run after one of its rounds, read from its folder, which does not change."""
 
-import contextlib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxfed.algorithm import Algorithm, Cohort, PyTree
 from jaxfed.lowrank.factors import Theta
-from jaxfed.simulation import checkpoint, engine, population
+from jaxfed.simulation import engine
 from jaxfed.simulation.experiment import Experiment
-
-
-class Model(NamedTuple):
-    """The state of a run after one round."""
-
-    round: int
-    first: Any  # the server before the first round
-    server: Any
-    people: population.Population
+from jaxfed.simulation.loaded import Model
 
 
 def ids_of(asked: Sequence[int], population: int, cohort: int) -> np.ndarray:
@@ -35,37 +25,6 @@ def ids_of(asked: Sequence[int], population: int, cohort: int) -> np.ndarray:
     if asked:
         return np.asarray(asked, np.int32)
     return np.linspace(0, population - 1, cohort).round().astype(np.int32)
-
-
-def restored(e: Experiment, directory: Path, asked: int | None, machine: engine.Machine) -> Model:
-    """The run after the round asked for (None: after the round of its newest checkpoint)."""
-    first = e.algorithm.init(jax.random.key(e.seed))
-    people = population.open_population(
-        e.algorithm.init_client,
-        lambda: first,
-        "auto",
-        clients=e.data.clients,
-        width=-(-e.cohort // len(machine.devices)) * len(machine.devices),
-        seed=e.seed,
-        machine=machine,
-        directory=directory / "clients",
-        writes=False,
-    )
-    with contextlib.closing(checkpoint.look_into(directory / "checkpoints")) as kept:
-        rounds = [0, *kept.rounds]
-        t = rounds[-1] if asked is None else asked
-        if t not in rounds:
-            raise ValueError(
-                f"{directory} has no checkpoint of round {t}; it has "
-                f"{', '.join(map(str, rounds[1:])) or 'none'}, and 0 is before the first round"
-            )
-        if t == 0:
-            return Model(0, first, first, people)
-        owed = np.zeros(e.data.clients, np.int64)
-        target = {"server": jax.eval_shape(lambda: first), "states": people.kinds, "owed": owed}
-        state, extra = kept.load(t, target)
-    people.restore(t, extra)
-    return Model(t, first, state["server"], people)
 
 
 def deployed(algorithm: Algorithm, server: Any) -> tuple[PyTree, Theta]:

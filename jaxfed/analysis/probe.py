@@ -24,7 +24,7 @@ from jaxfed.analysis import gradients, history, operators, spectrum, updates
 from jaxfed.analysis.tables import Analysis
 from jaxfed.combine import measure
 from jaxfed.lowrank.factors import Theta
-from jaxfed.simulation import engine, identity, run_folder
+from jaxfed.simulation import engine, identity, keys, loaded, run_folder
 from jaxfed.simulation.experiment import Experiment
 
 PARTS: dict[str, Callable] = {
@@ -100,8 +100,9 @@ def of_run(
     if why := run_folder.why_not_begun(directory):
         raise FileNotFoundError(why)
     identity.check_same(e, run_folder.read_settings(directory))
+    e = dataclasses.replace(e, algorithm=keys.as_numbers(e.algorithm))
     machine, ids = engine.machine(), history.ids_of(probe.clients, e.data.clients, e.cohort)
-    model = history.restored(e, directory, probe.round, machine)
+    model = loaded.restored(e, directory, probe.round, machine)
     before, after = (
         history.deployed(e.algorithm, server) for server in (model.first, model.server)
     )

@@ -138,7 +138,7 @@ def _resume(arguments: list[str], watch: Watch) -> None:
     launch = launching.chosen(parsed)
     _prepare_jax(launch, watch)
     config = options.stored(path, saved)
-    experiment, settings, _ = _call(config, saved["arguments"], "run")
+    experiment, settings, _ = call(config, saved["arguments"], "run")
     if parsed.rounds != experiment.rounds:
         warnings.warn(
             f"the run now ends after round {parsed.rounds}; schedules in its config still count "
@@ -249,7 +249,7 @@ def _analyse(arguments: list[str], watch: Watch) -> None:
     path, saved = _begun(arguments, "analyse")
     asked = options.parse(Analyse, arguments[1:], f"jaxfed analyse {path}")
     _prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]), watch)
-    experiment, _, _ = _call(options.stored(path, saved), saved["arguments"], "run")
+    experiment, _, _ = call(options.stored(path, saved), saved["arguments"], "run")
     found = probe.of_run(experiment, path, asked)
     watch.clear()
     print(tables.tables(found))
@@ -271,7 +271,7 @@ def _read(
         raise FileNotFoundError(f"there is no config {path}")
     config = options.read(path)
     _prepare_jax(launching.early(arguments[1:]), watch)
-    return config, *_call(config, arguments[1:], command)
+    return config, *call(config, arguments[1:], command)
 
 
 def _prepare_jax(launch: Launch, watch: Watch) -> None:
@@ -279,7 +279,7 @@ def _prepare_jax(launch: Launch, watch: Watch) -> None:
     watch.quiet = jax.process_index() > 0
 
 
-def _call(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
+def call(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
     """(experiment, settings, launch) of a config called with these arguments."""
     with options.at_home(config), errors.reading():
         return _called(config, arguments, command)

@@ -42,16 +42,27 @@ def take(folder: Path) -> Lock:
     another computer. The lock of a process of this computer that has ended is replaced.
     """
     path, token = folder.absolute() / "lock", secrets.token_hex(8)
-    for _ in range(100):
-        try:
-            _create(path, token)
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):  # released meanwhile
-                _set_aside(path, _holder(path))
-            continue
-        HELD[token] = Lock(path, token)
-        return HELD[token]
+    HELD[token] = Lock(path, token)  # before others can see it
+    try:
+        for _ in range(200):
+            if _is_ours(path, token):
+                return HELD[token]
+    except OSError:
+        del HELD[token]
+        raise
+    del HELD[token]
     raise FileExistsError(f"{path} is taken again and again by other programs; try later")
+
+
+def _is_ours(path: Path, token: str) -> bool:
+    """True if the lock was free, or of a holder that has ended, and is ours now."""
+    try:
+        _create(path, token)
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):  # released meanwhile
+            return _took_over(path, token)
+        return False
+    return True
 
 
 def release_all() -> None:
@@ -89,8 +100,30 @@ def _holder(path: Path) -> dict:
     return {}
 
 
-def _set_aside(path: Path, holder: dict) -> None:
-    """Removes the lock of a holder that has ended; FileExistsError if it may be at work."""
+def _took_over(path: Path, token: str) -> bool:
+    """True if the lock's holder has ended and it is ours now; FileExistsError if it may be at work.
+
+    Of several that find a holder that has ended, the one that can create `lock.new` replaces it.
+    """
+    holder = _holder(path)
+    _check_ended(path, holder)
+    new = path.with_name("lock.new")
+    try:
+        _create(new, token)
+    except FileExistsError:
+        time.sleep(0.05)
+        if time.time() - new.stat().st_mtime > 30:  # whoever created it was killed
+            new.unlink()
+        return False
+    if _holder(path).get("token") != holder.get("token"):
+        new.unlink()
+        return False
+    os.replace(new, path)
+    return True
+
+
+def _check_ended(path: Path, holder: dict) -> None:
+    """FileExistsError, with the remedy, unless the holder has ended."""
     here = socket.gethostname()
     host, process, token = holder.get("host", here), holder.get("process", -1), holder.get("token")
     if host != here:
@@ -104,13 +137,6 @@ def _set_aside(path: Path, holder: dict) -> None:
             f"{path.parent} is in use by process {process} of this computer; wait until it ends, "
             "close the run that holds it, or choose another folder"
         )
-    # Renamed first: of two programs that see this, one gets it, and sees whether it is the same.
-    aside = path.with_name(f"lock.{secrets.token_hex(8)}")
-    path.rename(aside)
-    if _holder(aside).get("token") != token:
-        with contextlib.suppress(OSError):
-            os.link(aside, path)
-    aside.unlink()
 
 
 def _runs(process: object, started: str | None) -> bool:
