@@ -17,7 +17,7 @@ import pytest
 import jaxfed
 from jaxfed import algorithm, combine, local, lowrank, models, tasks
 from jaxfed.algorithms import fedavg, fedprox, hetlora
-from jaxfed.cli import main, report
+from jaxfed.cli import main
 from jaxfed.data import federate, images, partition, sources
 from jaxfed.lowrank import restarts
 
@@ -50,7 +50,7 @@ def factors(**select):
 
 def experiment(made=None, **changes):
     made = made or fedavg(classification(), WORK, client_optimizer=SGD)
-    settings = {"rounds": 2, "cohort": 2, "task": classification(), "data": data(), **changes}
+    settings = {"rounds": 2, "cohort": 2, "data": data(), **changes}
     return jaxfed.Experiment(algorithm=made, **settings)
 
 
@@ -203,7 +203,7 @@ CASES = [
         "every 0",
         lambda: combine.accumulate(experiment().algorithm, every=0, restart=restarts.keep),
         ValueError,
-        "every=0 is no cycle",
+        "use a whole number of rounds from 1",
     ),
     (
         "nothing to merge",
@@ -251,7 +251,7 @@ CASES = [
     ("no value", lambda: small("--rank"), ValueError, "--rank wants int, not ''"),
     ("stray word", lambda: small("now"), ValueError, "cannot read 'now'"),
     ("rank of a run", lambda: small("--rank", 64), ValueError, "lower the rank"),
-    ("cpu devices", lambda: small("--cpu-devices", 0), ValueError, "cpu_devices=0; use at least 1"),
+    ("cpu devices", lambda: small("--cpu-devices", 0), ValueError, "cpu_devices=0; use 1 to 1024"),
     ("=cpu devices", lambda: small("--cpu-devices=two"), ValueError, "cpu-devices"),
     ("alone", lambda: small("--coordinator", "h:1"), ValueError, "needs --processes and --process"),
     ("which", lambda: small("--process", 1), ValueError, "need --coordinator"),
@@ -297,7 +297,7 @@ CASES = [
     ("from Python", lambda: command("resume", begun()), FileNotFoundError, "begun from Python"),
     ("truncated", damaged_settings, ValueError, "settings.json is damaged"),
     ("report what", lambda: command("report"), ValueError, "give the folders of runs"),
-    ("report none", lambda: report.read("x"), ValueError, "x is no run's folder"),
+    ("report none", lambda: command("report", "x"), ValueError, "x is no run's folder"),
 ]
 
 
@@ -325,7 +325,7 @@ def test_wrong_input_is_refused_before_a_round_is_run(
         (lambda: config("import no_such\n"), "No module named 'no_such' (mine.py, line 1)\n"),
         (
             lambda: config("from jaxfed import local\n\nlocal.Work(3, epoch=1)\n"),
-            "unexpected keyword argument 'epoch' (mine.py, line 3)\n",
+            "(mine.py, line 3)\n",
         ),
         (
             lambda: config("def experiment(n: int = 3):\n    return int('x')\n"),
