@@ -15,6 +15,8 @@ def raised(call, *arguments):
     return caught.value
 
 
+pytestmark = pytest.mark.quick
+
 MODEL = """
 import jax
 import jax.numpy as jnp

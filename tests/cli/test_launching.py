@@ -6,6 +6,8 @@ import pytest
 from jaxfed.cli import launching
 from jaxfed.cli.launching import Launch
 
+pytestmark = pytest.mark.quick
+
 STEP = {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
 FOUR = STEP | {"SLURM_LOCALID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
 ALL: list[int] = []

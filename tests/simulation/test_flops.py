@@ -56,6 +56,7 @@ def constants_carried_and_slices(n, x):
     return jax.lax.scan(lambda y, z: (power(n, y), z @ x), x, jnp.stack([x] * 4))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("function", "arguments", "products"),
     [

@@ -9,6 +9,8 @@ import pytest
 
 from jaxfed.simulation import memory
 
+pytestmark = pytest.mark.quick
+
 PAGE = 4096
 
 
