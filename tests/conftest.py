@@ -16,7 +16,7 @@ import pytest
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 MOST = 2**30  # bytes in it, above which it is emptied
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax  # noqa: E402 (it reads the above)
