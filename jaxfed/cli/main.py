@@ -266,7 +266,7 @@ def _read(
     """(config, experiment, settings, launch) of `jaxfed COMMAND CONFIG [--name value ...]`."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"give a config: jaxfed {command} CONFIG [--name value ...]")
-    path = Path(arguments[0])
+    path = options.path(arguments[0])
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}")
     config = options.read(path)

@@ -152,7 +152,7 @@ def _check_paths(parsed: Any, arguments: list[str], program: str) -> None:
         option = (word or before).rstrip("=")
         given = getattr(parsed, option.strip("-").replace("-", "_"), None)
         if isinstance(given, Path) or not option.startswith("--"):
-            raise ValueError(f"{program}: the path after {option or 'the command'!r} is empty")
+            raise ValueError(f"{program}: the path after {option or program!r} is empty; give one")
 
 
 def path(word: str) -> Path:
