@@ -1,6 +1,7 @@
 """Checkpoints: bit for bit, whatever happens to the disk or to the process."""
 
 import contextlib
+import logging
 import os
 import random
 import shutil
@@ -368,3 +369,32 @@ def test_a_file_that_may_not_grow_is_one_sentence_too(tmp_path):
     sentence, newest = out.decode().splitlines()
     assert "File too large; earlier ones are intact" in sentence, err.decode()
     assert newest == "1"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied"),
+        OSError(5, "Input/output error"),
+        NotADirectoryError(20, "Not a directory"),
+        ValueError("PERMISSION_DENIED: Error opening [os_error_code='13']"),
+    ],
+)
+def test_what_the_system_refuses_to_read_is_no_damage(folder, monkeypatch, error):
+    checkpoints = saved(folder(), [1, 2])
+
+    def refuse(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_read_record", refuse)
+        with pytest.raises(OSError, match=r"could not be read: .*; put this right"):
+            checkpoints.restore(state_of(0))
+    assert checkpoints.restore(state_of(0))[0] == 2
+
+
+def test_what_orbax_logs_is_not_shown_and_what_others_log_is(folder, caplog):
+    saved(folder(), [1])
+    for place, shown in (("/lib/orbax/checkpoint/a.py", False), ("/lib/other/a.py", True)):
+        record = logging.LogRecord("absl", logging.ERROR, place, 1, "failed", (), None)
+        assert bool(logging.getLogger("absl").filter(record)) == shown
