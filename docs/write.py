@@ -19,6 +19,7 @@ HOUSE = DOCS.parent / "tests" / "test_house.py"
 # The modules of the API page. Those that are packages list what their __init__ lists.
 PUBLIC = (
     "jaxfed",
+    "jaxfed.simulation.loaded",
     "jaxfed.algorithm",
     "jaxfed.algorithms",
     "jaxfed.algorithms.general.fedopt",
