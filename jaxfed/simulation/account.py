@@ -1,5 +1,6 @@
 """The account of a round: the engine's own notes on each client, beside the metrics."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,9 @@ def run_round(algorithm: Algorithm, server: Any, cohort: Cohort, verb: ForEachCl
             inside.append(message)
         return reply
 
+    before = server
     server, states, metrics = algorithm.run_round(server, cohort, contract.overheard(verb, hear))
+    _warn_of_untrained(before, server, states)
     own = {name: value for name, value in metrics.items() if name != ACCOUNT}
     contract.check_names(own)
     returned = metrics.get(ACCOUNT)
@@ -64,6 +67,25 @@ def run_round(algorithm: Algorithm, server: Any, cohort: Cohort, verb: ForEachCl
         )
     counted = [*direct, returned] if inside and returned is not None else direct
     return server, states, {**own, ACCOUNT: _total(counted, returned)}
+
+
+def _warn_of_untrained(before: Any, after: Any, states: PyTree) -> None:
+    """Warns of a part of theta that the round hands on untouched, if clients keep nothing either.
+
+    It would stay as it was drawn, though the task's selection says that it is trained.
+    """
+    if jax.tree.leaves(states) or not hasattr(after, "theta"):
+        return
+    begin, end = (jax.tree_util.tree_leaves_with_path(s.theta) for s in (before, after))
+    same = [path for (path, x), (_, y) in zip(begin, end, strict=False) if x is y]
+    if same and len(same) < len(begin):
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in same]
+        warnings.warn(
+            f"{', '.join(names[:5])}: selected to be trained, but the algorithm hands "
+            f"{'it' if len(names) == 1 else f'these {len(names)}'} on as drawn; train it, or "
+            "select less",
+            stacklevel=2,
+        )
 
 
 def _total(counted: Sequence[Account], returned: Account | None) -> Account:

@@ -237,3 +237,39 @@ def test_weights_that_a_round_never_changes_are_listed():
 def test_a_round_without_an_exchange_is_refused():
     with pytest.raises(TypeError, match="no exchange"):
         rounds(made(lambda server, cohort, verb: (server, (), {})), [[0, 1]])
+
+
+# ---------------------------------------------------------------------- what nobody trains
+
+
+class Parts(NamedTuple):
+    base: dict
+    theta: dict
+
+
+def of_parts(trained, kept=()):
+    """Averaging of these parts of theta; clients keep `kept`."""
+
+    def client(base, message, k):
+        return Reply({name: message[name] + 1 for name in trained}, k.state, {})
+
+    def run_round(server, cohort, for_each_client):
+        reply = for_each_client(client, server.base, server.theta, cohort)
+        moved = {name: jnp.mean(x, axis=0) for name, x in reply.upload.items()}
+        return server._replace(theta=server.theta | moved), reply.state, reply.metrics
+
+    server = Parts({}, {"a": jnp.zeros(2), "b": jnp.zeros(3)})
+    return Algorithm(
+        lambda key: server, lambda server, key: kept, run_round, lambda s, _: (s.base, s.theta)
+    )
+
+
+def test_a_part_that_no_round_trains_is_a_warning():
+    with pytest.warns(UserWarning, match=r"^b: selected to be trained, but the algorithm hands it"):
+        rounds(of_parts("a"), [[0, 1]])
+
+
+@pytest.mark.parametrize("fed", [of_parts("ab"), of_parts("a", jnp.zeros(()))])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_what_is_trained_or_kept_by_clients_is_none(fed):
+    rounds(fed, [[0, 1]])
