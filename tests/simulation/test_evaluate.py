@@ -102,7 +102,7 @@ def test_pieces_cover_the_test_set_once_in_whole_batches(examples, count, batch_
 
 
 def test_a_mean_is_over_examples_and_a_spread_is_over_clients():
-    sums = {"accuracy": np.array([4, 0, 3, 3]), "finite": np.array([True] * 4)}
+    sums = {"accuracy": np.array([4, 0, 3, 3])}
     assert evaluate.overall(tasks.means, sums, COUNT.sum()) == {"accuracy": 10 / 17}
     rates = [4 / 5, 3 / 9, 3 / 3]  # the client without examples has none
     spread = evaluate.spread(tasks.means, sums, COUNT)
