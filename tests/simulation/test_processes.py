@@ -89,3 +89,32 @@ def test_both_processes_refuse_a_folder_that_holds_a_run(tmp_path):
     ]
     assert "holds a run already" in launched.finished(started[0], 2)
     assert "see process 0" in launched.finished(started[1], 2)
+
+
+def test_processes_with_different_rates_are_refused_before_the_first_round(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    started = [
+        launched.start(
+            "run",
+            launched.SMALL,
+            "--learning-rate",
+            rate,
+            "--out",
+            tmp_path / "r",
+            "--cpu-devices",
+            1,
+            "--coordinator",
+            address,
+            "--processes",
+            2,
+            "--process",
+            i,
+            cache=tmp_path / "cache",
+        )
+        for i, rate in enumerate((0.03, 0.3))
+    ]
+    for process, rate in zip(started, (0.03, 0.3), strict=True):
+        printed = launched.finished(process, 2)
+        assert "the processes of this run differ in" in printed
+        assert f"learning_rate (here {rate})" in printed
+    assert not list((tmp_path / "r").iterdir())

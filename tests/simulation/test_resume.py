@@ -85,6 +85,37 @@ def test_killed_with_clients_states_elsewhere_ends_as_with_them_on_the_device(
     assert_killed_ends_as(expected, process, kills, folder, cache)
 
 
+KILLED = Path(launched.__file__).with_name("killed.py")
+
+
+@pytest.mark.full
+def test_killed_at_any_operation_on_a_file_ends_in_the_same_bits(tmp_path, cache):
+    """40 kills of runs of 24 rounds: in preparation, in writing, and within a resume."""
+    options = ("--rounds", 24, "--checkpoint-every", EVERY, "--cpu-devices", 2, "--chunk", 3)
+    whole = ("run", launched.SMALL, *options, "--fuse", 2, "--method", "scaffold", "--out")
+    expected = tmp_path / "unbroken"
+    launched.finished(launched.start(*whole, expected, cache=cache))
+    draw, kills, runs = random.Random(5), 0, 0
+
+    def killed(folder, *command):
+        """Whether the command was killed at an operation that is drawn, before its end."""
+        at = draw.randint(1, 60) if kills < 40 else 0
+        process = launched.start(*command, cache=cache, program=(KILLED, at, folder))
+        printed, _ = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), printed
+        return process.returncode != 0
+
+    while kills < 40:
+        folder, runs = tmp_path / str(runs), runs + 1
+        command = (*whole, folder)
+        while killed(folder, *command):
+            kills += 1
+            begun_there = (folder / "settings.json").exists()
+            command = ("resume", folder) if begun_there else (*whole, folder)
+        assert launched.records(folder) == launched.records(expected)
+        assert launched.state(folder) == launched.state(expected)
+
+
 def assert_killed_ends_as(expected, process, kills, folder, cache):
     draw = random.Random(kills)
     targets, in_writing = sorted(draw.sample(range(1, ROUNDS), kills)), 0

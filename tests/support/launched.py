@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxfed.simulation import checkpoint
@@ -15,10 +16,13 @@ from jaxfed.simulation.population import rows as stores
 SMALL = Path(__file__).with_name("small.py")
 
 
-def start(*arguments: object, cache: Path) -> subprocess.Popen:
+COMMAND = ("-c", "from jaxfed.cli import main; main.main()")
+
+
+def start(*arguments: object, cache: Path, program: Sequence[object] = COMMAND) -> subprocess.Popen:
     """`jaxfed ARGUMENTS`; what was compiled once stands in the `cache` for the next.
 
-    It is compiled as for users: bits are compared.
+    It is compiled as for users: bits are compared. `program` are the words for Python in front.
     """
     environment = {
         **os.environ,
@@ -28,7 +32,7 @@ def start(*arguments: object, cache: Path) -> subprocess.Popen:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     }
     return subprocess.Popen(
-        [sys.executable, "-c", "from jaxfed.cli import main; main.main()", *map(str, arguments)],
+        [sys.executable, *map(str, program), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
