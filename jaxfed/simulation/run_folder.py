@@ -35,6 +35,9 @@ SETTINGS: dict[str, tuple] = {
     "settings": (dict,),
     "launch": (dict,),
     "experiment": (dict,),
+    "hyperparameters": (dict,),
+    "checksums": (dict,),
+    "changes": (list,),
 }
 HOST: dict[str, tuple] = {
     **dict.fromkeys(("chunk", "fuse", "devices", "processes"), (int,)),
