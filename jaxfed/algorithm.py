@@ -232,25 +232,6 @@ def mapped(client: Client, base: PyTree, message: PyTree, cohort: Cohort) -> Rep
     return reply._replace(metrics={**reply.metrics, ACCOUNT: account})
 
 
-def untrained(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[str]:
-    """The paths of those leaves of theta that a round returns exactly as it received them.
-
-    Nothing is computed; server and cohort may be shapes.
-    """
-
-    def theta(server, cohort):
-        return algorithm.run_round(server, cohort, mapped)[0].theta
-
-    traced, shapes = jax.make_jaxpr(theta, return_shape=True)(server, cohort)
-    received = {id(v) for v in traced.jaxpr.invars}
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for (path, _), v in zip(leaves, traced.jaxpr.outvars, strict=True)
-        if id(v) in received
-    ]
-
-
 def upload_shapes(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[PyTree]:
     """The shapes of what one client uploads in each exchange of a round."""
     uploads = [each.reply.upload for each in exchanges(algorithm, server, cohort)]

@@ -1,5 +1,6 @@
 """The ledger: bytes on the wire, per direction, client and round."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,6 +43,17 @@ def mean(rounds: Callable, *arguments: PyTree) -> Wire:
     """
     account = jax.device_get(jax.jit(lambda *x: rounds(*x)[2][contract.ACCOUNT][2:])(*arguments))
     return Wire(*(round(float(trees.as_number(count)[0].mean())) for count in account))
+
+
+def check_merges(algorithm: Algorithm, server: PyTree, rounds: int) -> None:
+    """Warns if an algorithm that merges has no merge in so many rounds; shapes will do."""
+    merges = algorithm.broadcast is not contract.no_broadcast
+    if merges and not any(algorithm.broadcast(server, t) for t in range(rounds)):
+        warnings.warn(
+            f"no merge is due in {rounds} rounds: the factors are never folded into the base; run "
+            "more rounds, or merge more often (`every`)",
+            stacklevel=2,
+        )
 
 
 def eager(owed: np.ndarray, ids: np.ndarray, merge: int, most: int) -> tuple[int, np.ndarray]:

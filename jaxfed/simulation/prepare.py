@@ -17,7 +17,6 @@ from jaxfed import combine, trees
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.data.federated import Federated, label_table
 from jaxfed.simulation import (
-    advice,
     blocks,
     checkpoint,
     compilation,
@@ -150,9 +149,9 @@ def prepare(
 
         supply = blocks.Supply(e, machine, people, _examples(e, host, machine))
         before = run_folder.read_host(folder) if resume and folder else {}
-        shapes, cohort = trees.shapes(state.server), supply.cohort()
-        wire, exact = ledger.most(algorithm, shapes, cohort)
-        advice.warn(e, algorithm, shapes, cohort)
+        shapes = trees.shapes(state.server)
+        wire, exact = ledger.most(algorithm, shapes, supply.cohort())
+        ledger.check_merges(algorithm, shapes, e.rounds)
         machine, fuse, step = compilation.chosen(
             algorithm, host, supply, state.server, state.done, before
         )

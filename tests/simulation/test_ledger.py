@@ -89,3 +89,17 @@ def test_bytes_are_numbers_times_their_width(dtype):
     assert trees.size(tree) == 17
     assert trees.nbytes(tree) == 17 * jnp.dtype(dtype).itemsize
     assert trees.nbytes(trees.shapes(tree)) == trees.nbytes(tree)
+
+
+def test_merges_that_never_come_are_a_warning():
+    fed = algorithms.ALGORITHMS["fedloru"](algorithms.RATE)  # merges every 2 rounds
+    server = jax.eval_shape(fed.init, jax.random.key(0))
+    with pytest.warns(UserWarning, match="no merge is due in 2 rounds"):
+        ledger.check_merges(fed, server, 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_merges_that_come_are_none():
+    for name in ("fedloru", "fedavg"):
+        fed = algorithms.ALGORITHMS[name](algorithms.RATE)
+        ledger.check_merges(fed, jax.eval_shape(fed.init, jax.random.key(0)), 3)
