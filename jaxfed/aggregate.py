@@ -8,6 +8,9 @@ from jaxfed.algorithm import PyTree
 
 def weighted_mean(stacked: PyTree, weight: jax.Array) -> PyTree:
     """Mean over clients: leaves [K, ...] with weight [K] summing to one -> leaves [...]."""
+    for x in jax.tree.leaves(stacked):
+        if x.shape[:1] != weight.shape:
+            raise ValueError(f"leaves are {x.shape}, weights {weight.shape}; give one a client")
     return jax.tree.map(lambda x: jnp.tensordot(weight.astype(x.dtype), x, axes=1), stacked)
 
 

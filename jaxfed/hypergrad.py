@@ -18,6 +18,7 @@ import jax
 import optax
 
 from jaxfed.algorithm import PyTree
+from jaxfed.data import values
 
 Objective = Callable[[PyTree, PyTree], jax.Array]
 Operator = Callable[[PyTree], PyTree]
@@ -64,6 +65,7 @@ def unrolled(
     y_{t+1} = y_t - inner_rate grad_y f(x, y_t),  h = d/dx upper(x, y_T(x)) with y_0 held constant.
     Memory grows with T, because reverse mode stores the intermediate values of each step.
     """
+    values.whole("steps", steps, 1)
 
     def solved(x):
         def step(y, _):
@@ -125,6 +127,7 @@ def conjugate_gradients(
     apply: Operator, b: PyTree, *, iterations: int, tolerance: float = 0.0
 ) -> PyTree:
     """v = H^{-1} b for positive definite H, to |H v - b| <= tolerance |b| or after `iterations`."""
+    values.whole("iterations", iterations, 1)
     return jax.scipy.sparse.linalg.cg(apply, b, maxiter=iterations, tol=tolerance)[0]
 
 
@@ -134,6 +137,7 @@ def neumann(apply: Operator, b: PyTree, *, inner_rate: float, terms: int) -> PyT
     It converges if 0 < eta H < 2. At the minimum, `implicit` then gives the same h as `unrolled`
     with as many steps of the same rate.
     """
+    values.whole("terms", terms, 1)
 
     def step(_, carry):
         power, total = carry

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxfed.algorithm import Data, PyTree
+from jaxfed.data import values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +35,11 @@ class Work:
                 f"steps={self.steps}"
             )
         for name in ("batch_size", "epochs", "steps"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise TypeError(
-                    f"{name}={value!r} is a {type(value).__name__}; give a whole number"
-                )
-            object.__setattr__(self, name, int(value))  # numpy's would decide types under jit
-            if value < 1:
-                raise ValueError(f"{name}={value} leaves a client nothing to do; use at least 1")
+            if name == "batch_size" or getattr(self, name) is not None:
+                value = values.whole(name, getattr(self, name), 1)
+                object.__setattr__(self, name, value)  # numpy's would decide types under jit
+        for name in ("shuffle", "drop_remainder"):
+            values.kind(name, getattr(self, name), bool | np.bool, "True or False")
 
     def batches(self, count: jax.Array) -> jax.Array:
         """Batches in one pass over `count` examples."""
@@ -71,6 +68,7 @@ def each_step(
     entries that fill up a short batch repeat the client's own examples under a mask of zero. Each
     pass goes through all examples once, in an order that depends on k.key alone.
     """
+    values.kind("work", work, Work, "a local.Work, such as local.Work(10, epochs=1)")
     size, batches = work.batch_size, work.batches(k.count)
     order_key, step_key = jax.random.split(k.key)
     order = _orders(order_key, k.data, k.count, work)  # [passes, most]
@@ -109,7 +107,7 @@ def sgd(
     (optax.contrib.reduce_on_plateau wants one). A client without examples
     returns theta as it is and a loss of zero.
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = accepting(optimizer)
 
     def step(carry, batch, key):
         theta, opt, total = carry
@@ -120,6 +118,13 @@ def sgd(
     start = (theta, optimizer.init(theta), jnp.zeros(()))
     trained, _, total = each_step(step, start, k, work)
     return trained, {"loss": total / jnp.maximum(work.local_steps(k.count), 1)}
+
+
+def accepting(optimizer: Any, name: str = "client_optimizer") -> Any:
+    """The optimizer, whose `update` accepts further arguments; TypeError if it is none of optax."""
+    wanted = optax.GradientTransformation
+    values.kind(name, optimizer, wanted, "one of optax, such as optax.sgd(0.1)")
+    return optax.with_extra_args_support(optimizer)
 
 
 def again(k, purpose: int):
@@ -138,6 +143,8 @@ def scale_by_round(schedule: Callable[[jax.Array], jax.Array]) -> optax.Gradient
     `optax.chain(optax.sgd(0.1), scale_by_round(cosine(1e-2, 400)))` as a client's optimizer.
     """
 
+    values.function("schedule", schedule, "a function of the round, such as cosine(1e-2, 400)")
+
     def update(updates, state, params=None, **extra):
         return optax.tree.scale(schedule(extra["round"]), updates), state
 
@@ -146,4 +153,6 @@ def scale_by_round(schedule: Callable[[jax.Array], jax.Array]) -> optax.Gradient
 
 def cosine(least: float, rounds: int) -> Callable[[jax.Array], jax.Array]:
     """t -> least + (1 - least) (1 + cos(pi t / rounds)) / 2, a factor from 1 to `least`."""
+    values.number("least", least)
+    values.whole("rounds", rounds, 1)
     return lambda t: least + 0.5 * (1 - least) * (1 + jnp.cos(math.pi * t / rounds))

@@ -15,6 +15,7 @@ import optax
 
 from jaxfed import lowrank
 from jaxfed.algorithm import Algorithm, Client, PyTree
+from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task
 
@@ -40,6 +41,7 @@ def averaging(
     `client(base, theta, k)` uploads its change of theta. `init(key)` gives (base, theta); by
     default it is `task.init`.
     """
+    values.function("mean", mean, "a function of uploads and weights, such as weighted_mean")
     begin = task.init if init is None else init
 
     def run_round(server, cohort, for_each_client):
@@ -70,6 +72,8 @@ def two_adapters(
         check_number("alpha", alpha, 0.0, above=True)
 
     def init_client(server, key):
+        if not server.theta.factors:
+            raise ValueError("no factors are trained to put an adapter beside; select some")
         return lowrank.beside(server.theta.factors, rank, key, alpha=alpha)
 
     def deploy(server, own):

@@ -23,6 +23,7 @@ from jaxfed.algorithm import Algorithm, Cohort, PyTree, overheard
 from jaxfed.analysis import gradients, history, operators, spectrum, updates
 from jaxfed.analysis.tables import Analysis
 from jaxfed.combine import measure
+from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 from jaxfed.simulation import engine, identity, keys, loaded, run_folder
 from jaxfed.simulation.experiment import Experiment
@@ -71,18 +72,17 @@ class Probe:
 def _check(probe: Probe) -> None:
     """Raises ValueError if the probe's fields are invalid."""
     for name, low in {"depth": 1, "probes": 2, "top": 1, "batch": 1}.items():
-        if getattr(probe, name) < low:
-            raise ValueError(f"{name}={getattr(probe, name)}; use at least {low}")
+        values.whole(name, getattr(probe, name), low)
     if probe.top > probe.depth:
         raise ValueError(f"top={probe.top} is above depth={probe.depth}; use at most that")
-    if not probe.ranks or min(probe.ranks) < 1:
+    for name, least in {"ranks": 1, "clients": 0}.items():
+        values.wholes(name, getattr(probe, name), least)
+    if not probe.ranks:
         raise ValueError(f"ranks={probe.ranks}; give one or more, each at least 1")
-    if probe.part not in PARTS:
-        raise ValueError(f"part={probe.part!r}; use one of {', '.join(PARTS)}")
-    try:
-        re.compile(probe.paths)
-    except re.error as error:
-        raise ValueError(f"paths={probe.paths!r} is no regular expression: {error}") from None
+    if probe.round is not None:
+        values.whole("round", probe.round, 0)
+    values.choice("part", probe.part, PARTS)
+    values.pattern("paths", probe.paths)
 
 
 def of_run(
@@ -96,6 +96,8 @@ def of_run(
     exist or the experiment is not the run's.
     """
     probe, directory, e = probe or Probe(), Path(directory), experiment
+    values.kind("experiment", experiment, Experiment, "the Experiment of the run")
+    values.kind("probe", probe, Probe, "a Probe, such as probe.Probe(depth=10)")
     _check(probe)
     if why := run_folder.why_not_begun(directory):
         raise FileNotFoundError(why)

@@ -126,6 +126,8 @@ def prepare_jax(launch: Launch) -> None:
         with late, contextlib.suppress(ValueError):  # no launcher that JAX knows: alone
             jax.distributed.initialize(local_device_ids=local_gpus(os.environ))
         return
+    if not re.fullmatch(r".+:\d+", launch.coordinator):
+        raise ValueError(f"--coordinator is {launch.coordinator!r}; give host:port")
     if launch.processes is None or launch.process is None:
         raise ValueError("--coordinator also needs --processes and --process")
     if not 0 <= launch.process < launch.processes:

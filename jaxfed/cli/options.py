@@ -108,9 +108,14 @@ def settings(
     function: Callable, path: str, reserved: Collection[str]
 ) -> dict[str, tuple[Any, Any]]:
     """{name: (type, default)} of a config's settings."""
-    types = inspect.get_annotations(function, eval_str=True)
+    try:
+        types = inspect.get_annotations(function, eval_str=True)
+    except NameError as error:
+        raise ValueError(f"{path}: {error}, in the types of the settings; import it") from None
     parameters = inspect.signature(function).parameters
     for name, parameter in parameters.items():
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise ValueError(f"{path}: the setting {name} must have a name; leave out the slash")
         if parameter.default is inspect.Parameter.empty or name not in types:
             raise ValueError(f"{path}: the setting {name} needs a type and a default")
     if clash := set(parameters) & set(reserved):

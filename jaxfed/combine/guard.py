@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxfed import aggregate
 from jaxfed.algorithm import ACCOUNT, Algorithm, PyTree, Reply, overheard
+from jaxfed.data import values
 
 
 def skip_nonfinite(
@@ -22,6 +23,8 @@ def skip_nonfinite(
     by zero. A server that counts its cohort outside the mean (SCAFFOLD's |S| in the update of c)
     still counts these clients.
     """
+
+    values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
 
     def run_round(server, cohort, for_each_client):
         skipped = []

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.algorithm import Algorithm, PyTree, overheard
+from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta, check_unstacked
 
 
@@ -72,6 +73,7 @@ def with_discrepancy(
     directly, or wrap `combine.accumulate` around it. Raises ValueError if the algorithm does not
     upload a change of theta and `trained` is not given.
     """
+    values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
     if trained is after_training and not algorithm.sends_change:
         raise ValueError(
             "clients of this algorithm do not upload a change of factors; define with trained=... "

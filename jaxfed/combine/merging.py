@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxfed import trees
 from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 
 
@@ -47,6 +48,8 @@ def accumulate(
     moments and control variates. A merge is broadcast: every client, drawn or not, must receive the
     merged factors.
     """
+    values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
+    values.function("restart", restart, "one of lowrank.restarts, such as restarts.reinit")
     listed = _rounds(every if isinstance(every, Sequence) else [every])
     cycle = None if isinstance(every, Sequence) else listed[0]
 

@@ -1,7 +1,9 @@
 """A source and a partition made into arrays whose rows are sorted by client."""
 
 import dataclasses
+import reprlib
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,7 +68,11 @@ def federate(
     has none to train on, a name has test rows and does not train, or the source does not hold
     finite numbers of one kind in both sets.
     """
+    values.kind("source", source, Source, "a Source, as sources.arrays(train, test) makes it")
     check_source(source)
+    for name, given in (("parts", parts), ("personal_parts", personal_parts)):
+        if given is not None or name == "parts":
+            _check_parts(name, given)
     if personal_fraction and personal_parts is not None:
         raise ValueError(
             "personal_fraction and personal_parts are two sources of one thing; use one"
@@ -90,6 +96,15 @@ def federate(
     else:
         raise ValueError(f"{len(personal_parts)} personal_parts for {len(parts)} clients")
     return Federated(train, personal, source.test, names)
+
+
+def _check_parts(name: str, parts: Any) -> None:
+    """Raises TypeError unless these are several arrays of rows."""
+    wanted = isinstance(parts, Sequence | np.ndarray) and not isinstance(parts, str)
+    if not wanted or any(not hasattr(part, "__len__") for part in parts):
+        raise TypeError(
+            f"{name} is {reprlib.repr(parts)}; give a list of one array of rows for each client"
+        )
 
 
 def check_source(source: Source) -> None:
@@ -116,7 +131,7 @@ def check_source(source: Source) -> None:
 
 
 def _check_numbers(where: str, x: np.ndarray) -> None:
-    if x.dtype.kind in "OSUMm":
+    if x.dtype.kind in "OSUMmc":
         raise ValueError(
             f"{where} is {x.dtype}; give numbers, such as np.unique(x, return_inverse=True)[1] of "
             "names, or leave it out"
@@ -152,6 +167,7 @@ def _by_name(names: Sequence[Hashable], personal: Named) -> list[np.ndarray]:
 
 def label_table(split: Split, classes: int, *, label: str = "label") -> np.ndarray:
     """How many examples of each label each client owns [N, classes]."""
+    values.choice("label", label, split.examples)
     labels, classes = split.examples[label], values.whole("classes", classes, 1)
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}; classes={classes}")

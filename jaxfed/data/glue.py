@@ -7,6 +7,7 @@ so its development set, of MNLI the matched one, is the test set here, as in mos
 
 import gzip
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -117,7 +118,9 @@ def _read(path: Path, layout: Layout) -> Examples:
             "are left out",
             stacklevel=4,
         )
-    *sentences, labels = zip(*whole, strict=True) if whole else [()] * len(layout.columns)
+    if not whole:
+        raise ValueError(f"{path} has no example; give the file as GLUE publishes it")
+    *sentences, labels = zip(*whole, strict=True)
     if unknown := set(labels) - set(layout.classes):
         raise ValueError(f"{path} has labels {sorted(unknown)}; they must be {layout.classes}")
     return _examples(sentences, [layout.classes.index(label) for label in labels])
@@ -127,8 +130,13 @@ def _lines(path: Path) -> Iterator[Sequence[str]]:
     """The fields of each line; quotes mean nothing in these files."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield line.rstrip("\r\n").split("\t")
+        try:
+            for line in file:
+                yield line.rstrip("\r\n").split("\t")
+        except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); give it as GLUE publishes it"
+            ) from None
 
 
 def _decoded(builder, split: str, layout: Layout) -> Examples:

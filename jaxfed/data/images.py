@@ -96,7 +96,7 @@ def normalise(mean: Sequence[float], std: Sequence[float], scale: float = 255) -
 
     A task refuses examples of another number of channels, or of values that `scale` cannot fit.
     """
-    means, stds = (np.asarray(x, np.float64) for x in (mean, std))
+    means, stds = (values.array("mean or std", x, np.float64) for x in (mean, std))
     fit = means.ndim == stds.ndim == 1 and len(means) == len(stds) > 0
     if not fit or not np.isfinite([means, stds]).all() or (stds <= 0).any():
         raise ValueError(
@@ -187,7 +187,12 @@ def channel_statistics(
     images: np.ndarray, scale: float = 255
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of each channel of images [n, H, W, C] / scale, for `normalise`."""
+    images = values.array("images", images)
     check_layout(images.shape)
+    if not images.size or values.number("scale", scale) <= 0:
+        raise ValueError(
+            f"images are {images.shape}, scale={scale}; give some, and a scale above 0"
+        )
     pixels = images[..., 0].size
     mean = images.sum(axis=(0, 1, 2), dtype=np.float64) / pixels
     square = np.einsum("nhwc,nhwc->c", images, images, dtype=np.float64) / pixels

@@ -117,12 +117,12 @@ def natural(keys: ArrayLike) -> Named:
     The keys are the names of the clients, by which `federate` matches their test rows. Raises
     ValueError for keys that are missing (NaN, None).
     """
-    keys = np.asarray(keys)
+    keys = values.array("keys", keys)
     if keys.ndim != 1 or not len(keys):
         raise ValueError(f"keys have shape {keys.shape}; give one key a row, [n] with n above 0")
     if missing := np.flatnonzero([key is None or key != key for key in keys.tolist()]).tolist():
         raise ValueError(f"row {missing[0]} has no key ({keys[missing[0]]}); leave such rows out")
-    distinct, owner = np.unique(keys, return_inverse=True)
+    distinct, owner = values.distinct("keys", keys, return_inverse=True)
     return Named(_group(owner, len(distinct)), distinct.tolist())
 
 
@@ -204,9 +204,12 @@ def _check_labels(
     labels: ArrayLike, clients: int, least: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(each row's label [n] numbered from 0, each label's number of rows [C])."""
-    labels = np.asarray(labels)
+    labels = values.array("labels", labels)
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {labels.shape}; give one label a row, [n]")
     _check_size(len(labels), clients, least, seed)
-    _, label, count = np.unique(labels, return_inverse=True, return_counts=True)
+    if missing := np.flatnonzero([x is None or x != x for x in labels.tolist()]).tolist():
+        raise ValueError(f"row {missing[0]} has no label ({labels[missing[0]]}); leave it out")
+    counted = {"return_inverse": True, "return_counts": True}
+    _, label, count = values.distinct("labels", labels, **counted)
     return label, count

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from jaxfed.data import values
+
 Examples: TypeAlias = dict[str, np.ndarray]
 
 
@@ -28,6 +30,9 @@ def digits(seed: int = 0, test_fraction: float = 0.2) -> Source:
     """
     from sklearn import datasets, model_selection
 
+    values.whole("seed", seed, 0)
+    if not 0 < values.number("test_fraction", test_fraction) < 1:
+        raise ValueError(f"test_fraction={test_fraction}; use a number above 0 and below 1")
     image, label = datasets.load_digits(return_X_y=True)
     train, test = model_selection.train_test_split(
         np.arange(len(label)), test_size=test_fraction, random_state=seed, stratify=label
@@ -61,7 +66,7 @@ def prepared(name: str, data_dir: str | Path | None) -> Any:
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-    except tensorflow_datasets.core.DatasetNotFoundError:
+    except (tensorflow_datasets.core.DatasetNotFoundError, ValueError):
         raise ValueError(
             f"TFDS knows no {name!r}; see tensorflow.org/datasets/catalog for the names"
         ) from None
@@ -134,6 +139,8 @@ def check_images(source: Source, shape: tuple[int, int, int], *, classes: int) -
     `shape` is (H, W, C); the labels of its training set must be 0 to classes - 1, all of them.
     """
     for examples in source:
+        if missing := {"image", "label"} - set(examples):
+            raise ValueError(f"there is no {sorted(missing)}; there are {sorted(examples)}")
         if examples["image"].shape[1:] != shape:
             raise ValueError(f"images are {examples['image'].shape[1:]}; this needs {shape}")
     labels = np.unique(source.train["label"])
@@ -147,11 +154,16 @@ def check_images(source: Source, shape: tuple[int, int, int], *, classes: int) -
 
 def arrays(train: Mapping[str, Any], test: Mapping[str, Any]) -> Source:
     """A user's own arrays under any keys, the same in both: {key: [n, ...]}, one row an example."""
+    for name, part in (("train", train), ("test", test)):
+        values.kind(name, part, Mapping, "arrays by name, {'x': [n, ...], 'y': [n, ...]}")
     if set(train) != set(test) or not train:
         raise ValueError(
             f"train has {sorted(train)} and test has {sorted(test)}; give both the same keys"
         )
-    source = Source(*({key: np.asarray(x) for key, x in part.items()} for part in (train, test)))
+    named = ("train", train), ("test", test)
+    source = Source(
+        *({key: values.array(f"{n} {key!r}", x) for key, x in part.items()} for n, part in named)
+    )
     for name, part in zip(Source._fields, source, strict=True):
         shapes = {key: x.shape for key, x in part.items()}
         if len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():

@@ -44,6 +44,8 @@ def tokenise(
         raise ValueError(f'longer={longer!r}; use "cut" or "drop"')
     values.whole("pad", pad, 0)
     values.whole("max_length", max_length, 1)
+    values.kind("tokenizer", tokenizer, Tokenizer, "one, such as pretrained.tokenizer(folder)")
+    values.kind("buckets", buckets, Sequence, "several lengths, such as (16, 32)")
     for bucket in buckets:
         values.whole("a bucket", bucket, 1)
     if "text" not in examples:
@@ -51,7 +53,8 @@ def tokenise(
     special = tokenizer.num_special_tokens_to_add("pair" in examples)
     if max_length <= special:
         raise ValueError(f"max_length={max_length} holds only the {special} special tokens")
-    lines = examples["text"].tolist()
+    _check_text(examples)
+    lines = list(examples["text"])
     pairs = list(zip(lines, examples["pair"], strict=True)) if "pair" in examples else lines
     encoded = _limited(tokenizer, max_length if longer == "cut" else None).encode_batch(pairs)
     length = np.array([len(one.ids) for one in encoded], np.int32)
@@ -70,12 +73,25 @@ def tokenise(
     for row, i in enumerate(kept):
         tokens[row, : length[i]] = encoded[i].ids
         types[row, : length[i]] = encoded[i].type_ids
-    rest = {key: x[kept] for key, x in examples.items() if key not in ("text", "pair")}
+    rest = {key: np.asarray(x)[kept] for key, x in examples.items() if key not in ("text", "pair")}
     return {"tokens": tokens, "types": types, "length": length[kept], **rest}
+
+
+def _check_text(examples: Examples) -> None:
+    """Raises ValueError if the arrays differ in length, or a sentence is no string."""
+    if len({len(x) for x in examples.values()}) > 1:
+        lengths = {name: len(x) for name, x in examples.items()}
+        raise ValueError(f"the examples have lengths {lengths}; give each array one row an example")
+    for name in {"text", "pair"} & set(examples):
+        for row, line in enumerate(examples[name]):
+            if not isinstance(line, str):
+                raise ValueError(f"{name!r} has {line!r} in row {row}; give strings")
 
 
 def padding(examples: Examples) -> float:
     """The share of tokens that are padding, and of the work on tokens that is wasted."""
+    if missing := {"tokens", "length"} - set(examples):
+        raise ValueError(f"the examples have no {sorted(missing)}; `tokenise` makes them")
     return 1 - float(examples["length"].sum()) / examples["tokens"].size
 
 

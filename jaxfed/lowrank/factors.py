@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from jaxfed.algorithm import PyTree
+from jaxfed.data import values
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("scale", "stack"))
@@ -144,8 +145,7 @@ def beside(
 
     A second adapter, such as one that each client keeps; `joined` puts it beside the first.
     """
-    if rank < 1:
-        raise ValueError(f"rank={rank} leaves no factor; use at least 1")
+    values.whole("rank", rank, 1)
     for p, f in factors.items():
         side = min(math.prod(f.a.shape[:-1]), math.prod(f.b.shape[1:]))
         if rank > side:
@@ -194,6 +194,7 @@ def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Fac
     sqrt(sigma / s) goes to each side. `inputs` is how many leading axes are inputs. Components
     beyond the weight's smaller side are zero.
     """
+    values.whole("rank", rank, 1)
     rows = math.prod(weight.shape[:inputs])
     u, sigma, vt = _svd(weight.reshape(rows, -1))
     root = jnp.sqrt(sigma[:rank] / scale)

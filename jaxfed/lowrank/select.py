@@ -13,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxfed.algorithm import PyTree
+from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Layer, Theta, uniform
 
 
@@ -42,7 +43,8 @@ class Select:
 
     def __post_init__(self) -> None:
         for name in ("factors", "full"):
-            _check_pattern(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                values.pattern(name, getattr(self, name))
         if self.factors is None and self.full is None:
             raise ValueError('nothing is trained; give factors="..." or full="..."')
         if self.factors is not None and (self.rank is None) == (self.fraction is None):
@@ -54,8 +56,7 @@ class Select:
         for name, most in (("fraction", 1), ("alpha", math.inf)):
             _check_number(name, getattr(self, name), most)
         for name, known in CHOICES.items():
-            if (given := getattr(self, name)) not in known:
-                raise ValueError(f"{name}={given!r}; use one of {known}")
+            values.choice(name, getattr(self, name), known)
         if self.base == "zero" and self.up == "zero":
             raise ValueError(
                 'base="zero" with up="zero" is a network of zeros that no gradient leaves; use '
@@ -66,25 +67,11 @@ class Select:
 CHOICES = {"base": ("keep", "zero"), "up": ("zero", "random"), "above": ("error", "allow")}
 
 
-def _check_pattern(name: str, pattern: Any) -> None:
-    if pattern is None:
-        return
-    if not isinstance(pattern, str):
-        raise TypeError(
-            f'{name}={pattern!r} is a {type(pattern).__name__}; give one regular expression, "a|b" '
-            "for either"
-        )
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f'{name}={pattern!r} is no regular expression ({error}); for any characters write ".*"'
-        ) from None
-
-
 def _check_ranks(rank: Any) -> None:
+    if isinstance(rank, Mapping) and not rank:
+        raise ValueError('rank={} gives no rank; use a number, or {".*": 4}')
     for pattern, r in rank.items() if isinstance(rank, Mapping) else (("", rank),):
-        _check_pattern("a pattern of rank", pattern)
+        values.pattern("a pattern of rank", pattern)
         if r is None:
             continue
         if isinstance(r, bool) or not isinstance(r, int | np.integer):
@@ -113,6 +100,7 @@ def split(
 
     Raises ValueError, listing the paths, if a pattern matches nothing or a rank does not fit.
     """
+    values.kind("select", select, Select, 'a Select, such as lowrank.Select(full=".*")')
     flat = traverse_util.flatten_dict(params, sep="/")
     ranks = _ranks(flat, layers, select)
     full = {p: flat[p] for p in _matching(select.full, flat) if p not in ranks}

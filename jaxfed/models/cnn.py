@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from jaxfed.models import conv
+from jaxfed.models import conv, fields
 
 
 class FemnistCNN(nn.Module):
@@ -17,6 +17,11 @@ class FemnistCNN(nn.Module):
 
     classes: int = 62
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for sizes that no model can have."""
+        fields.check(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxfed.models import fields
+
 ACTIVATIONS = {
     # PyTorch's form. jax.nn.gelu uses erfc, which made a local step 2 % slower on a CPU.
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
@@ -103,6 +105,11 @@ class Encoder(nn.Module):
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     dropout: float = 0.0
     dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for sizes that no model can have."""
+        fields.check(self)
+        super().__post_init__()
 
     def setup(self) -> None:
         """Creates the layers; ValueError if the options contradict each other."""

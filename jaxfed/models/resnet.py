@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models import conv
+from jaxfed.models import conv, fields
 
 
 class Initialisers(NamedTuple):
@@ -133,6 +133,16 @@ class ResNet(nn.Module):
     norm: Literal["group", "batch"] = "group"
     groups: int = 32
     initialiser: Literal["he", "fedloru"] = "he"
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for sizes that no model can have."""
+        fields.check(self)
+        if len(self.blocks) != len(self.widths):
+            raise ValueError(
+                f"blocks={self.blocks} are of {len(self.blocks)} stages, widths={self.widths} of "
+                f"{len(self.widths)}; give one each"
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(

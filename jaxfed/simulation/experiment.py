@@ -3,9 +3,8 @@
 import dataclasses
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from jaxfed.algorithm import Algorithm
+from jaxfed.data import values
 from jaxfed.data.federated import Federated, length
 from jaxfed.tasks.task import Task
 
@@ -102,8 +101,5 @@ class Host:
 def _check_numbers(settings: Any, **least: int) -> None:
     """Raises TypeError if one of these settings is no int, ValueError if it is below `least`."""
     for name, low in least.items():
-        value = getattr(settings, name)
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a whole number")
-        if value < low:
-            raise ValueError(f"{name}={value}; use at least {low}")
+        # A number of numpy's would be another one in settings.json.
+        object.__setattr__(settings, name, values.whole(name, getattr(settings, name), low))

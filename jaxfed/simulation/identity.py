@@ -95,6 +95,7 @@ def check_allowed(found: Mapping[str, list], allow: Sequence[str]) -> None:
 
     A hyperparameter `client_optimizer.learning_rate` is allowed by its last word, too.
     """
+    values.kind("allow", allow, list | tuple | set, 'several names, such as ("seed",)')
     allowed = {name.replace("-", "_") for name in allow}
     refused = {n: v for n, v in found.items() if not {n.replace("-", "_"), short(n)} & allowed}
     if not refused:

@@ -54,6 +54,28 @@ def output(model: nn.Module, x: Sequence[Any]) -> Any:
     return found
 
 
+def transformed(name: str, change: Callable, x: Any, key: jax.Array) -> Any:
+    """The shape of change(x, key); raises ValueError if it cannot be called so."""
+    try:
+        return jax.eval_shape(change, x, key)
+    except (TypeError, IndexError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{name} cannot be called with {x.dtype} {x.shape} and a key: {_first(error)}; give a "
+            "function of both, such as images.random_flip()"
+        ) from error
+
+
+def check_weights(
+    model: nn.Module, base: Mapping[str, Any], theta: Theta, x: Sequence[Any]
+) -> None:
+    """Raises ValueError if the model cannot be called with inputs x and these weights.
+
+    All may be shapes.
+    """
+    call = partial(_call, model, {}, options(model, False, np.ones(x[0].shape[0])))
+    _traced(call, x, {**base, **theta.full}, *x)
+
+
 def check(model: nn.Module, base: Mapping[str, Any], theta: Theta, x: Sequence[Any]) -> None:
     """Raises ValueError if dropout does not act in training and only there, or factors not merge.
 
@@ -96,12 +118,20 @@ def _traced(function: Callable, x: Sequence[Any], *arguments: Any) -> Any:
         ) from error
     except (errors.ModifyScopeVariableError, errors.ScopeCollectionNotFound) as error:
         raise ValueError(_KEEPS.format(f"variables ({_first(error)})")) from error
-    except (TypeError, IndexError, KeyError, AttributeError) as error:
-        shapes = ", ".join(f"{one.dtype} {one.shape}" for one in x)
+    except errors.ScopeParamShapeError as error:
         raise ValueError(
-            f"the model cannot be called with {shapes}: {_first(error)}; it gets the arrays named "
-            "in `inputs` one by one, in that order (wrap a model of a dict in one that makes it)"
+            f"the model has weights for inputs of another shape than {_shapes(x)} "
+            f"({_first(error)}); make the task with such examples"
         ) from error
+    except (TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"the model cannot be called with {_shapes(x)}: {_first(error)}; it gets the arrays "
+            "named in `inputs` one by one, in that order (wrap a model of a dict in one that makes it)"
+        ) from error
+
+
+def _shapes(x: Sequence[Any]) -> str:
+    return ", ".join(f"{one.dtype} {one.shape}" for one in x)
 
 
 def _first(error: Exception) -> str:

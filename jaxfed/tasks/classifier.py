@@ -11,6 +11,7 @@ import optax
 
 from jaxfed import lowrank
 from jaxfed.algorithm import PyTree
+from jaxfed.data import values
 from jaxfed.tasks import calls
 from jaxfed.tasks.task import Task, begun_at, by_path, check_complete, means, one_each
 
@@ -45,8 +46,14 @@ def classification(
     factors are not what they seem (`lowrank.check`), or the model's own dropout has no switch.
     """
     calls.check_kind(model)
-    if isinstance(dropout, bool) or not 0 <= dropout < 1:
+    if not 0 <= values.number("dropout", dropout) < 1:
         raise ValueError(f"dropout={dropout} is no share; use a number from 0 to below 1")
+    values.kind("measures", measures, Sequence, "several, such as (tasks.f1,)")
+    for measure in measures:
+        values.function("a measure", measure, "a function of the confusion matrix")
+    for name, change in (("preprocess", preprocess), ("augment", augment)):
+        if change is not None:
+            values.function(name, change, "a function of images and a key")
     given = {} if params is None else by_path(params)
 
     def arguments(batch, key):
@@ -95,7 +102,13 @@ def classification(
         return found | {measure.__name__: measure(sums["confusion"]) for measure in measures}
 
     def shapes(examples):
-        return jax.eval_shape(arguments, one_each(examples, inputs), jax.random.key(0))
+        x, key = one_each(examples, inputs), jax.random.key(0)
+        if augment is not None:
+            x = {**x, inputs[0]: calls.transformed("augment", augment, x[inputs[0]], key)}
+        first, *others = (x[name] for name in inputs)
+        if preprocess is not None:
+            first = calls.transformed("preprocess", preprocess, first, key)
+        return (first, *others)
 
     def check(examples):
         check_complete(examples, inputs, label)
@@ -108,7 +121,12 @@ def classification(
     check(examples)
     base, theta = jax.eval_shape(init, jax.random.key(0))
     calls.check(model, base, theta, shapes(examples))
-    return Task(init, loss, evaluate, check, summary)
+
+    def check_others(examples):
+        check(examples)
+        calls.check_weights(model, base, theta, shapes(examples))
+
+    return Task(init, loss, evaluate, check_others, summary)
 
 
 def _classes(logits: tuple[int, ...], labels: Any) -> int:

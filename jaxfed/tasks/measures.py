@@ -12,6 +12,8 @@ def matthews(confusion: np.ndarray) -> np.ndarray:
     all have one label it says nothing, and the union of clients' examples tells more.
     """
     m = np.asarray(confusion, np.float64)
+    if m.ndim < 2 or m.shape[-1] != m.shape[-2]:
+        raise ValueError(f"the confusion matrix is {m.shape}; give [..., classes, classes]")
     truth, said, total = m.sum(-1), m.sum(-2), m.sum((-1, -2))
     above = total * np.trace(m, axis1=-2, axis2=-1) - (truth * said).sum(-1)
     below = (total**2 - (truth**2).sum(-1)) * (total**2 - (said**2).sum(-1))

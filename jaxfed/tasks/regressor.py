@@ -65,4 +65,9 @@ def regression(
     x = list(one_each(examples, inputs).values())
     base, theta = jax.eval_shape(init, jax.random.key(0))
     calls.check(model, base, theta, x)
-    return Task(init, loss, evaluate, check)
+
+    def check_others(examples):
+        check(examples)
+        calls.check_weights(model, base, theta, list(one_each(examples, inputs).values()))
+
+    return Task(init, loss, evaluate, check_others)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.algorithm import PyTree
+from jaxfed.data import values
 
 
 def means(sums: Mapping[str, Any], count: Any) -> dict[str, Any]:
@@ -79,6 +80,9 @@ def one_each(examples: Mapping[str, Any], names: Sequence[str]) -> dict[str, jax
 
 def check_complete(examples: dict, inputs: Sequence[str], label: str) -> None:
     """Raises ValueError if an array that a task reads is missing or holds no numbers."""
+    values.kind("examples", examples, Mapping, "arrays by name, such as source.test")
+    if not inputs:
+        raise ValueError(f"inputs={inputs!r} names no array for the model; give one or more")
     if isinstance(inputs, str):
         raise TypeError(f"inputs={inputs!r} is one name; give a sequence, ({inputs!r},)")
     if missing := {*inputs, label} - set(examples):

@@ -13,6 +13,7 @@ import optax
 
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.data import values
 from jaxfed.tasks.task import Task
 
 
@@ -37,6 +38,9 @@ def fedavg(
     w_{t+1} = w_t + sum_k p_k (w^k - w_t) with the default server optimizer. Another optax
     optimizer gets the negative mean change as its gradient (Reddi et al., ICLR 2021, Algorithm 1).
     """
+    local.accepting(client_optimizer)
+    local.accepting(server_optimizer, "server_optimizer")
+    values.function("mean", mean, "a function of uploads and weights, such as weighted_mean")
 
     def init(key):
         base, theta = task.init(key)

@@ -53,26 +53,29 @@ class Moments(NamedTuple):
 
 def adagrad(eta: float, *, b1: float = 0.0, tau: float = 1e-3) -> optax.GradientTransformation:
     """FedAdagrad's server optimizer with learning rate `eta`; the paper uses b1 = 0."""
-    return _fedopt(lambda v, d2: v + d2, eta, b1, tau)
+    return _fedopt(lambda v, d2: v + d2, eta, b1, 0.0, tau)
 
 
 def yogi(
     eta: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """FedYogi's server optimizer with learning rate `eta`."""
-    return _fedopt(lambda v, d2: v - (1 - b2) * d2 * jnp.sign(v - d2), eta, b1, tau)
+    return _fedopt(lambda v, d2: v - (1 - b2) * d2 * jnp.sign(v - d2), eta, b1, b2, tau)
 
 
 def adam(
     eta: float, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """FedAdam's server optimizer with learning rate `eta`."""
-    return _fedopt(lambda v, d2: b2 * v + (1 - b2) * d2, eta, b1, tau)
+    return _fedopt(lambda v, d2: b2 * v + (1 - b2) * d2, eta, b1, b2, tau)
 
 
-def _fedopt(second: Callable, eta: float, b1: float, tau: float) -> optax.GradientTransformation:
+def _fedopt(
+    second: Callable, eta: float, b1: float, b2: float, tau: float
+) -> optax.GradientTransformation:
     check_number("eta", eta, 0.0)
     check_number("b1", b1, 0.0, 1.0)
+    check_number("b2", b2, 0.0, 1.0)
     check_number("tau", tau, 0.0, above=True)
 
     def init(theta):

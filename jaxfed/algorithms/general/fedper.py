@@ -16,6 +16,7 @@ import optax
 
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.data import values
 from jaxfed.tasks.task import Task
 from jaxfed.templates import averaging
 
@@ -33,6 +34,7 @@ def fedper(
     Each client keeps the other leaves; they start at `task.init` of the client's own key. `init`
     raises ValueError if no path matches.
     """
+    values.pattern("personal", personal)
 
     def init(key):
         base, theta = task.init(key)
@@ -64,6 +66,8 @@ def divide(theta: PyTree, personal: str) -> tuple[PyTree, PyTree]:
     mine = [re.search(personal, path) is not None for path in paths]
     if not any(mine):
         raise ValueError(f"personal={personal!r} matches none of: {', '.join(paths)}")
+    if all(mine):
+        raise ValueError(f"personal={personal!r} matches all of: {', '.join(paths)}; share some")
     shared = [None if own else leaf for own, (_, leaf) in zip(mine, leaves, strict=True)]
     kept = [leaf if own else None for own, (_, leaf) in zip(mine, leaves, strict=True)]
     return jax.tree.unflatten(structure, shared), jax.tree.unflatten(structure, kept)

@@ -105,7 +105,7 @@ def perfedavg(
     check_number("inner_rate", inner_rate, 0.0)
 
     def client(base, w, k):
-        optimizer = optax.with_extra_args_support(client_optimizer)
+        optimizer = local.accepting(client_optimizer)
 
         def step(carry, batch, key):
             w, opt, total = carry

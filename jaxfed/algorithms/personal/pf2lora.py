@@ -85,7 +85,7 @@ def pf2lora(
     check_number("inner_rate", inner_rate, 0.0)
     check_number("rank", rank, 1)
     check_number("scale", scale, 0.0, above=True)
-    upper_optimizer = optax.with_extra_args_support(upper_optimizer)
+    upper_optimizer = local.accepting(upper_optimizer, "upper_optimizer")
 
     def init(key):
         base, theta = task.init(key)

@@ -14,6 +14,7 @@ import optax
 
 from jaxfed import aggregate, local, lowrank
 from jaxfed.algorithm import Algorithm, Reply
+from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 from jaxfed.tasks.task import Task
 from jaxfed.templates import Server
@@ -51,15 +52,19 @@ def hetlora(
         ranks: the first rank of each client of the population; None draws it uniformly when a
             client first takes part, as in the paper.
     """
-    if not 1 <= least <= most or not 0 <= gamma <= 1 or not penalty >= 0:
-        raise ValueError(
-            f"least={least}, most={most}, gamma={gamma}, penalty={penalty}: use 1 <= least <= most "
-            "with gamma in [0, 1] and penalty >= 0"
-        )
-    if ranks is not None and not least <= min(ranks) <= max(ranks) <= most:
-        raise ValueError(
-            f"ranks={ranks} are not all from least={least} to most={most}; give ranks in that range"
-        )
+    values.whole("most", most, 1)
+    values.whole("least", least, 1)
+    values.number("gamma", gamma, 0, 1)
+    values.number("penalty", penalty, 0)
+    if least > most:
+        raise ValueError(f"least={least} is above most={most}; use at most that")
+    if ranks is not None:
+        values.wholes("ranks", ranks, 1)
+        if not len(ranks) or not least <= min(ranks) <= max(ranks) <= most:
+            raise ValueError(
+                f"ranks={ranks} are not all from least={least} to most={most}; give one rank in "
+                "that range for each client"
+            )
 
     def init(key):
         server = Server(*task.init(key))

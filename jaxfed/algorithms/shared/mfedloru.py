@@ -24,6 +24,7 @@ import optax
 
 from jaxfed import aggregate, combine, local, lowrank
 from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task
 from jaxfed.templates import Server, check_number
@@ -54,8 +55,9 @@ def mfedloru(
         client_optimizer: of the local steps; restarted in each round.
         mean: of the recovered changes of A and B; weighted by examples by default.
     """
-    for i, rank in enumerate(ranks):
-        check_number(f"ranks[{i}]", rank, 1)
+    values.wholes("ranks", ranks, 1)
+    if not len(ranks):
+        raise ValueError("ranks is empty; give one rank for each client")
     check_number("alpha", alpha, 0.0, above=True)
     most = max(ranks)
 
