@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 import tyro
 
@@ -193,6 +193,14 @@ def _wrong_value(options: Any, arguments: list[str], program: str) -> str:
         wanted = types.get(name.replace("_", "-"), "another value")
         if wanted is bool:
             return f"{program}: --{name} takes no value; give --{name} or --no-{name}"
-        wanted = wanted.__name__ if isinstance(wanted, type) else wanted
-        return f"{program}: --{name} wants {wanted}, not {value!r}"
+        return f"{program}: --{name} wants {_in_words(wanted)}, not {value!r}"
     return f"{program}: cannot read {' '.join(arguments)!r}; see --help"
+
+
+def _in_words(kind: Any) -> str:
+    """A type as a user would name it: "int or auto", "several int", "Path or None"."""
+    if get_origin(kind) is tuple:
+        return f"several {_in_words(get_args(kind)[0])}"
+    if parts := get_args(kind):
+        return " or ".join(map(_in_words, parts))
+    return "None" if kind is type(None) else getattr(kind, "__name__", str(kind))

@@ -126,7 +126,8 @@ def _traced(function: Callable, x: Sequence[Any], *arguments: Any) -> Any:
     except (TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"the model cannot be called with {_shapes(x)}: {_first(error)}; it gets the arrays "
-            "named in `inputs` one by one, in that order (wrap a model of a dict in one that makes it)"
+            "named in `inputs` one by one, in that order (wrap a model of a dict in one that makes "
+            "it)"
         ) from error
 
 

@@ -60,10 +60,14 @@ def written(path, content):
     return path
 
 
-def check(call, error, sentence, folder):
-    """Asserts that the call raises this error with this sentence, and writes no record."""
+def check(call, error, sentence, folder, monkeypatch):
+    """The call raises this error, which the command line prints as this sentence.
+
+    It is called in the folder, and begins no run there.
+    """
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("JAXFED_TRACEBACK", "1")
     with pytest.raises(error) as raised:
         call()
     assert sentence in errors.sentence(raised.value), repr(raised.value)
-    assert not list(folder.rglob("metrics.jsonl"))
     assert not list(folder.rglob("host.json"))
