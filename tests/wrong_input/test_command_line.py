@@ -70,7 +70,7 @@ CASES = [
     ),
     ("where", lambda: command("run", "no.py"), FileNotFoundError, "there is no config no.py"),
     ("a folder as config", lambda: command("run", "."), FileNotFoundError, "there is no config ."),
-    ("config empty", lambda: command("run", ""), FileNotFoundError, "there is no config ."),
+    ("config empty", lambda: command("run", ""), ValueError, "the path after the command is"),
     (
         "no .py",
         lambda: command("run", written("mine.txt", "")),
