@@ -77,7 +77,7 @@ def experiment(data: Path = Path("data.npz"), rounds: int = 2) -> Experiment:
     task = tasks.classification(models.MLP((4,), classes=2), source.test)
     algorithm = fedavg(task, local.Work(4, epochs=1), client_optimizer=optax.sgd(0.1))
     population = federate(source, split_of_mine.halves(len(source.train["label"])))
-    return Experiment(task, population, algorithm, rounds=rounds, cohort=2, evaluate_every=2)
+    return Experiment(population, algorithm, rounds=rounds, cohort=2, evaluate_every=2)
 """
 
 
