@@ -99,7 +99,7 @@ def test_killed_at_any_operation_on_a_file_ends_in_the_same_bits(tmp_path, cache
 
     def killed(folder, *command):
         """Whether the command was killed at an operation that is drawn, before its end."""
-        at = draw.randint(1, 60) if kills < 40 else 0
+        at = draw.randint(1, 120) if kills < 40 else 0
         process = launched.start(*command, cache=cache, program=(KILLED, at, folder))
         printed, _ = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), printed
