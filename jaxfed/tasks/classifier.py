@@ -46,8 +46,9 @@ def classification(
     factors are not what they seem (`lowrank.check`), or the model's own dropout has no switch.
     """
     calls.check_kind(model)
-    if not 0 <= values.number("dropout", dropout) < 1:
-        raise ValueError(f"dropout={dropout} is no share; use a number from 0 to below 1")
+    number = isinstance(dropout, float | int | np.number) and not isinstance(dropout, bool)
+    if not number or not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r} is no share; use a number from 0 to below 1")
     values.kind("measures", measures, Sequence, "several, such as (tasks.f1,)")
     for measure in measures:
         values.function("a measure", measure, "a function of the confusion matrix")

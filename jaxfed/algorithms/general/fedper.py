@@ -38,7 +38,10 @@ def fedper(
 
     def init(key):
         base, theta = task.init(key)
-        return base, divide(theta, personal)[0]
+        shared, _ = divide(theta, personal)
+        if not jax.tree.leaves(shared):
+            raise ValueError(f"personal={personal!r} matches every path; leave some to share")
+        return base, shared
 
     def init_client(server, key):
         return divide(task.init(key)[1], personal)[1]
@@ -66,8 +69,6 @@ def divide(theta: PyTree, personal: str) -> tuple[PyTree, PyTree]:
     mine = [re.search(personal, path) is not None for path in paths]
     if not any(mine):
         raise ValueError(f"personal={personal!r} matches none of: {', '.join(paths)}")
-    if all(mine):
-        raise ValueError(f"personal={personal!r} matches all of: {', '.join(paths)}; share some")
     shared = [None if own else leaf for own, (_, leaf) in zip(mine, leaves, strict=True)]
     kept = [leaf if own else None for own, (_, leaf) in zip(mine, leaves, strict=True)]
     return jax.tree.unflatten(structure, shared), jax.tree.unflatten(structure, kept)

@@ -52,12 +52,15 @@ def hetlora(
         ranks: the first rank of each client of the population; None draws it uniformly when a
             client first takes part, as in the paper.
     """
-    values.whole("most", most, 1)
-    values.whole("least", least, 1)
-    values.number("gamma", gamma, 0, 1)
-    values.number("penalty", penalty, 0)
-    if least > most:
-        raise ValueError(f"least={least} is above most={most}; use at most that")
+    for name, rank in (("least", least), ("most", most)):
+        values.whole(name, rank, 0)
+    for name, number in (("gamma", gamma), ("penalty", penalty)):
+        values.number(name, number)
+    if not 1 <= least <= most or not 0 <= gamma <= 1 or not penalty >= 0:
+        raise ValueError(
+            f"least={least}, most={most}, gamma={gamma}, penalty={penalty}: use 1 <= least <= most "
+            "with gamma in [0, 1] and penalty >= 0"
+        )
     if ranks is not None:
         values.wholes("ranks", ranks, 1)
         if not len(ranks) or not least <= min(ranks) <= max(ranks) <= most:

@@ -119,5 +119,5 @@ def test_what_was_recovered_is_merged(x64):
 
 
 def test_a_rank_of_zero_is_refused():
-    with pytest.raises(ValueError, match=r"ranks\[0\]=0; use"):
+    with pytest.raises(ValueError, match=r"ranks\[1\]=0; use"):
         made(bilinear(COUNT), ranks=[1, 0, 2])
