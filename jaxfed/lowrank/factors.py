@@ -5,7 +5,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,16 +139,22 @@ def concat(first: Factors, second: Factors) -> Factors:
 
 
 def beside(
-    factors: Mapping[str, Factors], rank: int, key: jax.Array, *, alpha: float | None = None
+    factors: Mapping[str, Factors],
+    rank: int,
+    key: jax.Array,
+    *,
+    alpha: float | None = None,
+    above: Literal["error", "allow"] = "error",
 ) -> dict[str, Factors]:
     """New factors of another rank at the same paths: down random, up zero, scale alpha / rank.
 
-    A second adapter, such as one that each client keeps; `joined` puts it beside the first.
+    A second adapter, such as one that each client keeps; `joined` puts it beside the first. Raises
+    ValueError for a rank above a weight's smaller side, unless `above` allows it, as in Select.
     """
     values.whole("rank", rank, 1)
     for p, f in factors.items():
-        side = min(math.prod(f.a.shape[:-1]), math.prod(f.b.shape[1:]))
-        if rank > side:
+        side = min(math.prod(f.a.shape[f.stack : -1]), math.prod(f.b.shape[f.stack + 1 :]))
+        if rank > side and above == "error":
             raise ValueError(f"rank={rank} is above {p}'s smaller side, {side}; use at most that")
     scale = float((rank if alpha is None else alpha) / rank)
 

@@ -17,7 +17,7 @@ UNEQUAL = "unequal"
 WORLDS = {UNEQUAL: algorithms.UNEQUAL, "uniform": algorithms.UNIFORM}
 
 
-REPRESENTATIVE = {"fedavg steps", "scaffold", "fedloru reinit", "hetlora", "ditto", "pf2lora"}
+REPRESENTATIVE = {"fedavg steps", "scaffold", "fedloru", "hetlora", "ditto", "pf2lora"}
 
 
 @pytest.fixture(params=ALGORITHMS)

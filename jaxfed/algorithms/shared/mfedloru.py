@@ -63,7 +63,7 @@ def mfedloru(
 
     def client(base, theta, k):
         rank = jnp.asarray(ranks, jnp.int32)[k.id]
-        drawn = lowrank.beside(around(theta), most, k.key, alpha=alpha)
+        drawn = lowrank.beside(around(theta), most, k.key, alpha=alpha, above="allow")
         start = {p: lowrank.truncate(f, rank) for p, f in drawn.items()}
 
         def loss(nested, batch, key):
