@@ -6,7 +6,6 @@ never crosses the wire; each algorithm's file defines it.
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -104,12 +103,9 @@ def check_number(
     """
     if isinstance(value, jax.Array):
         return
-    wanted = numbers.Integral if isinstance(low, int) else numbers.Real
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        kind = "a whole number" if wanted is numbers.Integral else "a number"
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give {kind}")
-    number = float(value)
-    if not low <= number <= high or (above and number == low) or math.isinf(number):
-        least = f"above {low:g}" if above else f"of at least {low:g}"
-        most = "" if math.isinf(high) else f" and at most {high:g}"
-        raise ValueError(f"{name}={value}; use a finite number {least}{most}")
+    if isinstance(low, int):
+        values.whole(name, value, low)
+        return
+    values.number(name, value, low, high)
+    if above and value == low:
+        raise ValueError(f"{name}={value}; use a finite number above {low:g}")

@@ -248,7 +248,7 @@ Analyse.__doc__ = (
 def _analyse(arguments: list[str], watch: Watch) -> None:
     path, saved = _begun(arguments, "analyse")
     asked = options.parse(Analyse, arguments[1:], f"jaxfed analyse {path}")
-    _prepare_jax(Launch(cpu_devices=saved["launch"]["cpu_devices"]), watch)
+    _prepare_jax(Launch(cpu_devices=saved["launch"].get("cpu_devices")), watch)
     experiment, _, _ = call(options.stored(path, saved), saved["arguments"], "run")
     found = probe.of_run(experiment, path, asked)
     watch.clear()

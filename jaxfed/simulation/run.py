@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxfed.data import values
 from jaxfed.simulation import blocks, engine, ledger, records, run_folder, signals
 from jaxfed.simulation.experiment import Experiment, Host
 from jaxfed.simulation.prepare import Prepared, State, prepare
@@ -46,6 +47,12 @@ def run(
     a directory, SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C during a round let the rounds in progress end,
     and write a checkpoint before SystemExit(128 + signal) or KeyboardInterrupt.
     """
+    values.kind("experiment", experiment, Experiment, "Experiment(data, algorithm, ...)")
+    values.kind("host", host, Host | None, "Host(...), or None")
+    values.kind("directory", directory, str | os.PathLike | None, "the path of a folder, or None")
+    values.kind("resume", resume, bool, "True or False")
+    if directory is not None and not os.fspath(directory):
+        raise ValueError("directory='' is empty; name a folder, or give None to write nothing")
     prepared = prepare(experiment, host or Host(), directory, resume=resume, allow=allow)
     running = _records(prepared)
     next(running)  # from here on, closing it closes what was prepared

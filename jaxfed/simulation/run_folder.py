@@ -108,7 +108,9 @@ def read_settings(folder: Path) -> dict:
     path = folder / "settings.json"
     found = stored.object_of(path)
     stored.check_kinds(found, SETTINGS, path)
-    experiment = found.get("experiment", {})
+    if "experiment" not in found:
+        raise ValueError(f"{path} is damaged (it has no experiment); put a copy of it back")
+    experiment = found["experiment"]
     stored.check_kinds(experiment, {"rounds": (int,)}, f"{path}, experiment")
     if experiment.get("rounds", 1) < 1:
         raise ValueError(f"{path} is damaged (its run has no rounds); put a copy of it back")

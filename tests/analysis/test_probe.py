@@ -78,7 +78,7 @@ def test_a_run_from_python_and_its_spectra_by_hand(tmp_path, capsys):
         assert set(kinds) == {"whole", "rank 1", "rank 3"}
         np.testing.assert_allclose(kinds["rank 3"], kinds["whole"], atol=1e-5)
     alone = found._replace(gradients={}, updates={})
-    assert "one client alone" in tables.tables(alone)
+    assert "give several clients" in tables.tables(alone)
 
 
 def test_a_round_told_from_its_checkpoint_is_the_one_that_was_run(folder, capsys):
@@ -105,7 +105,7 @@ WRONG = {
         "no checkpoint of round 7; it has 2, 3, and 0",
     ),
     "no such client": (("--clients", 0, 4), "no client 4; use ids from 0 to 3"),
-    "a client below zero": (("--clients=-1",), "no client -1"),
+    "a client below zero": (("--clients=-1",), "clients[0]=-1"),
     "a client twice": (("--clients", 2, 2), "names one twice"),
     "no such part": (("--part", "head"), "--part wants"),
     "no such path": (("--paths", "convolution"), "is chosen"),
@@ -113,7 +113,7 @@ WRONG = {
     "no option": (("--rounds", 2), "did you mean --round?"),
     "one probe": (("--probes", 1), "probes=1; use at least 2"),
     "more eigenvectors than steps": (("--top", 9, "--depth", 4), "top=9"),
-    "no rank": (("--ranks", 0), "ranks=(0,)"),
+    "no rank": (("--ranks", 0), "ranks[0]=0"),
 }
 
 

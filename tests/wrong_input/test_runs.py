@@ -1,6 +1,7 @@
 """Wrong settings of a run, its host and its folder are refused before a round is run."""
 
 import json
+from pathlib import Path
 
 import pytest
 import refusals
@@ -219,6 +220,24 @@ CASES = [
     ("depth half", lambda: probed(depth=1.5), TypeError, "depth=1.5 is a float; give a whole"),
     ("depth text", lambda: probed(depth="20"), TypeError, "depth='20' is a str; give a whole"),
     ("probes 1", lambda: probed(probes=1), ValueError, "probes=1; use at least 2"),
+    ("a dict as host", lambda: run(host={"chunk": 2}), TypeError, "host is a dict; give Host("),
+    ("a number as host", lambda: run(host=3), TypeError, "host is a int; give Host("),
+    ("a name to run", lambda: jaxfed.run("mine"), TypeError, "experiment is a str; give Exper"),
+    (
+        "an algorithm to run",
+        lambda: jaxfed.run(fedavg()),
+        TypeError,
+        "experiment is a Algorithm; give Experiment(data, algorithm, ...)",
+    ),
+    ("a number as directory", lambda: run(directory=3), TypeError, "directory is a int; give the"),
+    ("an empty directory", lambda: run(directory=""), ValueError, "directory='' is empty; name"),
+    ("resume yes", lambda: run(resume="yes"), TypeError, "resume is a str; give True or False"),
+    (
+        "settings without an experiment",
+        lambda: run(directory=Path(written("r/settings.json", "{}")).parent, resume=True),
+        ValueError,
+        "settings.json is damaged (it has no experiment); put a copy of it back",
+    ),
     ("top 0", lambda: probed(top=0), ValueError, "top=0; use at least 1"),
     ("top above depth", lambda: probed(top=21), ValueError, "top=21 is above depth=20; use at"),
     ("batch 0", lambda: probed(batch=0), ValueError, "batch=0; use at least 1"),
