@@ -78,7 +78,7 @@ def test_a_run_from_python_and_its_spectra_by_hand(tmp_path, capsys):
         assert set(kinds) == {"whole", "rank 1", "rank 3"}
         np.testing.assert_allclose(kinds["rank 3"], kinds["whole"], atol=1e-5)
     alone = found._replace(gradients={}, updates={})
-    assert "give several clients" in tables.tables(alone)
+    assert "there is only one client" in tables.tables(alone)
 
 
 def test_a_round_told_from_its_checkpoint_is_the_one_that_was_run(folder, capsys):
