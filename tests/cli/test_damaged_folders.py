@@ -321,9 +321,17 @@ DAMAGES = {
 }  # fmt: skip
 
 
+FULL = pytest.mark.full  # a second each
+SOON = ("settings {}", "machine gone", "line last", "checkpoints gone", "clients/rows cut")
+CASES = [
+    pytest.param(command, name, marks=() if command == "report" or name in SOON else FULL)
+    for command in ("resume", "report")
+    for name in DAMAGES
+]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", DAMAGES)
-@pytest.mark.parametrize("command", ["resume", "report"])
+@pytest.mark.parametrize(("command", "name"), CASES)
 def test_a_damaged_folder_ends_in_one_sentence(command, name, folder, capsys, monkeypatch):
     monkeypatch.setattr(report, "written", lambda plot, path: path)  # the pictures cost a second
     damage, resumed, reported = DAMAGES[name]
