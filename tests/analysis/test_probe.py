@@ -81,6 +81,7 @@ def test_a_run_from_python_and_its_spectra_by_hand(tmp_path, capsys):
     assert "there is only one client" in tables.tables(alone)
 
 
+@pytest.mark.full
 def test_a_round_told_from_its_checkpoint_is_the_one_that_was_run(folder, capsys):
     """Server, every client's c_i, keys and weights: or the discrepancy would be another."""
     before = files(folder)

@@ -230,6 +230,7 @@ main.main()
 """
 
 
+@pytest.mark.full
 def test_a_disk_that_is_full_ends_in_one_sentence(tmp_path):
     arguments = ("run", SMALL, "--out", tmp_path / "r", *QUICK, "--cpu-devices", 1)
     ended = subprocess.run(
@@ -240,6 +241,7 @@ def test_a_disk_that_is_full_ends_in_one_sentence(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.full
 def test_a_terminal_shows_speed_accuracy_megabytes_and_time_left(tmp_path):
     arguments = ("run", SMALL, "--rounds", 60, "--out", tmp_path / "r", *QUICK)
     ours, theirs = pty.openpty()

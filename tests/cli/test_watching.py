@@ -83,6 +83,7 @@ def test_progress_is_told_with_a_clock_before_the_first_round(tmp_path):
     assert printed.index(said[-1]) < printed.index("round 2/2")
 
 
+@pytest.mark.full
 def test_runs_started_in_the_same_second_have_folders_of_their_own(tmp_path):
     command = ["run", launched.SMALL, "--rounds", "1", "--cpu-devices", "1", "--chunk", "5"]
     script = f"""
@@ -103,6 +104,7 @@ main.main({list(map(str, command))} + ["--seed", __import__("sys").argv[1]])
     assert all(len(launched.records(tmp_path / "runs" / name)) == 1 for name in names)
 
 
+@pytest.mark.full
 def test_a_run_that_goes_on_is_not_resumed_and_not_run_again(tmp_path):
     folder: Path = tmp_path / "r"
     options = ("--rounds", 100_000, "--cpu-devices", 1, "--chunk", 5, "--fuse", 1)

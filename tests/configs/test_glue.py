@@ -72,6 +72,7 @@ def test_a_client_is_tested_on_labels_like_its_own(folders):
         np.testing.assert_allclose(test.mean(), mine.mean(), atol=0.3)
 
 
+@pytest.mark.full
 def test_pf2lora_learns_and_is_measured_by_matthews_correlation(folders):
     settings = {"learning_rate": 0.05, "personal_learning_rate": 0.05, "rounds": 30}
     *_, last = run(experiment(folders, similarity=0.5, **settings), host=ONE_AT_ONCE)

@@ -25,6 +25,7 @@ def idx(path, offset):
         return np.frombuffer(file.read(), np.uint8, offset=offset)
 
 
+@pytest.mark.full
 def test_tfds_reads_every_image_without_tensorflow(shared, prepared):
     source = sources.tfds("fashion_mnist", prepared)
     for examples, stem in zip(source, ("train", "t10k"), strict=True):

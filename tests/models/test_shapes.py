@@ -107,6 +107,7 @@ def test_group_norm_refuses_channels_that_do_not_divide():
         resnet.GroupNorm(4).init(KEY, jnp.zeros((1, 2, 2, 6)))
 
 
+@pytest.mark.full
 def test_fedloru_initialisation_draws_scales_around_one_with_deviation_one():
     x = jnp.zeros((1, 8, 8, 3))
     params = models.resnet10(10, initialiser="fedloru").init(KEY, x)["params"]

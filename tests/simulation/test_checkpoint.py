@@ -279,6 +279,7 @@ while True:
 """
 
 
+@pytest.mark.full
 def test_a_run_killed_at_any_instant_leaves_an_intact_checkpoint(folder, tmp_path):
     """Ten kills of one run, which resumes after each and saves all the time in between."""
     reached = 0

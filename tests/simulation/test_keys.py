@@ -68,6 +68,7 @@ def settled(records):
     return [{n: v for n, v in r.items() if n != "seconds"} for r in records]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("population", ["device", "mapped"])
 def test_kept_keys_are_resumed_in_every_bit(population, tmp_path):
     e, host = kept_keys(), jaxfed.Host(devices=2, chunk=3, fuse=1, population=population)

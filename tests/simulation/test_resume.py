@@ -140,7 +140,12 @@ def assert_killed_ends_as(expected, process, kills, folder, cache):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
+    ],
+    ids=["term", "int"],
 )
 def test_stopped_by_a_signal_goes_on_from_where_it_was(number, status, tmp_path, cache, unbroken):
     expected, folder = unbroken("scaffold"), tmp_path / "run"
@@ -167,6 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, cache, unbroken):
     assert_same_end(folder, expected)
 
 
+@pytest.mark.full
 def test_killed_before_its_first_checkpoint_begins_again(tmp_path, cache, unbroken):
     expected, folder = unbroken("fedloru"), tmp_path / "run"
     process = begun("fedloru", folder=folder, cache=cache)

@@ -392,6 +392,7 @@ for record in running:
 """
 
 
+@pytest.mark.full
 def test_a_run_held_to_the_end_of_the_program_is_saved(tmp_path):
     here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", HELD, str(tmp_path / "run")]
