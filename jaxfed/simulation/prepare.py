@@ -122,7 +122,7 @@ def prepare(
         held = None if folder is None else _claim(folder, resume, machine)
         if held is not None:
             undo.callback(held.release)
-        saved = run_folder.read_settings(folder) if resume and folder else {}
+        saved = run_folder.resumed_settings(folder) if resume and folder else {}
         log.info("tracing a round")
         found = identity.identity(e, origin.settings, origin.config)
         values = {n: v for section in found.values() for n, v in section.items()}

@@ -108,14 +108,22 @@ def read_settings(folder: Path) -> dict:
     path = folder / "settings.json"
     found = stored.object_of(path)
     stored.check_kinds(found, SETTINGS, path)
-    if "experiment" not in found:
-        raise ValueError(f"{path} is damaged (it has no experiment); put a copy of it back")
-    experiment = found["experiment"]
+    experiment = found.get("experiment", {})
     stored.check_kinds(experiment, {"rounds": (int,)}, f"{path}, experiment")
     if experiment.get("rounds", 1) < 1:
         raise ValueError(f"{path} is damaged (its run has no rounds); put a copy of it back")
     words = dict(enumerate(found.get("arguments", [])))
     stored.check_kinds(words, dict.fromkeys(words, (str,)), f"{path}, arguments")
+    return found
+
+
+def resumed_settings(folder: Path) -> dict:
+    """As read_settings, of a run to go on with; ValueError if they name no experiment."""
+    found = read_settings(folder)
+    if "experiment" not in found:
+        raise ValueError(
+            f"{folder / 'settings.json'} is damaged (it has no experiment); put a copy of it back"
+        )
     return found
 
 
