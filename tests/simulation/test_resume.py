@@ -86,11 +86,12 @@ def test_killed_with_clients_states_elsewhere_ends_as_with_them_on_the_device(
 
 
 KILLED = Path(launched.__file__).with_name("killed.py")
+KILLS = 16  # each is a start of a program; 40 were run by hand
 
 
 @pytest.mark.full
 def test_killed_at_any_operation_on_a_file_ends_in_the_same_bits(tmp_path, cache):
-    """40 kills of runs of 24 rounds: in preparation, in writing, and within a resume."""
+    """Kills of runs of 24 rounds: in preparation, in writing, and within a resume."""
     options = ("--rounds", 24, "--checkpoint-every", EVERY, "--cpu-devices", 2, "--chunk", 3)
     whole = ("run", launched.SMALL, *options, "--fuse", 2, "--method", "scaffold", "--out")
     expected = tmp_path / "unbroken"
@@ -99,13 +100,13 @@ def test_killed_at_any_operation_on_a_file_ends_in_the_same_bits(tmp_path, cache
 
     def killed(folder, *command):
         """Whether the command was killed at an operation that is drawn, before its end."""
-        at = draw.randint(1, 120) if kills < 40 else 0
+        at = draw.randint(1, 120) if kills < KILLS else 0
         process = launched.start(*command, cache=cache, program=(KILLED, at, folder))
         printed, _ = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), printed
         return process.returncode != 0
 
-    while kills < 40:
+    while kills < KILLS:
         folder, runs = tmp_path / str(runs), runs + 1
         command = (*whole, folder)
         while killed(folder, *command):
