@@ -249,11 +249,14 @@ def client_slice(cohort: Cohort, i: int) -> Cohort:
     return on_axis(lambda a: a[i], cohort)
 
 
-def on_axis(function: Callable, cohort: Cohort) -> Cohort:
-    """The cohort with `function` applied to the arrays that run over clients."""
+def on_axis(function: Callable, cohort: Cohort, over: Cohort | None = None) -> Cohort:
+    """The cohort with `function` applied to the arrays that run over clients.
+
+    `over` names the axes, as `axes(cohort)` does by default.
+    """
     return jax.tree.map(
         lambda axis, part: part if axis is None else jax.tree.map(function, part),
-        axes(cohort),
+        axes(cohort) if over is None else over,
         cohort,
         is_leaf=lambda x: x is None,
     )

@@ -96,7 +96,7 @@ def for_each_client(machine: Machine, *, uniform: bool = False) -> ForEachClient
                 check_vma=False,  # otherwise gradients of replicated inputs are summed over devices
             )(base, message, cohort)
         else:
-            split = _on_axis(axes, lambda x: x.reshape(devices, -1, *x.shape[1:]), cohort)
+            split = contract.on_axis(lambda x: x.reshape(devices, -1, *x.shape[1:]), cohort, axes)
             parallel = jax.pmap(
                 mapped, in_axes=(None, None, axes), axis_name=AXIS, devices=list(machine.devices)
             )
@@ -119,16 +119,6 @@ def _filled_up(cohort: Cohort, spare: int) -> Cohort:
     real = jnp.arange(len(cohort.count) + spare) < len(cohort.count)
     filled = contract.on_axis(longer, cohort)
     return filled._replace(count=jnp.where(real, filled.count, 0))
-
-
-def _on_axis(axes: Cohort, function: Callable, cohort: Cohort) -> Cohort:
-    """The cohort with `function` applied to the arrays that run over clients."""
-    return jax.tree.map(
-        lambda axis, part: part if axis is None else jax.tree.map(function, part),
-        axes,
-        cohort,
-        is_leaf=lambda x: x is None,
-    )
 
 
 def _specs(axes: Cohort, cohort: Cohort) -> Cohort:
