@@ -103,23 +103,28 @@ def _holder(path: Path) -> dict:
 def _took_over(path: Path, token: str) -> bool:
     """True if the lock's holder has ended and it is ours now; FileExistsError if it may be at work.
 
-    Of several that find a holder that has ended, the one that can create `lock.new` replaces it.
+    Of several that find a holder that has ended, the one that holds the lock named after it takes
+    its place. That is a lock as well: if its holder was killed, it is taken over in the same way.
     """
     holder = _holder(path)
     _check_ended(path, holder)
-    new = path.with_name("lock.new")
-    try:
-        _create(new, token)
-    except FileExistsError:
-        time.sleep(0.05)
-        if time.time() - new.stat().st_mtime > 30:  # whoever created it was killed
-            new.unlink()
+    successor = path.with_name(f"{path.name}.{_name(holder)}")
+    if not _is_ours(successor, token):
         return False
-    if _holder(path).get("token") != holder.get("token"):
-        new.unlink()
+    found = None
+    with contextlib.suppress(FileNotFoundError):
+        found = _holder(path)
+    if found != holder:  # another took its place before
+        successor.unlink()
         return False
-    os.replace(new, path)
+    os.replace(successor, path)
     return True
+
+
+def _name(holder: dict) -> str:
+    """The holder's token, unless the file is damaged."""
+    token = holder.get("token")
+    return token if isinstance(token, str) and token.isalnum() else "unknown"
 
 
 def _check_ended(path: Path, holder: dict) -> None:

@@ -113,3 +113,29 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
     assert (len(taken), len(refused)) == (1, 7)
     taken[0].release()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_killed_as_it_takes_over_leaves_no_lock_behind(tmp_path):
+    killed = {"process": 2**22 + 1, "started": "1"}
+    (tmp_path / "lock").write_text(json.dumps({**killed, "token": "a1"}))
+    (tmp_path / "lock.a1").write_text(json.dumps({**killed, "token": "b2"}))
+    (tmp_path / "lock.a1.b2").write_text("")  # killed before it wrote a word
+    held = lock.take(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    held.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_is_refused_while_another_takes_it_over(tmp_path):
+    killed = {"process": 2**22 + 1, "started": "1"}
+    (tmp_path / "lock").write_text(json.dumps({**killed, "token": "a1"}))
+    (tmp_path / "lock.a1").write_text(json.dumps({"process": os.getppid(), "token": "b2"}))
+    with pytest.raises(FileExistsError, match=f"in use by process {os.getppid()}"):
+        lock.take(tmp_path)
+
+
+@pytest.mark.parametrize("token", ["../x", 7, "", None])
+def test_a_damaged_token_names_no_file_elsewhere(token, tmp_path):
+    (tmp_path / "lock").write_text(json.dumps({"process": 2**22 + 1, "token": token}))
+    lock.take(tmp_path).release()
+    assert not list(tmp_path.iterdir())
