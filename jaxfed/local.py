@@ -107,6 +107,20 @@ def sgd(
     (optax.contrib.reduce_on_plateau wants one). A client without examples
     returns theta as it is and a loss of zero.
     """
+    opt = accepting(optimizer).init(theta)
+    trained, _, metrics = continued(loss, optimizer, theta, opt, k, work)
+    return trained, metrics
+
+
+def continued(
+    loss: Callable[[PyTree, dict, jax.Array], jax.Array],
+    optimizer: optax.GradientTransformation,
+    theta: PyTree,
+    opt: PyTree,
+    k,
+    work: Work,
+) -> tuple[PyTree, PyTree, dict]:
+    """(theta, the optimizer's state, {"loss": ...}): `sgd`, but from the state `opt`."""
     optimizer = accepting(optimizer)
 
     def step(carry, batch, key):
@@ -115,9 +129,8 @@ def sgd(
         updates, opt = optimizer.update(grads, opt, theta, round=k.round, value=value)
         return optax.apply_updates(theta, updates), opt, total + value
 
-    start = (theta, optimizer.init(theta), jnp.zeros(()))
-    trained, _, total = each_step(step, start, k, work)
-    return trained, {"loss": total / jnp.maximum(work.local_steps(k.count), 1)}
+    trained, opt, total = each_step(step, (theta, opt, jnp.zeros(())), k, work)
+    return trained, opt, {"loss": total / jnp.maximum(work.local_steps(k.count), 1)}
 
 
 def accepting(optimizer: Any, name: str = "client_optimizer") -> Any:

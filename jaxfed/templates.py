@@ -33,15 +33,17 @@ def averaging(
     init_client: Callable,
     deploy: Callable,
     mean: Callable[[PyTree, jax.Array], PyTree],
-    init: Callable[[jax.Array], tuple[PyTree, PyTree]] | None = None,
+    init: Callable[[jax.Array], Any] | None = None,
 ) -> Algorithm:
     """An algorithm with FedAvg's server, theta <- theta + mean_k upload_k, and clients with state.
 
-    `client(base, theta, k)` uploads its change of theta. `init(key)` gives (base, theta); by
-    default it is `task.init`.
+    `client(base, theta, k)` uploads its change of theta. `init(key)` gives the server, with at
+    least these two fields; by default it is Server(*task.init(key)).
     """
     values.function("mean", mean, "a function of uploads and weights, such as weighted_mean")
-    begin = task.init if init is None else init
+
+    def begin(key):
+        return Server(*task.init(key))
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
@@ -49,7 +51,7 @@ def averaging(
         theta = optax.tree.add(server.theta, delta)
         return server._replace(theta=theta), reply.state, reply.metrics
 
-    return Algorithm(lambda key: Server(*begin(key)), init_client, run_round, deploy, task)
+    return Algorithm(begin if init is None else init, init_client, run_round, deploy, task)
 
 
 def two_adapters(

@@ -284,6 +284,39 @@ def test_no_function_is_called_of(module):
     assert not [f for f in nodes(module, *kinds) if f.name == "of"]
 
 
+NUMERIC = {"int", "float", "int | None", "float | None"}
+
+
+def flags_of_numbers():
+    """The names on the command line of scripts whose values are single numbers."""
+    for path in sorted((ROOT.parent / "benchmarks").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+                words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                if words.get("type") in ("int", "float") and "nargs" not in words:
+                    yield node.args[0].value.removeprefix("--").replace("-", "_")
+
+
+@pytest.mark.parametrize("folder", ["jaxfed", "configs", "benchmarks", "docs"])
+def test_a_number_that_is_zero_is_not_replaced_by_a_default(folder):
+    """No `number or default`: it takes 0 for a number that is not given. Ask `is None`."""
+    flags, found = set(flags_of_numbers()), []
+    for path in sorted((ROOT.parent / folder).rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            given = (*function.args.args, *function.args.kwonlyargs)
+            numbers = {
+                a.arg for a in given if a.annotation and ast.unparse(a.annotation) in NUMERIC
+            }
+            numbers |= {f"asked.{flag}" for flag in flags}
+            for node in ast.walk(function):
+                if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+                    replaced = {ast.unparse(v) for v in node.values[:-1]} & numbers
+                    found += [f"{path.name}:{node.lineno} {r}" for r in replaced]
+    assert found == []
+
+
 FOLDERS = ("jaxfed", "configs", "benchmarks", "tests")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT.parent / folder).rglob("*.py"))]
 

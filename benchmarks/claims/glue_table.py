@@ -80,7 +80,7 @@ def experiment(config: Mapping[str, Any], asked: argparse.Namespace, **settings:
 def one(made: Any, chunk: int | None) -> dict[str, Any]:
     """A run's last record, its losses, and its seconds."""
     started = time.perf_counter()
-    host = Host(chunk=chunk or made.cohort, fuse=1, checkpoint_every=0)
+    host = Host(chunk=made.cohort if chunk is None else chunk, fuse=1, checkpoint_every=0)
     records = list(run(made, host=host))
     return {
         "last": records[-1],

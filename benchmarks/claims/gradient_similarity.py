@@ -346,7 +346,8 @@ def page(content: Mapping[str, Any], picture: str) -> str:
 def settings_of(asked: argparse.Namespace) -> dict[str, Any]:
     """The settings on which results depend."""
     size = FULL if asked.full else QUICK
-    chosen = {name: getattr(asked, name) or value for name, value in size.items()}
+    given = {name: getattr(asked, name) for name in size}
+    chosen = {name: size[name] if value is None else value for name, value in given.items()}
     if min(asked.sizes) < 2 or chosen["clients"] < 2:
         raise SystemExit("sizes and clients must be at least 2, or there is nothing to compare")
     return {

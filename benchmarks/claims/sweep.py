@@ -34,7 +34,7 @@ from jaxfed.lowrank import restarts
 from jaxfed.simulation import engine, ledger, participation
 
 NAMES = {"fedavg": "FedAvg", "fedlora": "FedLoRA", "fedloru": "FedLoRU"}
-SCORED = 250  # examples in a batch of an evaluation
+SCORED = 250  # examples in a batch of an evaluation, where they share no statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +48,7 @@ class Problem:
     factored: tasks.Task
     work: local.Work
     optimizer: Callable[[Any, int], optax.GradientTransformation]  # of (rate, rounds)
+    scored: int = SCORED  # examples in a batch of an evaluation
 
     def task(self, method: str) -> tasks.Task:
         return self.whole if method == "fedavg" else self.factored
@@ -105,11 +106,12 @@ def fashion_mnist(data_dir: str, settings: Mapping[str, Any]) -> Problem:
 def cifar100(data_dir: str, settings: Mapping[str, Any]) -> Problem:
     """CIFAR-100 and ResNet-18 as configs/fedloru/cifar100.py has them by default.
 
-    Test examples share their batch's statistics by SCORED, where the authors take 32.
+    Test examples share their batch's statistics, so a batch has 32 of them, as the authors take.
     """
     source = _source("cifar100", data_dir)
     mean, std = images.channel_statistics(source.train["image"])
-    preprocess = images.chain(images.resize(settings["size"]), images.normalise(mean, std))
+    resize = images.resize(settings["size"])
+    preprocess = images.chain(resize, images.normalise(mean, std))
     model = models.ResNet(blocks=(2, 2, 2, 2), classes=100, norm="batch", initialiser="fedloru")
     factored = lowrank.Select(
         factors=r"^layer.*conv.*kernel",
@@ -121,7 +123,7 @@ def cifar100(data_dir: str, settings: Mapping[str, Any]) -> Problem:
         above="allow",
     )
     augment = images.chain(
-        images.random_crop(4), images.random_flip(), images.jitter(0.5, 0.5, 0.5)
+        images.random_crop(4), resize, images.random_flip(), images.jitter(0.5, 0.5, 0)
     )
 
     def optimizer(rate, rounds):
@@ -133,7 +135,7 @@ def cifar100(data_dir: str, settings: Mapping[str, Any]) -> Problem:
         )
 
     made = partial(_task, model, factored, preprocess, augment=augment, dropout=0.1)
-    return _problem(source, settings, made, optimizer)
+    return dataclasses.replace(_problem(source, settings, made, optimizer), scored=32)
 
 
 PROBLEMS = {"fashion_mnist": fashion_mnist, "cifar100": cifar100}
@@ -152,10 +154,9 @@ def _problem(source, settings, made, optimizer) -> Problem:
     """The first `train` + `scored` rows of a shuffled training set, the first `scored` to test."""
     train, scored = settings["train"], settings["scored"]
     there = len(source.train["label"]), len(source.test["label"])
-    if train + scored > there[0] or scored > there[1] or scored % SCORED:
+    if train + scored > there[0] or scored > there[1]:
         raise SystemExit(
-            f"train={train} and scored={scored} of {there[0]} and {there[1]} examples: give "
-            f"fewer, and scored a multiple of {SCORED}"
+            f"train={train} and scored={scored} of {there[0]} and {there[1]} examples: give fewer"
         )
     rows = np.random.default_rng(0).permutation(there[0])
     parts = rows[:train], rows[train : train + scored]
@@ -237,16 +238,23 @@ def rounds(
         yield t + 1, server, sent
 
 
-def scorer(of: tasks.Task) -> Callable[[Any, Any, Examples], dict[str, float]]:
-    """(base, theta, examples) -> the task's means over the examples, a multiple of SCORED."""
+def scorer(of: tasks.Task, size: int = SCORED) -> Callable[[Any, Any, Examples], dict[str, float]]:
+    """(base, theta, examples) -> the task's means over the examples, in batches of `size`.
+
+    The last batch has what is left, without padding: it may be that a batch shares statistics.
+    """
 
     @jax.jit
     def summed(base, theta, examples):
         def batch(part):
-            return of.evaluate(base, theta, {**part, "mask": jnp.ones(SCORED)})
+            return of.evaluate(base, theta, {**part, "mask": jnp.ones(len(part["label"]))})
 
-        cut = jax.tree.map(lambda x: x.reshape(-1, SCORED, *x.shape[1:]), examples)
-        return jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(batch, cut))
+        whole = len(examples["label"]) // size * size
+        cut = {n: x[:whole].reshape(-1, size, *x.shape[1:]) for n, x in examples.items()}
+        sums = jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(batch, cut))
+        if whole == len(examples["label"]):
+            return sums
+        return jax.tree.map(jnp.add, sums, batch({n: x[whole:] for n, x in examples.items()}))
 
     def score(base, theta, examples):
         sums = jax.device_get(summed(base, theta, examples))
@@ -318,7 +326,7 @@ def tuned(
     `one(run)` makes a run. Those of the grid are not reported, and scored on held-out examples.
     """
     settings = found.content["settings"]
-    scores = {task: scorer(task) for task in (problem.whole, problem.factored)}
+    scores = {task: scorer(task, problem.scored) for task in (problem.whole, problem.factored)}
 
     def make(name: str, cell: Cell) -> None:
         made, score = program(problem, cell, chunk), scores[problem.task(cell.method)]
@@ -372,7 +380,9 @@ def main(
     parser.add_argument("--devices", type=int, help="of a CPU; by default one a core")
     parser.add_argument("--results", default=name, help="name in benchmarks/claims/results/")
     asked = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", asked.devices or len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    devices = cores if asked.devices is None else asked.devices
+    jax.config.update("jax_num_cpu_devices", devices)
     settings = full if asked.full else quick
     found = kept.Kept(kept.path(asked.results), settings)
     problem = PROBLEMS[settings["data"]](asked.data_dir, settings)

@@ -228,7 +228,8 @@ def run(
         for cell in cells
         if f"{cell}/{seed}" not in found.runs
     ]
-    workers = asked.workers or (1 if asked.full else 2)
+    usual = 1 if asked.full else 2
+    workers = usual if asked.workers is None else asked.workers
     with tempfile.TemporaryDirectory(prefix="jaxfed-claims-") as programs:  # for all workers
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -26,7 +26,7 @@ def main() -> None:
     def watched(name, one_round):
         return lambda: losses[name].append(one_round()["loss"])
 
-    options = {"clients": asked.clients, "chunk": asked.chunk or "auto"}
+    options = {"clients": asked.clients, "chunk": "auto" if asked.chunk is None else asked.chunk}
     functions = {
         name: watched(name, ours.make("W4", dtype=dtype, **options))
         for name, dtype in DTYPES.items()

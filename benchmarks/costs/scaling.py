@@ -22,7 +22,7 @@ from measuring import RESULTS, memory, ours, timing, workloads
 
 def point(workload: str, clients: int, devices: int, repeats: int, chunk: int | None) -> dict:
     """Seconds of one round (the least of a few) and this process's peak memory in bytes."""
-    one_round = ours.make(workload, clients=clients, chunk=chunk or "auto")
+    one_round = ours.make(workload, clients=clients, chunk="auto" if chunk is None else chunk)
     one_round()
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of making arrays and compiling
     seconds = []

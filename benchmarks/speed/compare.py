@@ -24,7 +24,10 @@ def compared(
 
     Ends the script with a sentence if weights differ after any round.
     """
-    one_round, norms = ours.make(name, clients=clients, chunk=chunk or "auto"), {}
+    one_round, norms = (
+        ours.make(name, clients=clients, chunk="auto" if chunk is None else chunk),
+        {},
+    )
     functions = {"jaxfed": noted(norms, "jaxfed", lambda: one_round()["norm"])}
     peers = {}
     if modes:

@@ -140,7 +140,7 @@ def make(
     `options` go to the model, such as W4's dtype=jnp.bfloat16.
     """
     workload = workloads.WORKLOADS[name]
-    clients = clients or workload.clients
+    clients = workload.clients if clients is None else clients
     arrays = workloads.arrays(name, clients)
     fed, now = algorithm(name, arrays, **options), plan(clients, workload.examples)
     run = running(fed, arrays.examples, now, most=workload.examples, chunk=chunk)

@@ -305,7 +305,13 @@ def make(
     start = torch.cat([w.flatten() for w in theta.values()]).share_memory_()  # [P]
     sums = torch.zeros(processes, len(start) + 2).share_memory_()
     workers = [
-        _worker(method, Shard(name, base, theta, *mine), threads or usual, start, row)
+        _worker(
+            method,
+            Shard(name, base, theta, *mine),
+            usual if threads is None else threads,
+            start,
+            row,
+        )
         for mine, row in zip(batches(name, arrays.examples, processes), sums, strict=True)
     ]
     count = len(arrays.examples["label"]) // workloads.WORKLOADS[name].examples

@@ -87,7 +87,7 @@ def arrays(
     workload, shapes = WORKLOADS[name], shapes or SHAPES[name]
     params = {path: _weight(name, path, shape) for path, shape in shapes.items()}
     factors = {p: _factors(name, p, params[p].shape, workload.rank) for p in _adapted(name, shapes)}
-    rows = (clients or workload.clients) * workload.examples
+    rows = (workload.clients if clients is None else clients) * workload.examples
     return Arrays(_examples(name, workload, rows), params, factors)
 
 

@@ -112,6 +112,7 @@ def experiment(
     weight_decay: float = 0.01,
     personal_head: bool = False,
     keep_moments: bool = False,
+    common_start: bool = True,
     max_length: int = 128,
     longer: Literal["cut", "drop"] = "cut",
     test_length: int = 128,
@@ -139,8 +140,11 @@ def experiment(
         learning_rate: of AdamW on what is common; by default the paper's.
         personal_learning_rate: of a client's own part (by SGD in pf2lora and perfedavg).
         weight_decay: of AdamW.
-        personal_head: whether clients keep heads of their own (pf2lora; fedper is homlora so).
-        keep_moments: whether AdamW's moments stay on the client across averages (pf2lora).
+        personal_head: whether clients keep heads of their own, which start alike (pf2lora; for
+            homlora with such heads use fedper).
+        keep_moments: whether AdamW's moments stay on the client across averages (pf2lora,
+            homlora and fedper).
+        common_start: whether the parts that clients keep start alike (fedper and fedsa).
         max_length: most tokens of a training example.
         longer: whether training examples with more are cut or dropped.
         test_length: test examples are cut at so many tokens.
@@ -187,11 +191,14 @@ def experiment(
             rank=rank,
             personal_rank=personal if personal_rank is None else personal_rank,
             scale=scale,
-            rate=learning_rate or rate,
-            personal_rate=personal_learning_rate or personal_rate,
+            rate=rate if learning_rate is None else learning_rate,
+            personal_rate=(
+                personal_rate if personal_learning_rate is None else personal_learning_rate
+            ),
             weight_decay=weight_decay,
             personal_head=personal_head,
             keep_moments=keep_moments,
+            common_start=common_start,
         ),
         rounds=rounds * each,
         cohort=clients,
@@ -215,9 +222,12 @@ def _algorithm(
     weight_decay: float,
     personal_head: bool,
     keep_moments: bool,
+    common_start: bool,
 ) -> Algorithm:
-    if (personal_head or keep_moments) and method != "pf2lora":
-        raise ValueError(f"personal_head and keep_moments are options of pf2lora, not of {method}")
+    if personal_head and method != "pf2lora":
+        raise ValueError(f"personal_head is an option of pf2lora, not of {method}")
+    if keep_moments and method not in ("pf2lora", "homlora", "fedper"):
+        raise ValueError(f"keep_moments is for pf2lora, homlora and fedper, not for {method}")
     adamw = optax.adamw(rate, weight_decay=weight_decay)
     personal_adamw = optax.adamw(personal_rate, weight_decay=weight_decay)
     two = {"client_optimizer": adamw, "personal_optimizer": personal_adamw, "personal_work": work}
@@ -235,7 +245,7 @@ def _algorithm(
                 personal_head=personal_head,
             )
         case "homlora":
-            return fedavg(classifier, work, client_optimizer=adamw)
+            return fedavg(classifier, work, client_optimizer=adamw, keep_moments=keep_moments)
         case "hetlora":
             return hetlora(
                 classifier,
@@ -274,9 +284,16 @@ def _algorithm(
                 search=20,
             )
         case "fedsa":
-            return fedsa(classifier, work, client_optimizer=adamw)
+            return fedsa(classifier, work, client_optimizer=adamw, common_start=common_start)
         case "fedper":
-            return fedper(classifier, work, personal="^full/", client_optimizer=adamw)
+            return fedper(
+                classifier,
+                work,
+                personal="^full/",
+                client_optimizer=adamw,
+                common_start=common_start,
+                keep_moments=keep_moments,
+            )
         case "ditto":
             return ditto(classifier, work, lam=0.1, **two)
         case "centralised":

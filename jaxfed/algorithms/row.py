@@ -28,7 +28,7 @@ class Setting(NamedTuple):
     @property
     def own_work(self) -> local.Work:
         """The local work on a client's own part."""
-        return self.personal_work or self.work
+        return self.work if self.personal_work is None else self.personal_work
 
     @property
     def own(self) -> dict[str, Any]:

@@ -82,6 +82,28 @@ def test_pf2lora_learns_and_is_measured_by_matthews_correlation(folders):
     assert last["up"] == 8 * 4 * (4 * FACTORS + HEAD)
 
 
+def test_a_rate_of_zero_is_a_rate(folders):
+    """Nothing of what is common moves."""
+    made = experiment(folders, method="homlora", learning_rate=0.0, rounds=1, weight_decay=0.0)
+    algorithm = made.algorithm
+    server = algorithm.init(jax.random.key(0))
+    world = oracle.World(made.data.train.examples, made.data.train.count)
+    after, _, _ = oracle.rounds(algorithm, world, [range(2)])
+    oracle.assert_close(after.theta, server.theta, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["fedper", "fedsa"])
+def test_heads_start_alike_unless_clients_draw_their_own(folders, method):
+    for common in (True, False):
+        algorithm = experiment(folders, method=method, common_start=common).algorithm
+        server = algorithm.init(jax.random.key(0))
+        heads = [
+            algorithm.deploy(server, algorithm.init_client(server, jax.random.key(i)))[1].full
+            for i in range(2)
+        ]
+        assert bool((heads[0]["head/kernel"] == heads[1]["head/kernel"]).all()) is common
+
+
 def test_what_is_lost_to_padding_is_told(folders):
     data = experiment(folders, max_length=8, test_length=8).data
     real = (data.train.examples["tokens"] != tiny_bert.PAD).mean()
@@ -90,5 +112,5 @@ def test_what_is_lost_to_padding_is_told(folders):
 
 
 def test_options_of_pf2lora_are_refused_elsewhere(folders):
-    with pytest.raises(ValueError, match="options of pf2lora, not of homlora"):
+    with pytest.raises(ValueError, match="option of pf2lora, not of homlora"):
         experiment(folders, method="homlora", personal_head=True)

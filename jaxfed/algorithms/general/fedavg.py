@@ -31,9 +31,10 @@ def fedavg(
     *,
     client_optimizer: optax.GradientTransformation,
     server_optimizer: optax.GradientTransformation = optax.sgd(1.0),  # noqa: B008 (immutable)
+    keep_moments: bool = False,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
-    """FedAvg over any theta. Clients keep nothing.
+    """FedAvg over any theta. Clients keep nothing or, with `keep_moments`, their optimizer's state.
 
     w_{t+1} = w_t + sum_k p_k (w^k - w_t) with the default server optimizer. Another optax
     optimizer gets the negative mean change as its gradient (Reddi et al., ICLR 2021, Algorithm 1).
@@ -41,14 +42,21 @@ def fedavg(
     local.accepting(client_optimizer)
     local.accepting(server_optimizer, "server_optimizer")
     values.function("mean", mean, "a function of uploads and weights, such as weighted_mean")
+    values.kind("keep_moments", keep_moments, bool, "True or False")
 
     def init(key):
         base, theta = task.init(key)
         return Server(base, theta, server_optimizer.init(theta))
 
+    def init_client(server, key):
+        return client_optimizer.init(server.theta) if keep_moments else ()
+
     def client(base, theta, k):  # ClientUpdate(k, w)
-        trained, metrics = local.sgd(partial(task.loss, base), client_optimizer, theta, k, work)
-        return Reply(optax.tree.sub(trained, theta), (), metrics)
+        opt = k.state if keep_moments else client_optimizer.init(theta)
+        trained, opt, metrics = local.continued(
+            partial(task.loss, base), client_optimizer, theta, opt, k, work
+        )
+        return Reply(optax.tree.sub(trained, theta), opt if keep_moments else (), metrics)
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
@@ -61,4 +69,4 @@ def fedavg(
     def deploy(server, state):
         return server.base, server.theta
 
-    return Algorithm(init, lambda server, key: (), run_round, deploy, task)
+    return Algorithm(init, init_client, run_round, deploy, task)

@@ -10,6 +10,7 @@ are, for example, "full/head/kernel", "factors/dense_0/kernel/a" and "factors/de
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import optax
@@ -21,39 +22,66 @@ from jaxfed.tasks.task import Task
 from jaxfed.templates import averaging
 
 
+class Server(NamedTuple):
+    """The server's state."""
+
+    base: PyTree  # frozen
+    theta: PyTree  # trained, and shared
+    own: PyTree  # the start of every client's personal part; () if each client draws its own
+
+
+class State(NamedTuple):
+    """A client's state."""
+
+    own: PyTree  # its personal part of theta
+    opt: PyTree  # the optimizer's state; () if each round restarts it
+
+
 def fedper(
     task: Task,
     work: local.Work,
     *,
     personal: str,
     client_optimizer: optax.GradientTransformation,
+    common_start: bool = False,
+    keep_moments: bool = False,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
     """FedAvg over the leaves of theta whose paths do not match `personal`, a regular expression.
 
-    Each client keeps the other leaves; they start at `task.init` of the client's own key. `init`
-    raises ValueError if no path matches.
+    Each client keeps the other leaves. They start at `task.init` of the client's own key or, with
+    `common_start`, where the server's first theta has them: all clients then start alike, as they
+    do under FedAvg. With `keep_moments` a client also keeps its optimizer's state. `init` raises
+    ValueError if no path matches.
     """
+    local.accepting(client_optimizer)
     values.pattern("personal", personal)
+    values.kind("common_start", common_start, bool, "True or False")
+    values.kind("keep_moments", keep_moments, bool, "True or False")
 
     def init(key):
         base, theta = task.init(key)
-        shared, _ = divide(theta, personal)
+        shared, own = divide(theta, personal)
         if not jax.tree.leaves(shared):
             raise ValueError(f"personal={personal!r} matches every path; leave some to share")
-        return base, shared
+        return Server(base, shared, own if common_start else ())
 
     def init_client(server, key):
-        return divide(task.init(key)[1], personal)[1]
+        own = server.own if common_start else divide(task.init(key)[1], personal)[1]
+        opt = client_optimizer.init(united(server.theta, own)) if keep_moments else ()
+        return State(own, opt)
 
     def client(base, shared, k):
-        theta = united(shared, k.state)
-        trained, metrics = local.sgd(partial(task.loss, base), client_optimizer, theta, k, work)
+        theta = united(shared, k.state.own)
+        opt = k.state.opt if keep_moments else client_optimizer.init(theta)
+        trained, opt, metrics = local.continued(
+            partial(task.loss, base), client_optimizer, theta, opt, k, work
+        )
         new, own = divide(trained, personal)
-        return Reply(optax.tree.sub(new, shared), own, metrics)
+        return Reply(optax.tree.sub(new, shared), State(own, opt if keep_moments else ()), metrics)
 
-    def deploy(server, own):
-        return server.base, united(server.theta, own)
+    def deploy(server, state):
+        return server.base, united(server.theta, state.own)
 
     return averaging(task, client, init_client=init_client, deploy=deploy, mean=mean, init=init)
 

@@ -24,11 +24,19 @@ def fedsa(
     work: local.Work,
     *,
     client_optimizer: optax.GradientTransformation,
+    common_start: bool = False,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.weighted_mean,
 ) -> Algorithm:
     """FedAvg over the down factors a; clients keep the up factors b and the weights trained whole.
 
     In the paper the classifier is the only weight trained whole. To share such weights, call fedper
-    with the first half of PERSONAL.
+    with the first half of PERSONAL. `common_start` is fedper's: True if all clients start alike.
     """
-    return fedper(task, work, personal=PERSONAL, client_optimizer=client_optimizer, mean=mean)
+    return fedper(
+        task,
+        work,
+        personal=PERSONAL,
+        client_optimizer=client_optimizer,
+        common_start=common_start,
+        mean=mean,
+    )

@@ -69,8 +69,72 @@ def test_each_client_draws_its_own_head():
     problem = quadratic(COUNT)
     task = problem.task._replace(init=lambda key: ((), {"head": jax.random.normal(key), "w": 1.0}))
     fed = fedper(task, WORK, personal="head", **SGD)
-    first, second = (fed.init_client(None, jax.random.key(i))["head"] for i in range(2))
+    first, second = (fed.init_client(None, jax.random.key(i)).own["head"] for i in range(2))
     assert first != second
+
+
+def test_with_a_common_start_it_is_fedavg_whose_heads_stay_at_home(x64):
+    """HOMLoRA with personal heads: all start at one head, each trains it, nobody averages it."""
+    problem = bilinear(COUNT)
+    task = problem.task._replace(
+        init=lambda key: ((), {"body": jnp.ones(2), "head": jax.random.normal(key, (2,))}),
+        loss=lambda base, theta, batch, key: (
+            jnp.sum(
+                (batch["x"][:, :2] @ theta["body"] + jnp.sum(theta["head"]) - batch["y"][:, 0]) ** 2
+                * batch["mask"]
+            )
+            / jnp.sum(batch["mask"])
+        ),
+    )
+    fed = fedper(task, WORK, personal="head", common_start=True, **SGD)
+    server, states, _ = oracle.rounds(fed, problem.world, DRAWS)
+    head = task.init(jax.random.key(0))[1]["head"]
+    heads, body = dict.fromkeys(range(3), head), jnp.ones(2)
+    plain = fedavg(task, WORK, **SGD)
+    for ids in DRAWS:
+        ends = []
+        for i in ids:
+            start = {"body": body, "head": heads[i]}
+            alone = plain._replace(
+                init=lambda key, start=start: plain.init(key)._replace(theta=start)
+            )
+            ends.append(oracle.rounds(alone, problem.world, [[i]])[0].theta)
+            heads[i] = ends[-1]["head"]
+        body = sum(c * e["body"] for c, e in zip(COUNT[ids] / COUNT[ids].sum(), ends, strict=True))
+    np.testing.assert_allclose(server.theta["body"], body, rtol=1e-10)
+    for i, own in heads.items():
+        np.testing.assert_allclose(fed.deploy(server, states[i])[1]["head"], own, rtol=1e-10)
+
+
+def test_with_a_common_start_every_client_begins_as_fedavg_does():
+    problem = bilinear(COUNT)
+    draws = problem.task._replace(
+        init=lambda key: ((), {"head": jax.random.normal(key), "w": jnp.ones(())})
+    )
+    fed = fedper(draws, WORK, personal="head", common_start=True, **SGD)
+    server = fed.init(jax.random.key(3))
+    plain = fedavg(draws, WORK, **SGD).init(jax.random.key(3)).theta
+    for i in range(2):
+        begun = fed.deploy(server, fed.init_client(server, jax.random.key(i)))[1]
+        oracle.assert_close(begun, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_moments_are_kept_across_an_average_or_restart(x64, keep):
+    """Of a population of one: two rounds of two steps are four steps with kept momentum."""
+    problem = bilinear([5])
+    options = {"client_optimizer": optax.sgd(0.1, momentum=0.9), "keep_moments": keep}
+    fed = fedper(problem.task, WORK, personal="/b$", **options)
+    plain = fedavg(problem.task, WORK, **options)
+    longer = local.Work(8, epochs=4, shuffle=False)
+    unbroken = fedavg(problem.task, longer, client_optimizer=optax.sgd(0.1, momentum=0.9))
+    once = oracle.rounds(unbroken, problem.world, [[0]])[0].theta
+    server, states, _ = oracle.rounds(fed, problem.world, [[0]] * 2)
+    found = fed.deploy(server, states[0])[1]
+    averaged, _, _ = oracle.rounds(plain, problem.world, [[0]] * 2)
+    oracle.assert_close(found, averaged.theta, rtol=1e-12)
+    same = np.allclose(found.factors["w"].a, once.factors["w"].a, rtol=1e-10)
+    assert same is keep
 
 
 def test_what_is_divided_is_whole_again():

@@ -20,11 +20,11 @@ def test_a_is_what_crosses_the_wire_and_b_and_the_classifier_what_is_kept():
     fed = fedsa(algorithms.classifier(algorithms.LORA), WORK, **SGD)
     server = fed.init(jax.random.key(0))
     state = fed.init_client(server, jax.random.key(0))
-    (f,), (own,) = server.theta.factors.values(), state.factors.values()
+    (f,), (own,) = server.theta.factors.values(), state.own.factors.values()
     assert (f.b, own.a) == (None, None)
     assert f.a.shape[-1] == own.b.shape[0] == 2
     assert server.theta.full == {"head/bias": None}
-    assert state.full["head/bias"].shape == (algorithms.CLASSES,)
+    assert state.own.full["head/bias"].shape == (algorithms.CLASSES,)
     cohort = oracle.cohort(algorithms.UNEQUAL, [state] * 2, [0, 1], 0)
     assert ledger.most(fed, server, cohort)[0] == ledger.Wire(f.a.nbytes, f.a.nbytes)
 
@@ -37,4 +37,13 @@ def test_it_is_fedper_with_the_up_factors_personal(x64):
     )
     found, expected = (oracle.rounds(fed, problem.world, draws) for fed in (ours, theirs))
     oracle.assert_close(found[:2], expected[:2])
-    assert np.any(found[1][0].factors["w"].b != found[1][1].factors["w"].b)
+    assert np.any(found[1][0].own.factors["w"].b != found[1][1].own.factors["w"].b)
+
+
+def test_with_a_common_start_all_heads_are_the_servers_first():
+    fed = fedsa(algorithms.classifier(algorithms.LORA), WORK, common_start=True, **SGD)
+    server = fed.init(jax.random.key(0))
+    states = [fed.init_client(server, jax.random.key(i)) for i in range(2)]
+    oracle.assert_close(states[0], states[1], rtol=0, atol=0)
+    theta = algorithms.classifier(algorithms.LORA).init(jax.random.key(0))[1]
+    oracle.assert_close(fed.deploy(server, states[0])[1], theta, rtol=0, atol=0)

@@ -1,5 +1,7 @@
 """Programs of the sweep against the library's own run, and the climb to the best rate."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import sweep
 
@@ -12,12 +14,44 @@ def test_a_program_is_the_librarys_run(problem):
     cell = sweep.Cell("fedloru", clients=6, cohort=3, rounds=4, every=2, restart="keep")
     mine = list(sweep.rounds(sweep.program(problem, cell, 2), problem, seed=5, rate=1.0))
     records = list(run(sweep.experiment(problem, cell, 5), host=Host(devices=1, chunk=2, fuse=1)))
-    score = sweep.scorer(problem.factored)(mine[-1][1].base, mine[-1][1].theta, problem.test)
+    score = sweep.scorer(problem.factored, 250)(mine[-1][1].base, mine[-1][1].theta, problem.test)
     assert score["accuracy"] == pytest.approx(records[-1]["accuracy"])
     assert score["loss"] == pytest.approx(records[-1]["test_loss"], rel=1e-5)
     sent = sum(r[n] for r in records for n in ("up", "down", "broadcast"))
     assert mine[-1][2] == sent
     assert any(r["broadcast"] for r in records)
+
+
+@pytest.mark.parametrize("size", [32, 250, 1000])
+def test_batches_share_their_statistics_and_the_last_has_what_is_left(problem, size):
+    """Of a model that centres a batch, as batch normalisation does at test time."""
+
+    def evaluate(base, theta, batch):
+        centred = batch["image"] - batch["image"].mean(0)
+        return {
+            "loss": jnp.sum(batch["mask"] * centred[:, 0] ** 2),
+            "accuracy": jnp.sum(batch["mask"]),
+        }
+
+    score = sweep.scorer(problem.factored._replace(evaluate=evaluate), size)
+    found = score((), (), problem.test)
+    image = problem.test["image"][:, 0]
+    cut = [image[i : i + size] for i in range(0, len(image), size)]
+    expected = sum(((x - x.mean()) ** 2).sum() for x in cut) / len(image)
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)
+    assert found["accuracy"] == 1
+
+
+def test_cifar100_is_scored_by_batches_of_the_authors(tmp_path):
+    rng = np.random.default_rng(0)
+    made = {}
+    for split in ("train", "test"):
+        made[f"{split}_image"] = rng.integers(0, 256, (100, 32, 32, 3)).astype(np.uint8)
+        made[f"{split}_label"] = np.arange(100)
+    np.savez(tmp_path / "cifar100.npz", **made)
+    settings = {"size": 32, "rank": 2, "scale": 1.0, "clip": 0.1, "least": 0.01}
+    settings |= {"train": 60, "scored": 40, "batch": 32, "epochs": 1}
+    assert sweep.cifar100(str(tmp_path / "cifar100.npz"), settings).scored == 32
 
 
 def test_the_best_rate_is_climbed_to():
