@@ -31,6 +31,7 @@ PUBLIC = (
     "jaxfed.trees",
     "jaxfed.lowrank",
     "jaxfed.lowrank.restarts",
+    "jaxfed.lowrank.rules",
     "jaxfed.tasks",
     "jaxfed.models",
     "jaxfed.pretrained",

@@ -16,6 +16,7 @@ class Setting(NamedTuple):
     work: local.Work  # of a client in a round
     rate: float  # learning rate of all that clients train
     clients: int  # in the population
+    cohort: int  # clients of a round
     rank: int  # of the task's factors
     rounds: int  # of the run; algorithms with stages divide them
     personal_work: local.Work | None = None  # on a client's own part; by default `work`

@@ -29,10 +29,11 @@ from jaxfed.algorithms.personal.pf2lora import pf2lora
 from jaxfed.algorithms.personal.pfedlora import pfedlora
 from jaxfed.algorithms.personal.pfedloru import pfedloru
 from jaxfed.algorithms.row import Row, Setting
+from jaxfed.algorithms.shared.fedlora import fedlora
 from jaxfed.algorithms.shared.fedloru import fedloru
 from jaxfed.algorithms.shared.hetlora import hetlora
 from jaxfed.algorithms.shared.mfedloru import mfedloru
-from jaxfed.lowrank import restarts
+from jaxfed.lowrank import restarts, rules
 from jaxfed.tasks.task import Task
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "feddpa_f",
     "feddpa_t",
     "feddyn",
+    "fedlora",
     "fedloru",
     "fedopt",
     "fedper",
@@ -70,6 +72,26 @@ def _opt(name: str) -> Callable[[Task, Setting], Algorithm]:
 
     return make
 
+
+def _aggregated(name: str, rule: rules.Rule, sends: str, source: str) -> Row:
+    """FedLoRA with one of the rules of aggregation."""
+
+    def make(task: Task, s: Setting) -> Algorithm:
+        return fedlora(task, s.work, rule=rule, client_optimizer=s.sgd, cohort_size=s.cohort)
+
+    return Row(name, fedlora, "factors", make, sends, "nothing", source)
+
+
+MERGED = "A and B; down also the change of W"
+AGGREGATED = (
+    ("fedex", rules.FEDEX, MERGED, "FedEx-LoRA: Singhal et al., ACL 2025 (arXiv 2410.09432)"),
+    ("flora", rules.FLORA, "A and B up, the change of W down", "Wang et al., NeurIPS 2024"),
+    ("flexlora", rules.FLEXLORA, "A and B", "Bai et al., NeurIPS 2024"),
+    ("fedmomentum", rules.FEDMOMENTUM, MERGED, "arXiv 2603.08014"),
+    ("fedsvd", rules.FEDSVD, "A and B down, B up", "NeurIPS 2025 (arXiv 2505.12805)"),
+    ("ffa", rules.FFA, "B", "Sun et al., ICLR 2024"),
+    ("rolora", rules.ROLORA, "A and B down, B or A up", "NeurIPS 2025 (arXiv 2409.02346)"),
+)
 
 ROWS = (
     Row(
@@ -182,6 +204,18 @@ ROWS = (
         "A and B; a merge is broadcast every tau rounds",
         "nothing",
         "Park and Klabjan, arXiv 2409.12371",
+    ),
+    *(_aggregated(*one) for one in AGGREGATED),
+    Row(
+        "rac",
+        fedlora,
+        "factors",
+        lambda task, s: combine.accumulate(
+            fedlora(task, s.work, rule=rules.FFA, client_optimizer=s.sgd), **MERGES
+        ),
+        "B; a merge is broadcast every tau rounds",
+        "nothing",
+        "RAC-LoRA and Fed-RAC-LoRA, arXiv 2410.08305",
     ),
     Row(
         "mfedloru",

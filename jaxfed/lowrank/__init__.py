@@ -11,6 +11,7 @@ embedding, a is [vocabulary, r].
 """
 
 from jaxfed.lowrank import restarts as restarts
+from jaxfed.lowrank import rules as rules
 from jaxfed.lowrank.factors import Factors as Factors
 from jaxfed.lowrank.factors import Layer as Layer
 from jaxfed.lowrank.factors import Theta as Theta

@@ -94,14 +94,19 @@ def norm(f: Factors) -> jax.Array:
     return abs(f.scale) * jnp.sqrt(jnp.maximum(squared, 0))  # rounding may leave it below
 
 
-def nbytes(theta: Theta, rank: jax.Array) -> dict[str, Any]:
+def nbytes(theta: Theta, rank: jax.Array | None = None, sides: str = "ab") -> dict[str, Any]:
     """{path: bytes} of the weights trained whole and of `rank` components of each layer's factors.
 
-    Declares what crosses the wire where a client has fewer components than the arrays hold.
+    None is all components, and `sides` one of "ab", "a", "b" and "". Declares what crosses the wire
+    where a client has fewer components than the arrays hold, or where one side stays as it is.
     """
-    whole = {p: w.nbytes for p, w in theta.full.items()}
-    return whole | {
-        p: rank * ((f.a.nbytes + f.b.nbytes) // f.rank) for p, f in theta.factors.items()
+
+    def size(f: Factors) -> Any:
+        held = sum(getattr(f, side).nbytes for side in sides)
+        return held if rank is None else rank * (held // f.rank)
+
+    return {p: w.nbytes for p, w in theta.full.items()} | {
+        p: size(f) for p, f in theta.factors.items()
     }
 
 

@@ -125,7 +125,13 @@ def meta(rate):
 
 def setting(rate):
     return row.Setting(
-        work=WORK, rate=rate, clients=CLIENTS, rank=2, rounds=5, personal_work=ONE_EPOCH
+        work=WORK,
+        rate=rate,
+        clients=CLIENTS,
+        cohort=COHORT,
+        rank=2,
+        rounds=5,
+        personal_work=ONE_EPOCH,
     )
 
 

@@ -1,0 +1,140 @@
+"""Federated LoRA whose aggregation is declared: FedEx-LoRA, FLoRA, FlexLoRA, FFA-LoRA and more.
+
+    client k of the cohort: trains (A, B) beside the frozen W and uploads (A_k, B_k)
+    server:  A, B <- rule.factors(the clients' factors)
+             W <- W + s sum_k p_k A_k B_k - s A B      if rule.exact
+
+    SEPARATE      A, B <- the means                                        FedIT, HOMLoRA
+    FEDEX         A, B <- the means,        exact                          arXiv 2410.09432
+    FLORA         A random, B = 0,          exact                          arXiv 2409.05976
+    FLEXLORA      A, B <- the best of rank r for the mean product          arXiv 2402.11505
+    FEDMOMENTUM   as FLEXLORA,              exact                          arXiv 2603.08014
+    FEDSVD        as FLEXLORA,              A is not trained               arXiv 2505.12805
+    FFA           A, B <- the means,        A is not trained               arXiv 2403.12313
+    ROLORA        A, B <- the means,        B, then A, then B, ...         arXiv 2409.02346
+
+The rules are those of `jaxfed.lowrank.rules`. RAC-LoRA (arXiv 2410.08305) is FFA inside
+`combine.accumulate` with `restarts.reinit`: every tau rounds A is drawn again.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed import aggregate, local, lowrank, trees
+from jaxfed.algorithm import Algorithm, Reply
+from jaxfed.data import values
+from jaxfed.lowrank.factors import Factors, Theta
+from jaxfed.lowrank.rules import Rule, stacked
+from jaxfed.tasks.task import Task
+from jaxfed.templates import Server
+
+
+def fedlora(
+    task: Task,
+    work: local.Work,
+    *,
+    rule: Rule,
+    client_optimizer: optax.GradientTransformation,
+    cohort_size: int | None = None,
+    ranks: Sequence[int] | None = None,
+) -> Algorithm:
+    """FedAvg over the weights trained whole, and `rule` over the factors. Clients keep nothing.
+
+    A client declares the bytes of the sides that it receives and sends. If the rule is exact, every
+    client must also receive the change of W: K adapters of rank r, or W's own size if that is less.
+
+    Args:
+        task: the model and its loss.
+        work: local work of a client in each round.
+        rule: one of lowrank.rules.
+        client_optimizer: of the local steps; restarted in each round. A side that is not trained
+            gets no gradient and no update.
+        cohort_size: K, the most clients of a round; needed for the bytes of an exact rule.
+        ranks: r_i of each client i of the population, which trains the first r_i components
+            (FLoRA, FlexLoRA); None trains all.
+    """
+    values.kind("rule", rule, Rule, "one of lowrank.rules, such as rules.FEDEX")
+    local.accepting(client_optimizer)
+    if rule.exact and cohort_size is None:
+        raise ValueError("cohort_size=None, but the rule changes W; give the clients of a round")
+    most = values.whole("cohort_size", cohort_size, 1) if rule.exact else 0
+    if ranks is not None:
+        values.wholes("ranks", ranks, 1)
+    optimizer = optax.chain(one_side(rule), client_optimizer, one_side(rule))
+
+    def init(key):
+        server = Server(*task.init(key))
+        if not server.theta.factors:
+            raise ValueError("no factors are trained to aggregate; select some with a rank")
+        return server
+
+    def change(base, theta):  # {path: bytes} of the change of W
+        stacks = {p: most * trees.nbytes(f) for p, f in theta.factors.items()}
+        return {p: min(n, trees.nbytes(base[p])) for p, n in stacks.items()}
+
+    def client(base, theta, k):
+        rank = None if ranks is None else jnp.asarray(ranks, jnp.int32)[k.id]
+        start = theta if rank is None else _cut(theta, rank)
+        trained, metrics = local.sgd(partial(task.loss, base), optimizer, start, k, work)
+        merged = jax.tree.map(lambda n: jnp.where(k.round > 0, n, 0), change(base, theta))
+        received = lowrank.nbytes(theta, rank, rule.receives), merged
+        sent = lowrank.nbytes(theta, rank)
+        if rule.trains_b is not None:
+            b, a = (lowrank.nbytes(theta, rank, side) for side in "ba")
+            sent = jax.tree.map(partial(jnp.where, rule.trains_b(k.round)), b, a)
+        return Reply(optax.tree.sub(trained, theta), (), metrics, received, sent)
+
+    def run_round(server, cohort, for_each_client):
+        if rule.exact and len(cohort.id) > most:
+            raise ValueError(f"cohort_size={most}, but a round has {len(cohort.id)}; give that")
+        reply = for_each_client(client, server.base, server.theta, cohort)
+        mean = optax.tree.add(server.theta, aggregate.weighted_mean(reply.upload, cohort.weight))
+        trained = jax.tree.map(jnp.add, server.theta.factors, reply.upload.factors)  # [K, ...]
+        stack = {p: stacked(f, cohort.weight) for p, f in trained.items()}
+        factors = {
+            p: rule.factors(p, stack[p], f, cohort.round_key) for p, f in mean.factors.items()
+        }
+        base = server.base
+        if rule.exact:
+            rest = {p: lowrank.concat(stack[p], _minus(f)) for p, f in factors.items()}
+            base = lowrank.merge(base, Theta({}, rest))
+        return Server(base, mean._replace(factors=factors)), reply.state, reply.metrics
+
+    return Algorithm(
+        init,
+        lambda server, key: (),
+        run_round,
+        lambda server, state: (server.base, server.theta),
+        task,
+        broadcast=lambda server, t: sum(change(*server).values()) if t else 0,
+        clients=None if ranks is None else len(ranks),
+    )
+
+
+def one_side(rule: Rule) -> optax.GradientTransformation:
+    """Zero in place of the side that the rule does not train in the round."""
+
+    def update(updates, state, params=None, **extra):
+        if rule.trains_b is None:
+            return updates, state
+        b = rule.trains_b(extra["round"])
+        factors = {
+            p: dataclasses.replace(f, a=jnp.where(b, 0, f.a), b=jnp.where(b, f.b, 0))
+            for p, f in updates.factors.items()
+        }
+        return updates._replace(factors=factors), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _cut(theta: Theta, rank: jax.Array) -> Theta:
+    return theta._replace(factors={p: lowrank.truncate(f, rank) for p, f in theta.factors.items()})
+
+
+def _minus(f: Factors) -> Factors:
+    return dataclasses.replace(f, b=-f.b)

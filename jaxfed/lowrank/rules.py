@@ -1,0 +1,169 @@
+"""Rules: what a server makes of the factors that its clients trained.
+
+Each of K clients uploads A_k [in, r] and B_k [r, out]. Beside each other they are one adapter of
+rank K r, the stack, whose product is the mean of the clients' products:
+
+    M = s sum_k p_k A_k B_k = s [p_1 A_1 ... p_K A_K] [B_1; ...; B_K]
+
+The product of the means, s A' B' with A' = sum_k p_k A_k and B' = sum_k p_k B_k, differs from M by
+the covariance of the factors over clients (`combine.with_discrepancy` records it). A rule chooses
+the next factors A, B from the stack and the means. If it is exact, the base takes the rest,
+W <- W + M - s A B, so the model changes by M whatever A and B are.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.lowrank.factors import Factors, _svd, down_factor
+
+PASSES = 8
+"""Power iterations of `best`, each one product with M and one with its transpose."""
+
+
+class Rule(NamedTuple):
+    """How clients train factors and what the server makes of them."""
+
+    factors: Callable[[str, Factors, Factors, jax.Array], Factors]
+    """(path, the stack, the means, key) -> the next factors; every client has the key."""
+
+    exact: bool = False
+    """True if the base takes what the next factors leave out of the mean of the products."""
+
+    trains_b: Callable[[jax.Array], jax.Array] | None = None
+    """round -> True if clients train B in it, False if A; None: they train both."""
+
+    receives: str = "ab"
+    """The sides of the next factors that clients cannot compute, so the server sends them."""
+
+
+# ---------------------------------------------------------------------- the next factors
+
+
+def means(path: str, stack: Factors, mean: Factors, key: jax.Array) -> Factors:
+    """A and B averaged separately."""
+    return mean
+
+
+def fresh(path: str, stack: Factors, mean: Factors, key: jax.Array) -> Factors:
+    """A random and B zero, as at the start of fine-tuning."""
+    a = down_factor(key, path, mean, mean.rank)
+    return dataclasses.replace(mean, a=a, b=jnp.zeros_like(mean.b))
+
+
+def best(path: str, stack: Factors, mean: Factors, key: jax.Array) -> Factors:
+    """The best factors of M of rank r, with A orthonormal: M = U S V', A = U_r, s B = S_r V_r'.
+
+    By subspace iteration on 2 r columns; M itself is never formed. The error of the subspace falls
+    by (sigma_{2r+1} / sigma_r)^2 in each of its 8 passes; it is zero if M has rank 2 r at most.
+    """
+    return truncated(stack, mean.rank, key)
+
+
+def best_even(path: str, stack: Factors, mean: Factors, key: jax.Array) -> Factors:
+    """As `best`, with the root of each singular value on either side: A'A = B B'."""
+    f = best(path, stack, mean, key)
+    a, b = f.a, f.b
+    root = jnp.sqrt(jnp.linalg.norm(b.reshape(*b.shape[: f.stack + 1], -1), axis=-1))  # [..., r]
+    over = jnp.where(root > 0, root, 1)
+    down = root.reshape(*root.shape[:-1], *[1] * (a.ndim - f.stack - 1), -1)
+    up = over.reshape(*over.shape, *[1] * (b.ndim - f.stack - 1))
+    return dataclasses.replace(f, a=a * down, b=b / up)
+
+
+# ---------------------------------------------------------------------- which side is trained
+
+
+def always(t: jax.Array) -> jax.Array:
+    """True in every round."""
+    return jnp.bool_(True)
+
+
+def in_turn(t: jax.Array) -> jax.Array:
+    """True in rounds 0, 2, 4, ..."""
+    return t % 2 == 0
+
+
+# ---------------------------------------------------------------------- the methods
+
+SEPARATE = Rule(means)
+"""FedLoRA, FedIT, HOMLoRA: A, B <- sum_k p_k A_k, sum_k p_k B_k."""
+
+FEDEX = Rule(means, exact=True)
+"""FedEx-LoRA (ACL 2025, arXiv 2410.09432): the means; W <- W + s (sum_k p_k A_k B_k - A B)."""
+
+FLORA = Rule(fresh, exact=True, receives="")
+"""FLoRA (NeurIPS 2024, arXiv 2409.05976): W <- W + s sum_k p_k A_k B_k; A random, B = 0."""
+
+FLEXLORA = Rule(best)
+"""FlexLoRA (NeurIPS 2024, arXiv 2402.11505): A, s B <- U_r, S_r V_r' of M, as its code splits."""
+
+FEDMOMENTUM = Rule(best_even, exact=True)
+"""FedMomentum (arXiv 2603.08014): the best factors; W takes the rest. The even split is ours."""
+
+FEDSVD = Rule(best, trains_b=always)
+"""FedSVD (NeurIPS 2025, arXiv 2505.12805): B is trained; the mean of the products is kept while A
+becomes orthonormal. With a common A it has rank r, so the best factors lose nothing."""
+
+FFA = Rule(means, trains_b=always, receives="b")
+"""FFA-LoRA (ICLR 2024, arXiv 2403.12313): A stays as first drawn; B is trained and averaged."""
+
+ROLORA = Rule(means, trains_b=in_turn)
+"""RoLoRA (NeurIPS 2025, arXiv 2409.02346): B is trained in rounds 0, 2, ..., A in the others.
+
+Both sides are sent down: a client that missed the last round lacks both."""
+
+
+# ---------------------------------------------------------------------- stacks
+
+
+def stacked(f: Factors, weight: jax.Array) -> Factors:
+    """The stack of K clients' factors, leaves [K, ...]: one adapter of rank K r for M."""
+    a = jnp.moveaxis(f.a, 0, -2)  # [in..., K, r]
+    b = f.b * weight.astype(f.b.dtype).reshape(-1, *[1] * (f.b.ndim - 1))
+    b = jnp.moveaxis(b, 0, f.stack)  # [K, r, out...]
+    return dataclasses.replace(
+        f,
+        a=a.reshape(*a.shape[:-2], -1),
+        b=b.reshape(*b.shape[: f.stack], -1, *b.shape[f.stack + 2 :]),
+    )
+
+
+def truncated(f: Factors, rank: int, key: jax.Array) -> Factors:
+    """The best factors of f's product of that rank, with a orthonormal; see `best`."""
+    inside, outside = f.a.shape[: f.stack], f.b.shape[f.stack + 1 :]
+    a = f.a.reshape(*inside, -1, f.rank)
+    b = f.b.reshape(*inside, f.rank, -1)
+    width = min(2 * rank, *a.shape[-2:], b.shape[-1])
+    begin = jax.random.normal(key, (*inside, b.shape[-1], width), a.dtype)
+    top = _top
+    for _ in inside:  # the axes of stacked layers
+        top = jax.vmap(top)
+    basis, rest = top(a, b, begin)  # [..., in, width], [..., width, out]
+    spare, ahead = (0, max(rank - width, 0)), [(0, 0)] * f.stack  # ranks above a smaller side
+    basis = jnp.pad(basis[..., :rank], [*ahead, (0, 0), spare])
+    rest = jnp.pad(rest[..., :rank, :], [*ahead, spare, (0, 0)])
+    return dataclasses.replace(
+        f,
+        a=basis.reshape(*f.a.shape[:-1], rank),
+        b=rest.reshape(*inside, rank, *outside),
+    )
+
+
+@jax.custom_batching.sequential_vmap
+def _top(a: jax.Array, b: jax.Array, begin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(u, u' a b) for the top left singular vectors u of a b, as many as `begin` has columns.
+
+    One after the other under vmap: on a CPU, batched decompositions may wait for threads for ever.
+    """
+
+    def onward(_, x):  # a b b' a' x, orthonormal
+        return jnp.linalg.qr(a @ (b @ (b.T @ (a.T @ x))))[0]
+
+    u = jax.lax.fori_loop(0, PASSES, onward, jnp.linalg.qr(a @ (b @ begin))[0])
+    inside = (u.T @ a) @ b  # [l, out]
+    turn = _svd(jnp.linalg.qr(inside.T)[1].T)[0]  # [l, l]
+    return u @ turn, turn.T @ inside
