@@ -6,6 +6,8 @@ fresh minibatch. By default `upper` is f.
 
     one_step, unrolled, alternating, simultaneous:
         (f, x, y, inner_rate, *, upper) -> (value, h, y+)   exchangeable: y+ is y after SGD on f
+    optimised:
+        (f, x, y, optimizer, opt, *, upper) -> (value, h, y+, opt)   y+ is y after its step
     implicit:
         (f, x, y, *, solve, upper) -> (value, h)            y minimises f(x, .)
 
@@ -100,6 +102,28 @@ def simultaneous(
     else:
         (value, h), gradient = jax.value_and_grad(upper)(x, y), jax.grad(f, 1)(x, y)
     return value, h, optax.tree.add_scale(y, -inner_rate, gradient)
+
+
+def optimised(
+    f: Objective,
+    x: PyTree,
+    y: PyTree,
+    optimizer: optax.GradientTransformationExtraArgs,
+    opt: PyTree,
+    *,
+    upper: Objective | None = None,
+    **extra: jax.Array,
+) -> tuple[jax.Array, PyTree, PyTree, PyTree]:
+    """(upper(x, y+), grad_x upper(x, y+), y+, opt): `alternating` with an optimizer's step on y.
+
+    There is no cross term. The step of Adam hardly depends on the size of the gradient, and has no
+    derivative where the gradient is zero, as that of a factor beside zeros is. `extra` goes to
+    optimizer.update.
+    """
+    updates, opt = optimizer.update(jax.grad(f, 1)(x, y), opt, y, **extra)
+    stepped = optax.apply_updates(y, updates)
+    value, h = jax.value_and_grad(upper or f)(x, stepped)
+    return value, h, stepped, opt
 
 
 def implicit(

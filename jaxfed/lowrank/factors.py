@@ -94,6 +94,26 @@ def norm(f: Factors) -> jax.Array:
     return abs(f.scale) * jnp.sqrt(jnp.maximum(squared, 0))  # rounding may leave it below
 
 
+def inner(f: Factors, g: Factors) -> jax.Array:
+    """<s a b, s' a' b'> of two adapters at one weight, by matrices [r, r']: <a^T a', b b'^T>."""
+    if f.stack:
+        layers = (dataclasses.replace(x, stack=x.stack - 1) for x in (f, g))
+        return jnp.sum(jax.vmap(inner)(*layers))
+    (a, b), (a2, b2) = ((x.a.reshape(-1, x.rank), x.b.reshape(x.rank, -1)) for x in (f, g))
+    return f.scale * g.scale * jnp.sum((a.T @ a2) * (b @ b2.T))
+
+
+def cosine(first: Mapping[str, Factors], second: Mapping[str, Factors]) -> jax.Array:
+    """<P, Q> / (|P| |Q|) of the products of two adapters, over all paths together.
+
+    It is -1 if they cancel in direction, and 0 if one of them is zero. Both have the same paths.
+    """
+    dot = sum(inner(f, second[p]) for p, f in first.items())
+    squares = (sum(norm(f) ** 2 for f in factors.values()) for factors in (first, second))
+    size = jnp.sqrt(math.prod(squares))
+    return jnp.where(size > 0, dot / jnp.where(size > 0, size, 1), 0)
+
+
 def nbytes(theta: Theta, rank: jax.Array | None = None, sides: str = "ab") -> dict[str, Any]:
     """{path: bytes} of the weights trained whole and of `rank` components of each layer's factors.
 
@@ -150,24 +170,33 @@ def beside(
     *,
     alpha: float | None = None,
     above: Literal["error", "allow"] = "error",
+    up: Literal["zero", "random"] = "zero",
 ) -> dict[str, Factors]:
     """New factors of another rank at the same paths: down random, up zero, scale alpha / rank.
 
     A second adapter, such as one that each client keeps; `joined` puts it beside the first. Raises
     ValueError for a rank above a weight's smaller side, unless `above` allows it, as in Select.
+    `up="random"` draws both, as there; the product is then not zero.
     """
     values.whole("rank", rank, 1)
+    if up not in ("zero", "random"):
+        raise ValueError(f'up={up!r}; use "zero" or "random"')
     for p, f in factors.items():
         side = min(math.prod(f.a.shape[f.stack : -1]), math.prod(f.b.shape[f.stack + 1 :]))
         if rank > side and above == "error":
             raise ValueError(f"rank={rank} is above {p}'s smaller side, {side}; use at most that")
     scale = float((rank if alpha is None else alpha) / rank)
 
-    def up(f: Factors) -> jax.Array:
-        return jnp.zeros((*f.b.shape[: f.stack], rank, *f.b.shape[f.stack + 1 :]), f.b.dtype)
+    def up_factor(path: str, f: Factors) -> jax.Array:
+        shape = (*f.b.shape[: f.stack], rank, *f.b.shape[f.stack + 1 :])
+        if up == "zero":
+            return jnp.zeros(shape, f.b.dtype)
+        mine = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(path.encode())), 1)
+        return uniform(mine, shape, rank, f.b.dtype)
 
     return {
-        p: Factors(down_factor(key, p, f, rank), up(f), scale, f.stack) for p, f in factors.items()
+        p: Factors(down_factor(key, p, f, rank), up_factor(p, f), scale, f.stack)
+        for p, f in factors.items()
     }
 
 

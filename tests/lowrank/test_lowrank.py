@@ -1,5 +1,6 @@
 """Low-rank factors: the layer rules against merged weights, the algebra, and what is selected."""
 
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import optax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jaxprs import shapes
 
 from jaxfed import lowrank, models, trees
 from jaxfed.lowrank import Factors, Select, Theta
@@ -479,3 +481,45 @@ def test_resnet18_of_rank_128_sends_what_the_authors_code_sends():
     _, trained = counted(models.resnet18(100), loru(rank=128))
     assert trained == 4_633_764
     assert counted(models.resnet18(100), loru(fraction=0.413))[1] == 4_633_764
+
+
+def _adapters(rng, stack=()):
+    """Two of unequal ranks at a dense and a 3 x 3 weight."""
+    for rank, scale in ((2, 0.5), (3, -2.0)):
+        yield {
+            path: Factors(
+                jnp.asarray(rng.normal(size=(*stack, *inputs, rank))),
+                jnp.asarray(rng.normal(size=(*stack, rank, *outputs))),
+                scale,
+                len(stack),
+            )
+            for path, inputs, outputs in (("dense", (7,), (5,)), ("conv", (3, 3, 2), (4,)))
+        }
+
+
+@pytest.mark.parametrize("stack", [(), (2,)])
+def test_the_cosine_of_two_adapters_is_that_of_their_products(x64, stack):
+    first, second = _adapters(np.random.default_rng(0), stack)
+    p, q = (
+        np.concatenate([np.ravel(lowrank.product(f)) for f in factors.values()])
+        for factors in (first, second)
+    )
+    expected = p @ q / np.linalg.norm(p) / np.linalg.norm(q)
+    np.testing.assert_allclose(lowrank.cosine(first, second), expected, rtol=1e-12)
+    dense = lowrank.product(first["dense"]), lowrank.product(second["dense"])
+    found = lowrank.inner(first["dense"], second["dense"])
+    np.testing.assert_allclose(found, np.sum(dense[0] * dense[1]), rtol=1e-12)
+
+
+def test_adapters_that_cancel_have_cosine_minus_one_and_one_that_is_zero_has_zero(x64):
+    first, _ = _adapters(np.random.default_rng(1))
+    against, none = ({p: replace(f, b=c * f.b) for p, f in first.items()} for c in (-3.0, 0.0))
+    np.testing.assert_allclose(lowrank.cosine(first, against), -1, rtol=1e-12)
+    assert lowrank.cosine(first, none) == 0
+
+
+def test_a_cosine_forms_no_product():
+    first, second = _adapters(np.random.default_rng(0))
+    within = set(shapes(jax.make_jaxpr(lowrank.cosine)(first, second).jaxpr))
+    assert not within & {(7, 5), (5, 7), (18, 4), (3, 3, 2, 4), (4, 18)}
+    assert {(2, 3), (2, 2), (3, 3)} <= within

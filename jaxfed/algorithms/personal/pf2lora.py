@@ -8,7 +8,7 @@ that one SGD step.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ class State(NamedTuple):
     y: dict[str, Factors]  # personal, (C_k, D_k)
     head: dict[str, jax.Array]
     opt: PyTree  # the upper optimizer's state; () if each round restarts it
+    own_opt: PyTree  # likewise, the personal optimizer's
 
 
 def same(batch: dict) -> tuple[dict, ...]:
@@ -54,11 +55,13 @@ def pf2lora(
     work: local.Work,
     *,
     rank: int,
-    inner_rate: float,
+    inner_rate: float | None = None,
+    personal_optimizer: optax.GradientTransformation | None = None,
     upper_optimizer: optax.GradientTransformation,
     keep_moments: bool,
     personal_head: bool,
     scale: float = 1.0,
+    up: Literal["zero", "random"] = "zero",
     minibatches: Callable[[dict], tuple[dict, ...]] = same,
     gradient: Callable = hypergrad.one_step,
     mean: Callable[[PyTree, jax.Array], PyTree] = aggregate.uniform_mean,
@@ -71,18 +74,33 @@ def pf2lora(
         task: the model and its loss f_k; its factors are x.
         work: local work between two averages; the paper takes 10 steps.
         rank: r~ of the personal factors; the paper uses 2 beside r = 8.
-        inner_rate: alpha, the learning rate of the lower level; the paper: 1e-4 on CoLA, else 1e-3.
+        inner_rate: alpha, SGD's rate on the lower level; the paper: 1e-4 on CoLA, else 1e-3.
+        personal_optimizer: instead of `inner_rate`, an optimizer of the lower level, such as AdamW;
+            h_k then has no cross term (`hypergrad.optimised`).
         upper_optimizer: takes the hypergradient h_k; the paper uses AdamW.
-        keep_moments: True if clients keep the upper optimizer's state across averages, False if
-            each round restarts it.
+        keep_moments: True if clients keep the optimizers' states across averages, False if each
+            round restarts them.
         personal_head: True if clients keep all weights trained whole, False if they are averaged.
         scale: s of the personal factors.
+        up: how the personal up factors start: at zero, so that the first model is the common one,
+            or at random.
         minibatches: how a batch is split over the two levels, `same` or `halves`.
         gradient: `hypergrad.one_step`; for the ablations `hypergrad.alternating`, which omits the
             cross term, or `hypergrad.simultaneous`, which updates both levels at once.
         mean: of the uploads; uniform by default, as in the paper.
     """
-    check_number("inner_rate", inner_rate, 0.0)
+    if (inner_rate is None) == (personal_optimizer is None):
+        raise ValueError(
+            f"inner_rate={inner_rate} and personal_optimizer={personal_optimizer}: give one of the "
+            "two, for the lower level"
+        )
+    if personal_optimizer is not None and gradient is not hypergrad.one_step:
+        raise ValueError("gradient is for SGD with inner_rate; leave it out or give inner_rate")
+    if inner_rate is not None:
+        check_number("inner_rate", inner_rate, 0.0)
+    personal_optimizer = local.accepting(
+        personal_optimizer or optax.identity(), "personal_optimizer"
+    )
     check_number("rank", rank, 1)
     check_number("scale", scale, 0.0, above=True)
     upper_optimizer = local.accepting(upper_optimizer, "upper_optimizer")

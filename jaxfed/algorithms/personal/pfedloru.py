@@ -10,6 +10,10 @@ Client k has W + s L U + s_p A_k B_k: global factors (L, U) and its own (A_k, B_
 
 The authors' rebuttal says that the global factors come first and have more epochs, but gives no
 numbers. B_k starts at zero, so a client's first model is the global model.
+
+Reviewers asked if the two parts cancel. The metric `cosine` is that of s L_k U_k and s_p A_k B_k at
+the end of a client's round: <L_k U_k, A_k B_k> / (|L_k U_k| |A_k B_k|), over all layers together.
+Of the global part it sees what is not merged yet.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,6 +71,7 @@ def pfedloru(
         own, _ = local.sgd(
             loss_of_own, personal_optimizer, k.state, local.again(k, 1), personal_work
         )
+        metrics = {**metrics, "cosine": lowrank.cosine(trained.factors, own)}
         return Reply(optax.tree.sub(trained, theta), own, metrics)
 
     inner = two_adapters(task, client, rank=rank, alpha=alpha, mean=mean)

@@ -33,7 +33,7 @@ def test_rounds_with_merges_are_those_of_a_loop(x64):
     """Merged at the start of the third round: W + s L U, and L and U stay (restarts.keep)."""
     problem = bilinear(COUNT)
     fed = made(problem)
-    server, states, _ = oracle.rounds(fed, problem.world, DRAWS)
+    server, states, metrics = oracle.rounds(fed, problem.world, DRAWS)
     begun = adapter(fed.init_client(fed.init(jax.random.key(0)), jax.random.key(1)))
     shared, own, w = problem.start, dict.fromkeys(range(3), begun), problem.weight
     for t, ids in enumerate(DRAWS):
@@ -42,6 +42,10 @@ def test_rounds_with_merges_are_those_of_a_loop(x64):
             f = problem.trained(i, shared, 0.1, 4, frozen=own[i].product, weight=w)
             own[i] = problem.trained(i, own[i], 0.2, 1, frozen=f.product, weight=w)
             trained.append(f)
+            p, q = f.product, own[i].product
+            cosine = np.sum(p * q) / np.linalg.norm(p) / np.linalg.norm(q)
+            place = list(ids).index(i)
+            np.testing.assert_allclose(metrics[t]["cosine"][place], cosine, rtol=1e-6)
         shared = mean(trained, COUNT[ids] / COUNT[ids].sum())
     np.testing.assert_allclose(server.base["w"], w, rtol=1e-6)
     assert_adapter(server.theta.factors, shared, rtol=1e-6)
