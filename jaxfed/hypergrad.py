@@ -6,8 +6,8 @@ fresh minibatch. By default `upper` is f.
 
     one_step, unrolled, alternating, simultaneous:
         (f, x, y, inner_rate, *, upper) -> (value, h, y+)   exchangeable: y+ is y after SGD on f
-    optimised:
-        (f, x, y, optimizer, opt, *, upper) -> (value, h, y+, opt)   y+ is y after its step
+    lower_level:
+        (inner_rate, gradient, optimizer) -> Level   one of these, or an optimizer's step on y
     implicit:
         (f, x, y, *, solve, upper) -> (value, h)            y minimises f(x, .)
 
@@ -15,6 +15,7 @@ Second derivatives appear only in products with vectors (jvp of grad); no Hessia
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import optax
@@ -104,26 +105,52 @@ def simultaneous(
     return value, h, optax.tree.add_scale(y, -inner_rate, gradient)
 
 
-def optimised(
-    f: Objective,
-    x: PyTree,
-    y: PyTree,
-    optimizer: optax.GradientTransformationExtraArgs,
-    opt: PyTree,
-    *,
-    upper: Objective | None = None,
-    **extra: jax.Array,
-) -> tuple[jax.Array, PyTree, PyTree, PyTree]:
-    """(upper(x, y+), grad_x upper(x, y+), y+, opt): `alternating` with an optimizer's step on y.
+class Level(NamedTuple):
+    """The lower level of a method with state: one step on y, and h for the upper level."""
 
-    There is no cross term. The step of Adam hardly depends on the size of the gradient, and has no
-    derivative where the gradient is zero, as that of a factor beside zeros is. `extra` goes to
-    optimizer.update.
+    init: Callable[[PyTree], PyTree]
+    """y -> opt, the state of its optimizer."""
+
+    step: Callable[..., tuple[jax.Array, PyTree, PyTree, PyTree]]
+    """(f, x, y, opt, *, upper, **extra) -> (value, h, y+, opt); `extra` is for the optimizer."""
+
+
+def lower_level(
+    inner_rate: float | None = None,
+    gradient: Callable = one_step,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Level:
+    """SGD of `inner_rate` with one of the functions above; or, instead, an optimizer's step.
+
+    With an optimizer, h = grad_x upper(x, y+) as in `alternating`. There is no cross term: the step
+    of Adam hardly depends on the size of the gradient, and has no derivative where the gradient is
+    zero, as that of a factor beside zeros is.
     """
-    updates, opt = optimizer.update(jax.grad(f, 1)(x, y), opt, y, **extra)
-    stepped = optax.apply_updates(y, updates)
-    value, h = jax.value_and_grad(upper or f)(x, stepped)
-    return value, h, stepped, opt
+    if (inner_rate is None) == (optimizer is None):
+        raise ValueError(
+            f"inner_rate={inner_rate} and personal_optimizer={optimizer}: give one of the two, for "
+            "the lower level"
+        )
+    if optimizer is None:
+        if not isinstance(inner_rate, jax.Array):  # which may be traced
+            values.number("inner_rate", inner_rate, 0.0)
+
+        def by_sgd(f, x, y, opt, *, upper=None, **extra):
+            return *gradient(f, x, y, inner_rate, upper=upper), opt
+
+        return Level(lambda y: (), by_sgd)
+    if gradient is not one_step:
+        raise ValueError("gradient is for SGD with inner_rate; leave it out or give inner_rate")
+    wanted = optax.GradientTransformation
+    values.kind("personal_optimizer", optimizer, wanted, "one of optax, such as optax.adamw(1e-3)")
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def by_optimizer(f, x, y, opt, *, upper=None, **extra):
+        updates, opt = optimizer.update(jax.grad(f, 1)(x, y), opt, y, **extra)
+        stepped = optax.apply_updates(y, updates)
+        return *jax.value_and_grad(upper or f)(x, stepped), stepped, opt
+
+    return Level(optimizer.init, by_optimizer)
 
 
 def implicit(

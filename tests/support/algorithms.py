@@ -17,6 +17,7 @@ from jaxfed.algorithms import (
     centralised,
     fedavg,
     fedloru,
+    fedper,
     fedprox,
     perfedavg,
     pf2lora,
@@ -166,6 +167,27 @@ VARIANTS = {
     "pf2lora moments": partial(two_level, personal_head=False),
     "pf2lora fresh": partial(
         two_level, personal_head=True, work=STEPS_OF_TWO, upper=momentum, minibatches=halves
+    ),
+    "pf2lora optimised": lambda rate: pf2lora(
+        classifier(LORA),
+        WORK,
+        rank=1,
+        personal_optimizer=adamw(rate),
+        upper_optimizer=adamw(rate),
+        keep_moments=True,
+        personal_head=True,
+        up="random",
+    ),
+    "fedper alike": lambda rate: fedper(
+        classifier(LORA),
+        WORK,
+        personal="^full/",
+        client_optimizer=momentum(rate),
+        common_start=True,
+        keep_moments=True,
+    ),
+    "fine-tuned fedlora": lambda rate: combine.fine_tuned(
+        averaging(LORA, rate), ONE_EPOCH, optimizer=optax.sgd(rate), every=2
     ),
     "centralised adamw": lambda rate: centralised(
         classifier(LORA), batch_size=4, optimizer=adamw(rate)

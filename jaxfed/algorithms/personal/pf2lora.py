@@ -34,8 +34,7 @@ class State(NamedTuple):
 
     y: dict[str, Factors]  # personal, (C_k, D_k)
     head: dict[str, jax.Array]
-    opt: PyTree  # the upper optimizer's state; () if each round restarts it
-    own_opt: PyTree  # likewise, the personal optimizer's
+    opt: PyTree  # the states of both levels' optimizers; () if each round restarts them
 
 
 def same(batch: dict) -> tuple[dict, ...]:
@@ -76,7 +75,7 @@ def pf2lora(
         rank: r~ of the personal factors; the paper uses 2 beside r = 8.
         inner_rate: alpha, SGD's rate on the lower level; the paper: 1e-4 on CoLA, else 1e-3.
         personal_optimizer: instead of `inner_rate`, an optimizer of the lower level, such as AdamW;
-            h_k then has no cross term (`hypergrad.optimised`).
+            h_k then has no cross term (`hypergrad.lower_level`).
         upper_optimizer: takes the hypergradient h_k; the paper uses AdamW.
         keep_moments: True if clients keep the optimizers' states across averages, False if each
             round restarts them.
@@ -89,18 +88,7 @@ def pf2lora(
             cross term, or `hypergrad.simultaneous`, which updates both levels at once.
         mean: of the uploads; uniform by default, as in the paper.
     """
-    if (inner_rate is None) == (personal_optimizer is None):
-        raise ValueError(
-            f"inner_rate={inner_rate} and personal_optimizer={personal_optimizer}: give one of the "
-            "two, for the lower level"
-        )
-    if personal_optimizer is not None and gradient is not hypergrad.one_step:
-        raise ValueError("gradient is for SGD with inner_rate; leave it out or give inner_rate")
-    if inner_rate is not None:
-        check_number("inner_rate", inner_rate, 0.0)
-    personal_optimizer = local.accepting(
-        personal_optimizer or optax.identity(), "personal_optimizer"
-    )
+    lower = hypergrad.lower_level(inner_rate, gradient, personal_optimizer)
     check_number("rank", rank, 1)
     check_number("scale", scale, 0.0, above=True)
     upper_optimizer = local.accepting(upper_optimizer, "upper_optimizer")
@@ -113,9 +101,12 @@ def pf2lora(
         return Server(base, theta._replace(full=common), own)
 
     def init_client(server, key):
-        y = lowrank.beside(server.theta.factors, rank, key, alpha=scale * rank)
+        y = lowrank.beside(server.theta.factors, rank, key, alpha=scale * rank, up=up)
         x = server.theta._replace(full={**server.theta.full, **server.head})
-        return State(y, server.head, upper_optimizer.init(x) if keep_moments else ())
+        return State(y, server.head, moments(x, y) if keep_moments else ())
+
+    def moments(x, y):
+        return upper_optimizer.init(x), lower.init(y)
 
     def client(base, theta, k):
         # The paper does not say which level trains a personal head. Here it is the upper level: at
@@ -123,23 +114,22 @@ def pf2lora(
         x = theta._replace(full={**theta.full, **k.state.head})
 
         def step(carry, batch, key):
-            x, y, opt, total = carry
+            x, y, (opt, own), total = carry
             f = [
                 lambda x, y, b=b: task.loss(base, lowrank.joined(x, y), b, key)
                 for b in minibatches(batch)
             ]
-            value, h, y = gradient(f[0], x, y, inner_rate, upper=f[-1])  # line 5: y+; line 6: h_k
+            # line 5: y+; line 6: h_k
+            value, h, y, own = lower.step(f[0], x, y, own, upper=f[-1], round=k.round)
             updates, opt = upper_optimizer.update(h, opt, x, round=k.round)
-            return optax.apply_updates(x, updates), y, opt, total + value
+            return optax.apply_updates(x, updates), y, (opt, own), total + value
 
-        opt = k.state.opt if keep_moments else upper_optimizer.init(x)
-        start = (x, k.state.y, opt, jnp.zeros(()))
-        x, y, opt, total = local.each_step(step, start, k, work)
-        own = {p: x.full[p] for p in k.state.head}
-        delta = optax.tree.sub(x._replace(full={p: x.full[p] for p in theta.full}), theta)
+        opt = k.state.opt if keep_moments else moments(x, k.state.y)
+        x, y, opt, total = local.each_step(step, (x, k.state.y, opt, jnp.zeros(())), k, work)
+        head = {p: x.full[p] for p in k.state.head}
         return Reply(
-            upload=delta,
-            state=State(y, own, opt if keep_moments else ()),
+            upload=optax.tree.sub(x._replace(full={p: x.full[p] for p in theta.full}), theta),
+            state=State(y, head, opt if keep_moments else ()),
             metrics={"loss": total / jnp.maximum(work.local_steps(k.count), 1)},
         )
 

@@ -7,8 +7,8 @@ import optax
 import oracle
 import pytest
 
-from jaxfed import hypergrad, local, lowrank
-from jaxfed.algorithms import pf2lora
+from jaxfed import aggregate, hypergrad, local, lowrank
+from jaxfed.algorithms import fedavg, fedper, pf2lora
 from jaxfed.algorithms.personal.pf2lora import halves
 from jaxfed.lowrank import Factors, Theta
 from jaxfed.simulation import ledger
@@ -207,6 +207,82 @@ def test_moments_are_kept_across_an_average_or_begin_anew():
         assert (states[0].opt == ()) is not keep
 
 
+class AdamW:
+    """optax.adamw(rate, weight_decay=wd) of a list of arrays, in numpy."""
+
+    def __init__(self, rate, wd=0.01, b1=0.9, b2=0.999, eps=1e-8):
+        self.rate, self.wd, self.b1, self.b2, self.eps = rate, wd, b1, b2, eps
+        self.restart()
+
+    def restart(self):
+        self.t, self.m, self.v = 0, 0.0, 0.0
+
+    def stepped(self, y, g):
+        self.t += 1
+        y, g = (np.concatenate([np.ravel(x) for x in xs]) for xs in (y, g))
+        self.m = self.b1 * self.m + (1 - self.b1) * g
+        self.v = self.b2 * self.v + (1 - self.b2) * g**2
+        m, v = self.m / (1 - self.b1**self.t), self.v / (1 - self.b2**self.t)
+        y = y - self.rate * (m / (np.sqrt(v) + self.eps) + self.wd * y)
+        return [y[:INPUTS].reshape(INPUTS, PERSONAL), y[INPUTS:].reshape(PERSONAL, OUTPUTS)]
+
+
+def test_sgd_as_the_personal_optimizer_is_the_alternation():
+    fed = made(inner_rate=None, personal_optimizer=optax.sgd(ALPHA))
+    assert_agree(fed, by_hand(alternating))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_adamw_on_the_lower_level_is_that_of_a_loop(keep):
+    """Of one client alone. Its moments are kept across an average or restart with the round."""
+    alone = WORLD._replace(count=np.array([6]))
+    adamw = optax.adamw(ALPHA, weight_decay=0.01)
+    fed = made(inner_rate=None, personal_optimizer=adamw, keep_moments=keep)
+    server, states, _ = oracle.rounds(fed, alone, [[0], [0]])
+    x, y, layer = [START[n] for n in ("A", "B", "bias")], first_y(), Layer(np.arange(6))
+    lower = AdamW(ALPHA)
+    for step in range(2 * STEPS):
+        if step == STEPS and not keep:
+            lower.restart()
+        y = lower.stepped(y, layer.by_y(x, y))
+        x = minus(x, ETA, layer.by_x(x, y))
+    np.testing.assert_allclose(states[0].y["w"].a, y[0], rtol=1e-7)
+    np.testing.assert_allclose(states[0].y["w"].b, y[1], rtol=1e-7)
+    np.testing.assert_allclose(server.theta.factors["w"].b, x[1], rtol=1e-7)
+
+
+def test_personal_factors_that_start_at_random_are_not_zero_and_those_of_a_client_alone():
+    zero, random = (made(up=up) for up in ("zero", "random"))
+    server = zero.init(jax.random.key(0))
+    for fed, start in ((zero, True), (random, False)):
+        first, second = (fed.init_client(server, jax.random.key(i)).y["w"] for i in range(2))
+        assert bool(jnp.all(first.b == 0)) is start
+        assert bool(jnp.all(first.b == second.b)) is start
+        bound = 1 / np.sqrt(PERSONAL)
+        assert jnp.all(jnp.abs(first.b) <= bound)
+    same = (fed.init_client(server, jax.random.key(0)).y["w"].a for fed in (zero, random))
+    np.testing.assert_array_equal(*same)
+
+
+@pytest.mark.parametrize("personal_head", [False, True])
+def test_without_its_lower_level_it_is_homlora_with_heads_that_start_alike(personal_head):
+    """A rate of zero leaves the personal factors at a product of zero."""
+    fed = made(inner_rate=0.0, personal_head=personal_head)
+    options = {"client_optimizer": optax.sgd(ETA), "mean": aggregate.uniform_mean}
+    plain = (
+        fedper(TASK, WORK, personal="^full/", common_start=True, **options)
+        if personal_head
+        else fedavg(TASK, WORK, **options)
+    )
+    server, states, metrics = oracle.rounds(fed, WORLD, DRAWS)
+    expected, kept, losses = oracle.rounds(plain, WORLD, DRAWS)
+    for i in range(3):
+        ours = lowrank.merged(*fed.deploy(server, states[i]))
+        oracle.assert_close(ours, lowrank.merged(*plain.deploy(expected, kept[i])), rtol=1e-9)
+    for found, loss in zip(metrics, losses, strict=True):
+        np.testing.assert_allclose(found["loss"], loss["loss"], rtol=1e-9)
+
+
 def test_a_client_runs_both_adapters_and_begins_as_the_model_was():
     fed = made(personal_head=True)
     server = fed.init(jax.random.key(0))
@@ -227,6 +303,20 @@ def test_a_client_runs_both_adapters_and_begins_as_the_model_was():
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match=r"inner_rate=-0\.1"):
         made(inner_rate=-0.1)
+    with pytest.raises(ValueError, match="one of the two, for the lower level"):
+        made(personal_optimizer=optax.sgd(0.1))
+    with pytest.raises(ValueError, match="one of the two, for the lower level"):
+        made(inner_rate=None)
+    with pytest.raises(ValueError, match="gradient is for SGD"):
+        made(
+            inner_rate=None,
+            personal_optimizer=optax.sgd(0.1),
+            gradient=hypergrad.simultaneous,
+        )
+    fed = made(up="ones")
+    server = fed.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="up='ones'"):
+        fed.init_client(server, jax.random.key(0))
     bare = TASK._replace(init=lambda key: ({}, begun(key)[1]._replace(factors={})))
     fed = pf2lora(
         bare,
