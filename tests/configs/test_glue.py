@@ -92,6 +92,23 @@ def test_a_rate_of_zero_is_a_rate(folders):
     oracle.assert_close(after.theta, server.theta, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"personal_optimizer": "adamw", "personal_head": True},
+        {"up": "random", "gradient": "simultaneous", "personal_learning_rate": 1.0},
+        {"method": "homlora", "deploy_steps": 2},
+        {"method": "homlora", "keep_moments": True},
+        {"method": "fedper", "keep_moments": True},
+        {"method": "alone"},
+    ],
+    ids=str,
+)
+def test_every_option_runs(folders, settings):
+    *_, last = run(experiment(folders, rounds=1, **settings), host=ONE_AT_ONCE)
+    assert np.isfinite(last["personal"]["loss"]["mean"])
+
+
 @pytest.mark.parametrize("method", ["fedper", "fedsa"])
 def test_heads_start_alike_unless_clients_draw_their_own(folders, method):
     for common in (True, False):
@@ -112,5 +129,5 @@ def test_what_is_lost_to_padding_is_told(folders):
 
 
 def test_options_of_pf2lora_are_refused_elsewhere(folders):
-    with pytest.raises(ValueError, match="option of pf2lora, not of homlora"):
+    with pytest.raises(ValueError, match="options of pf2lora, not of homlora"):
         experiment(folders, method="homlora", personal_head=True)
