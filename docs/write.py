@@ -24,6 +24,7 @@ PUBLIC = (
     "jaxfed.algorithms",
     "jaxfed.algorithms.general.fedopt",
     "jaxfed.combine",
+    "jaxfed.combine.compress",
     "jaxfed.local",
     "jaxfed.aggregate",
     "jaxfed.templates",

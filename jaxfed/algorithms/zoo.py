@@ -1,16 +1,13 @@
 """The zoo: a table with one row for each method. Docs, configs and tests read it.
 
-A new algorithm touches three places: its file, its row and its name here, and its test.
+A new algorithm touches three places: its file, its row and its name here, and its test. Rows that
+differ in one choice alone stand in `families`.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 import optax
 
 from jaxfed import combine
-from jaxfed.algorithm import Algorithm
-from jaxfed.algorithms.general import fedopt as optimizers
+from jaxfed.algorithms.families import AGGREGATED, COMPRESSED, MERGES, OPTIMIZERS
 from jaxfed.algorithms.general import perfedavg as meta
 from jaxfed.algorithms.general.centralised import centralised
 from jaxfed.algorithms.general.ditto import ditto
@@ -28,13 +25,11 @@ from jaxfed.algorithms.personal.fedsa import fedsa
 from jaxfed.algorithms.personal.pf2lora import pf2lora
 from jaxfed.algorithms.personal.pfedlora import pfedlora
 from jaxfed.algorithms.personal.pfedloru import pfedloru
-from jaxfed.algorithms.row import Row, Setting
+from jaxfed.algorithms.row import Row
 from jaxfed.algorithms.shared.fedlora import fedlora
 from jaxfed.algorithms.shared.fedloru import fedloru
 from jaxfed.algorithms.shared.hetlora import hetlora
 from jaxfed.algorithms.shared.mfedloru import mfedloru
-from jaxfed.lowrank import restarts, rules
-from jaxfed.tasks.task import Task
 
 __all__ = [
     "centralised",
@@ -59,39 +54,6 @@ __all__ = [
     "scaffold",
 ]
 
-
-MERGES: dict[str, Any] = {"every": 2, "restart": restarts.reinit}
-
-
-def _opt(name: str) -> Callable[[Task, Setting], Algorithm]:
-    """FedOpt with one of its server optimizers."""
-
-    def make(task: Task, s: Setting) -> Algorithm:
-        server = getattr(optimizers, name)(s.rate / 2)
-        return fedopt(task, s.work, client_optimizer=s.sgd, server_optimizer=server)
-
-    return make
-
-
-def _aggregated(name: str, rule: rules.Rule, sends: str, source: str) -> Row:
-    """FedLoRA with one of the rules of aggregation."""
-
-    def make(task: Task, s: Setting) -> Algorithm:
-        return fedlora(task, s.work, rule=rule, client_optimizer=s.sgd, cohort_size=s.cohort)
-
-    return Row(name, fedlora, "factors", make, sends, "nothing", source)
-
-
-MERGED = "A and B; down also the change of W"
-AGGREGATED = (
-    ("fedex", rules.FEDEX, MERGED, "FedEx-LoRA: Singhal et al., ACL 2025 (arXiv 2410.09432)"),
-    ("flora", rules.FLORA, "A and B up, the change of W down", "Wang et al., NeurIPS 2024"),
-    ("flexlora", rules.FLEXLORA, "A and B", "Bai et al., NeurIPS 2024"),
-    ("fedmomentum", rules.FEDMOMENTUM, MERGED, "arXiv 2603.08014"),
-    ("fedsvd", rules.FEDSVD, "A and B down, B up", "NeurIPS 2025 (arXiv 2505.12805)"),
-    ("ffa", rules.FFA, "B", "Sun et al., ICLR 2024"),
-    ("rolora", rules.ROLORA, "A and B down, B or A up", "NeurIPS 2025 (arXiv 2409.02346)"),
-)
 
 ROWS = (
     Row(
@@ -141,17 +103,7 @@ ROWS = (
         "its gradient, h_k",
         "Acar et al., ICLR 2021",
     ),
-    Row(
-        "fedadagrad",
-        fedopt,
-        "any",
-        _opt("adagrad"),
-        "theta",
-        "nothing",
-        "Reddi et al., ICLR 2021",
-    ),
-    Row("fedyogi", fedopt, "any", _opt("yogi"), "theta", "nothing", "Reddi et al., ICLR 2021"),
-    Row("fedadam", fedopt, "any", _opt("adam"), "theta", "nothing", "Reddi et al., ICLR 2021"),
+    *OPTIMIZERS,
     Row(
         "centralised",
         centralised,
@@ -205,18 +157,7 @@ ROWS = (
         "nothing",
         "Park and Klabjan, arXiv 2409.12371",
     ),
-    *(_aggregated(*one) for one in AGGREGATED),
-    Row(
-        "rac",
-        fedlora,
-        "factors",
-        lambda task, s: combine.accumulate(
-            fedlora(task, s.work, rule=rules.FFA, client_optimizer=s.sgd), **MERGES
-        ),
-        "B; a merge is broadcast every tau rounds",
-        "nothing",
-        "RAC-LoRA and Fed-RAC-LoRA, arXiv 2410.08305",
-    ),
+    *AGGREGATED,
     Row(
         "mfedloru",
         mfedloru,
@@ -339,4 +280,5 @@ ROWS = (
         "a control variate",
         "FedLoRU around SCAFFOLD (arXiv 2409.12371, rebuttal)",
     ),
+    *COMPRESSED,
 )

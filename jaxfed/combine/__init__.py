@@ -1,5 +1,7 @@
 """Combinators: Algorithm -> Algorithm. They wrap the server or the verb `for_each_client`."""
 
+from jaxfed.combine import compress as compress
+from jaxfed.combine.compress import compressed as compressed
 from jaxfed.combine.deployment import fine_tuned as fine_tuned
 from jaxfed.combine.guard import skip_nonfinite as skip_nonfinite
 from jaxfed.combine.measure import with_discrepancy as with_discrepancy

@@ -222,10 +222,16 @@ def truncate(f: Factors, rank: jax.Array | int) -> Factors:
 
 
 @jax.custom_batching.sequential_vmap
-def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def thin_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One after the other under vmap: on a CPU, batched ones may wait for threads for ever."""
     u, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
     return u, sigma, vt
+
+
+@jax.custom_batching.sequential_vmap
+def orthonormal(matrix: jax.Array) -> jax.Array:
+    """Orthonormal columns with the same span [m, r], m >= r; one after the other, as above."""
+    return jnp.linalg.qr(matrix)[0]
 
 
 def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Factors:
@@ -236,7 +242,7 @@ def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Fac
     """
     values.whole("rank", rank, 1)
     rows = math.prod(weight.shape[:inputs])
-    u, sigma, vt = _svd(weight.reshape(rows, -1))
+    u, sigma, vt = thin_svd(weight.reshape(rows, -1))
     root = jnp.sqrt(sigma[:rank] / scale)
     spare = (0, max(rank - len(sigma), 0))
     a = jnp.pad(u[:, :rank] * root, ((0, 0), spare)).reshape(*weight.shape[:inputs], rank)

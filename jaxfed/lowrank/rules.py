@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.lowrank.factors import Factors, _svd, down_factor
+from jaxfed.lowrank.factors import Factors, down_factor, thin_svd
 
 PASSES = 8
 """Power iterations of `best`, each one product with M and one with its transpose."""
@@ -160,10 +160,30 @@ def _top(a: jax.Array, b: jax.Array, begin: jax.Array) -> tuple[jax.Array, jax.A
     One after the other under vmap: on a CPU, batched decompositions may wait for threads for ever.
     """
 
-    def onward(_, x):  # a b b' a' x, orthonormal
-        return jnp.linalg.qr(a @ (b @ (b.T @ (a.T @ x))))[0]
+    rank, sides = a.shape[1], a.shape[0] + b.shape[1]
+    pair = (a @ b,) if rank * sides >= a.shape[0] * b.shape[1] else (a, b)  # what is less work
 
-    u = jax.lax.fori_loop(0, PASSES, onward, jnp.linalg.qr(a @ (b @ begin))[0])
+    def onward(_, x):
+        for f in reversed(pair):
+            x = f @ x
+        y = _conditioned(x)  # [in, l]
+        for f in pair:
+            y = f.T @ y
+        return _conditioned(y)  # [out, l]
+
+    x = jax.lax.fori_loop(0, PASSES, onward, begin)
+    u = jnp.linalg.qr(a @ (b @ x))[0]
     inside = (u.T @ a) @ b  # [l, out]
-    turn = _svd(jnp.linalg.qr(inside.T)[1].T)[0]  # [l, l]
+    turn = thin_svd(jnp.linalg.qr(inside.T)[1].T)[0]  # [l, l]
     return u @ turn, turn.T @ inside
+
+
+def _conditioned(x: jax.Array) -> jax.Array:
+    """Nearly orthonormal columns [n, l] with the same span: a shifted Cholesky QR, no LAPACK on n.
+
+    Directions below the rounding of float32's squares keep their span and not their length.
+    """
+    gram = x.T @ x
+    shift = len(gram) * jnp.finfo(x.dtype).eps * jnp.trace(gram) + jnp.finfo(x.dtype).tiny
+    root = jnp.linalg.cholesky(gram + shift * jnp.eye(len(gram), dtype=x.dtype))
+    return x @ jnp.linalg.inv(root).T

@@ -23,7 +23,9 @@ REPRESENTATIVE = {"fedavg steps", "scaffold", "fedloru", "hetlora", "ditto", "pf
 RULES = {"fedex", "flora", "flexlora", "fedmomentum", "fedsvd", "ffa", "rolora", "rac"}
 REWRITTEN = RULES - {"ffa", "rolora", "rac"}
 SIBLINGS = RULES - {"flora", "fedmomentum", "rolora"}  # these three go all ways through the code
-DECLARED = RULES | {"hetlora", "mfedloru", "fdlora", "feddpa-f"}
+COMPRESSED = {"fedavg-topk", "fedavg-ef14", "fedavg-ef21", "powersgd"}
+SIBLINGS |= COMPRESSED - {"fedavg-ef21"}
+DECLARED = RULES | COMPRESSED | {"hetlora", "mfedloru", "fdlora", "feddpa-f"}
 
 
 def marks(name, *others):

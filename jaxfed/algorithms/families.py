@@ -1,0 +1,91 @@
+"""Rows of the zoo that differ in one choice alone: a rule, a compressor, a server optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxfed import combine
+from jaxfed.algorithm import Algorithm
+from jaxfed.algorithms.general import fedopt as optimizers
+from jaxfed.algorithms.general.fedavg import fedavg
+from jaxfed.algorithms.general.fedopt import fedopt
+from jaxfed.algorithms.row import Row, Setting
+from jaxfed.algorithms.shared.fedlora import fedlora
+from jaxfed.combine import compress
+from jaxfed.lowrank import restarts, rules
+from jaxfed.tasks.task import Task
+
+MERGES: dict[str, Any] = {"every": 2, "restart": restarts.reinit}
+
+
+def _opt(name: str) -> Row:
+    """FedOpt with one of its server optimizers."""
+
+    def make(task: Task, s: Setting) -> Algorithm:
+        server = getattr(optimizers, name)(s.rate / 2)
+        return fedopt(task, s.work, client_optimizer=s.sgd, server_optimizer=server)
+
+    return Row(f"fed{name}", fedopt, "any", make, "theta", "nothing", "Reddi et al., ICLR 2021")
+
+
+def _aggregated(name: str, rule: rules.Rule, sends: str, source: str) -> Row:
+    """FedLoRA with one of the rules of aggregation."""
+
+    def make(task: Task, s: Setting) -> Algorithm:
+        return fedlora(task, s.work, rule=rule, client_optimizer=s.sgd, cohort_size=s.cohort)
+
+    return Row(name, fedlora, "factors", make, sends, "nothing", source)
+
+
+def _rac(task: Task, s: Setting) -> Algorithm:
+    ffa = fedlora(task, s.work, rule=rules.FFA, client_optimizer=s.sgd)
+    return combine.accumulate(ffa, **MERGES)
+
+
+def _compressed(
+    name: str, made: compress.Compressor, feedback: Callable | None, keeps: str, source: str
+) -> Row:
+    """FedAvg with compressed uploads."""
+
+    def make(task: Task, s: Setting) -> Algorithm:
+        inner = fedavg(task, s.work, client_optimizer=s.sgd)
+        return combine.compressed(inner, compress=made, feedback=feedback)
+
+    return Row(name, fedavg, "any", make, "theta down, C(its change) up", keeps, source)
+
+
+MERGED = "A and B; down also the change of W"
+LOST, COPY = "what was lost, e", "the server's estimate, g"
+
+OPTIMIZERS = tuple(_opt(name) for name in ("adagrad", "yogi", "adam"))
+AGGREGATED = (
+    *(
+        _aggregated(*one)
+        for one in (
+            ("fedex", rules.FEDEX, MERGED, "FedEx-LoRA: Singhal et al., ACL 2025"),
+            ("flora", rules.FLORA, "A and B up, the change of W down", "Wang et al., NeurIPS 2024"),
+            ("flexlora", rules.FLEXLORA, "A and B", "Bai et al., NeurIPS 2024"),
+            ("fedmomentum", rules.FEDMOMENTUM, MERGED, "arXiv 2603.08014"),
+            ("fedsvd", rules.FEDSVD, "A and B down, B up", "arXiv 2505.12805"),
+            ("ffa", rules.FFA, "B", "FFA-LoRA: Sun et al., ICLR 2024"),
+            ("rolora", rules.ROLORA, "A and B down, B or A up", "arXiv 2409.02346"),
+        )
+    ),
+    Row(
+        "rac",
+        fedlora,
+        "factors",
+        _rac,
+        "B; a merge is broadcast every tau rounds",
+        "nothing",
+        "RAC-LoRA and Fed-RAC-LoRA, arXiv 2410.08305",
+    ),
+)
+COMPRESSED = tuple(
+    _compressed(*one)
+    for one in (
+        ("fedavg-topk", compress.top(0.3), None, "nothing", "the largest entries alone"),
+        ("fedavg-ef14", compress.top(0.3), compress.ef14, LOST, "Seide et al., Interspeech 2014"),
+        ("fedavg-ef21", compress.svd(1), compress.ef21, COPY, "Richtarik et al., NeurIPS 2021"),
+        ("powersgd", compress.power(1), compress.ef14, LOST, "Vogels et al., NeurIPS 2019"),
+    )
+)
