@@ -8,10 +8,13 @@ to take at once: right for one long run, but here compiling would take longer th
                                                 every=15, restart="reinit"), chunk=4)
     for t, server, sent in sweep.rounds(program, problem, seed=1, rate=0.1):
         ...  # after round t, from 0, which is before the first
+
+Where many rounds are short, `fuse` of them are one call.
 """
 
 import argparse
 import dataclasses
+import functools
 import os
 import queue
 import time
@@ -28,9 +31,10 @@ import optax
 
 from jaxfed import Experiment, combine, local, lowrank, models, tasks
 from jaxfed.algorithms import fedavg
+from jaxfed.algorithms.shared.fedlora import fedlora
 from jaxfed.data import federate, images, partition, sources
 from jaxfed.data.sources import Examples
-from jaxfed.lowrank import restarts
+from jaxfed.lowrank import restarts, rules
 from jaxfed.simulation import engine, ledger, participation
 
 NAMES = {"fedavg": "FedAvg", "fedlora": "FedLoRA", "fedloru": "FedLoRU"}
@@ -39,7 +43,7 @@ SCORED = 250  # examples in a batch of an evaluation, where they share no statis
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """Data, the two tasks on them, and the clients' local work."""
+    """Data, the tasks on them, and the clients' local work."""
 
     train: Examples
     held_out: Examples  # of the training set, to choose learning rates
@@ -49,9 +53,14 @@ class Problem:
     work: local.Work
     optimizer: Callable[[Any, int], optax.GradientTransformation]  # of (rate, rounds)
     scored: int = SCORED  # examples in a batch of an evaluation
+    concentration: float | None = None  # of a Dirichlet split over labels; None: iid
+    ranked: Callable[[int], tasks.Task] | None = None  # factored with another rank
 
-    def task(self, method: str) -> tasks.Task:
-        return self.whole if method == "fedavg" else self.factored
+    def task(self, cell: "Cell") -> tasks.Task:
+        """What the cell trains."""
+        if cell.method == "fedavg":
+            return self.whole
+        return self.ranked(cell.rank) if self.ranked and cell.rank else self.factored
 
 
 class Cell(NamedTuple):
@@ -63,6 +72,9 @@ class Cell(NamedTuple):
     rounds: int
     every: int = 0  # rounds between merges; 0: never
     restart: str = "reinit"
+    rank: int = 0  # 0: the problem's
+    epochs: int = 0  # 0: the problem's
+    optimizer: str = ""  # of `OPTIMIZERS`; "": the problem's
 
 
 class Program(NamedTuple):
@@ -138,7 +150,36 @@ def cifar100(data_dir: str, settings: Mapping[str, Any]) -> Problem:
     return dataclasses.replace(_problem(source, settings, made, optimizer), scored=32)
 
 
-PROBLEMS = {"fashion_mnist": fashion_mnist, "cifar100": cifar100}
+def digits(data_dir: str | None, settings: Mapping[str, Any]) -> Problem:
+    """scikit-learn's digits and the MLP of configs/quickstart.py, unlike clients; reads no file."""
+    normalised = images.normalise([0.3], [0.38], scale=16)
+    model = models.MLP(tuple(settings["widths"]), classes=10)
+
+    def made(examples, *, whole: bool, rank: int = settings["rank"]):
+        factored = lowrank.Select(
+            factors="dense.*kernel",
+            full="bias|head",
+            rank=rank,
+            alpha=settings["scale"] * rank,
+            base="zero",
+            up="random",
+        )
+        return _task(model, factored, normalised, examples, whole=whole)
+
+    def optimizer(rate, rounds):
+        return optax.chain(optax.clip_by_global_norm(settings["clip"]), optax.sgd(rate))
+
+    problem = _problem(sources.digits(), settings, made, optimizer)
+    return dataclasses.replace(
+        problem,
+        concentration=settings["concentration"],
+        ranked=functools.cache(lambda rank: made(problem.test, whole=False, rank=rank)),
+    )
+
+
+PROBLEMS = {"fashion_mnist": fashion_mnist, "cifar100": cifar100, "digits": digits}
+RULES = {"fedex": rules.FEDEX, "flora": rules.FLORA, "rolora": rules.ROLORA}
+OPTIMIZERS = {"adamw": lambda rate, rounds: optax.adamw(rate)}
 
 
 def _source(name: str, data_dir: str) -> sources.Source:
@@ -175,11 +216,14 @@ def algorithm(problem: Problem, cell: Cell, rate: Any):
 
     A client whose numbers are not finite is left out, so a rate that diverges ends in a bad score.
     """
-    fed = fedavg(
-        problem.task(cell.method),
-        problem.work,
-        client_optimizer=problem.optimizer(rate, cell.rounds),
-    )
+    work = dataclasses.replace(problem.work, epochs=cell.epochs or problem.work.epochs)
+    optimizer = OPTIMIZERS.get(cell.optimizer, problem.optimizer)(rate, cell.rounds)
+    task = problem.task(cell)
+    if cell.method in RULES:
+        rule = {"rule": RULES[cell.method], "cohort_size": cell.cohort}
+        fed = fedlora(task, work, **rule, client_optimizer=optimizer)
+    else:
+        fed = fedavg(task, work, client_optimizer=optimizer)
     if cell.every:
         restart = getattr(restarts, cell.restart)
         fed = combine.accumulate(fed, every=cell.every, restart=restart)
@@ -187,19 +231,27 @@ def algorithm(problem: Problem, cell: Cell, rate: Any):
 
 
 def experiment(problem: Problem, cell: Cell, seed: int) -> Experiment:
-    """The cell as an Experiment of the library; iid clients, dealt by the seed."""
-    parts = partition.iid(len(problem.train["label"]), cell.clients, seed=seed)
+    """The cell as an Experiment of the library; the seed deals the clients."""
+    label, concentration = problem.train["label"], problem.concentration
+    if concentration is None:
+        parts = partition.iid(len(label), cell.clients, seed=seed)
+    else:
+        parts = partition.dirichlet(label, cell.clients, concentration=concentration, seed=seed)
     data = federate(sources.Source(problem.train, problem.test), parts, seed=seed)
     made = algorithm(problem, cell, 1.0)
     return Experiment(data, made, rounds=cell.rounds, cohort=cell.cohort, seed=seed)
 
 
-def program(problem: Problem, cell: Cell, chunk: int) -> Program:
-    """The cell's round, not compiled yet; `chunk` clients at once, on JAX's default device."""
+def program(problem: Problem, cell: Cell, chunk: int, seeds: Sequence[int] = (0,)) -> Program:
+    """The cell's rounds with these seeds, not compiled yet.
+
+    `chunk` clients are vmapped at once, on JAX's default device.
+    """
     machine = engine.machine(1, chunk)
     first = experiment(problem, cell, 0)
     train = first.data.train
     verb = engine.for_each_client(machine, uniform=train.uniform)
+    most = max(experiment(problem, cell, seed).data.train.most for seed in seeds)
 
     @jax.jit
     def init(seed):
@@ -208,7 +260,7 @@ def program(problem: Problem, cell: Cell, chunk: int) -> Program:
     @jax.jit
     def step(server, examples, plan, seed, rate):
         fed = algorithm(problem, cell, rate)
-        return engine.rounds(fed, verb, seed, train.most)(server, (), examples, plan)[0]
+        return engine.rounds(fed, verb, seed, most)(server, (), examples, plan)[0]
 
     plan = jax.tree.map(lambda x: x[0], participation.make(first, 1, range(1)))
     drawn = partial(engine.cohort, seed=0, most=train.most)
@@ -218,9 +270,11 @@ def program(problem: Problem, cell: Cell, chunk: int) -> Program:
 
 
 def rounds(
-    program: Program, problem: Problem, *, seed: int, rate: float
+    program: Program, problem: Problem, *, seed: int, rate: float, fuse: int = 1
 ) -> Iterator[tuple[int, Any, int]]:
     """Yields (t, server after round t, bytes that all clients sent and received until then).
+
+    That is after each `fuse` rounds, which must divide the cell's.
 
     A merge is sent at once to clients that are absent, as ledger.eager counts it. The server
     before the first round comes first, with t = 0.
@@ -230,12 +284,13 @@ def rounds(
     examples = jax.device_put(made.data.train.examples)
     server = program.init(seed)
     yield 0, server, sent
-    for t in range(cell.rounds):
-        plan = participation.make(made, 1, range(t, t + 1))
+    for begin in range(0, cell.rounds, fuse):
+        block = range(begin, begin + fuse)
+        plan = participation.make(made, 1, block)
         server = program.step(server, examples, plan, seed, rate)
-        sent += cell.cohort * sum(program.wire)
-        sent += program.broadcast(server, t) * (cell.clients - cell.cohort)
-        yield t + 1, server, sent
+        sent += cell.cohort * sum(program.wire) * fuse
+        sent += sum(program.broadcast(server, t) for t in block) * (cell.clients - cell.cohort)
+        yield block.stop, server, sent
 
 
 def scorer(of: tasks.Task, size: int = SCORED) -> Callable[[Any, Any, Examples], dict[str, float]]:
@@ -286,7 +341,8 @@ def one(run: Run, watch: Callable[[int, Any], None] = lambda t, server: None) ->
     started = time.perf_counter()
     examples = run.problem.test if run.reported else run.problem.held_out
     found: dict[str, Any] = {"rate": run.rate, "round": [], "accuracy": [], "sent": []}
-    for t, server, sent in rounds(run.program, run.problem, seed=run.seed, rate=run.rate):
+    how = {"seed": run.seed, "rate": run.rate, "fuse": run.settings.get("fuse", 1)}
+    for t, server, sent in rounds(run.program, run.problem, **how):
         if t % run.every == 0:
             found["round"].append(t)
             found["accuracy"].append(run.score(server.base, server.theta, examples)["accuracy"])
@@ -326,10 +382,11 @@ def tuned(
     `one(run)` makes a run. Those of the grid are not reported, and scored on held-out examples.
     """
     settings = found.content["settings"]
-    scores = {task: scorer(task, problem.scored) for task in (problem.whole, problem.factored)}
+    score_of = functools.cache(partial(scorer, size=problem.scored))
 
     def make(name: str, cell: Cell) -> None:
-        made, score = program(problem, cell, chunk), scores[problem.task(cell.method)]
+        made = program(problem, cell, chunk, [0, *settings["seeds"]])
+        score = score_of(problem.task(cell))
 
         def once(key: str, *how: Any) -> float:
             if key not in found.runs:
@@ -337,7 +394,8 @@ def tuned(
                 print(key, f"{run['seconds']:.0f} s", run["accuracy"][-1], flush=True)
             return found.runs[key]["accuracy"][-1]
 
-        rate = climb(settings["rates"], lambda rate: once(f"{name}/grid/{rate}", 0, rate, False))
+        rates = settings.get(f"rates_{cell.optimizer}", settings["rates"])
+        rate = climb(rates, lambda rate: once(f"{name}/grid/{rate}", 0, rate, False))
         for seed in settings["seeds"]:
             once(f"{name}/seed/{seed}", seed, rate, True)
 
@@ -374,7 +432,8 @@ def main(
 ) -> None:
     """Makes the missing runs of a claim's script; writes the page and the picture."""
     parser = argparse.ArgumentParser(prog=f"{name}.py")
-    parser.add_argument("--data-dir", required=True, help="a TFDS data directory, or an .npz file")
+    needs = quick["data"] != "digits"
+    parser.add_argument("--data-dir", required=needs, help="a TFDS data directory, or an .npz file")
     parser.add_argument("--full", action="store_true", help="the paper's sizes, for a GPU")
     parser.add_argument("--chunk", type=int, default=5, help="clients at once on a device")
     parser.add_argument("--devices", type=int, help="of a CPU; by default one a core")

@@ -38,9 +38,9 @@ def accumulate(
 ) -> Algorithm:
     """The algorithm, with its factors folded into the base every `every` rounds: FedLoRU's merge.
 
-    `every` is tau, or a list of rounds t (from 1) after which to merge. `restart` is `keep`,
-    `reinit` or `residual`. Around FedLoRA this is FedLoRU (arXiv 2409.12371). The inner algorithm
-    may be any whose server has the fields `base` and `theta`, with factors in theta.
+    `every` is tau, or a list of rounds t (from 1) after which to merge. `restart` is one of
+    `lowrank.restarts`. Around FedLoRA this is FedLoRU (arXiv 2409.12371). The inner algorithm may
+    be any whose server has the fields `base` and `theta`, with both factors in theta.
 
     A merge due after round t happens at the start of round t + 1, before the server sends anything.
     So the evaluation after round t sees the model aggregated in round t, as in the authors' code,
@@ -60,8 +60,12 @@ def accumulate(
 
     def init(key):
         inner = algorithm.init(key)
+        if isinstance(inner, Accumulated):
+            raise ValueError("the algorithm merges its factors already; accumulate it once")
         if not inner.theta.factors:
             raise ValueError("nothing to merge: no factors are trained; select some with a rank")
+        if any(f.a is None or f.b is None for f in inner.theta.factors.values()):
+            raise ValueError("the server has no product to merge, as each client keeps a factor")
         return Accumulated(inner, inner.theta._replace(full={}))
 
     def run_round(server, cohort, for_each_client):

@@ -68,14 +68,21 @@ def down_factor(key: jax.Array, path: str, like: Factors, rank: int) -> jax.Arra
     return uniform(key, (*shape, rank), math.prod(shape[like.stack :]), like.a.dtype)
 
 
-def fresh(theta: Theta, key: jax.Array) -> Theta:
-    """Theta with new factors of the same shapes: down random, up zero. Whole weights stay."""
-    return theta._replace(
-        factors={
-            p: dataclasses.replace(f, a=down_factor(key, p, f, f.rank), b=jnp.zeros_like(f.b))
-            for p, f in theta.factors.items()
-        }
-    )
+def up_factor(key: jax.Array, path: str, like: Factors, rank: int) -> jax.Array:
+    """A random up factor [rank, out...] for the weight that `like` stands beside."""
+    shape = (*like.b.shape[: like.stack], rank, *like.b.shape[like.stack + 1 :])
+    key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(path.encode())), 1)
+    return uniform(key, shape, rank, like.b.dtype)
+
+
+def fresh(theta: Theta, key: jax.Array, *, up: Literal["zero", "random"] = "zero") -> Theta:
+    """Theta with new factors of the same shapes: down random, up as asked. Whole weights stay."""
+
+    def new(p: str, f: Factors) -> Factors:
+        b = jnp.zeros_like(f.b) if up == "zero" else up_factor(key, p, f, f.rank)
+        return dataclasses.replace(f, a=down_factor(key, p, f, f.rank), b=b)
+
+    return theta._replace(factors={p: new(p, f) for p, f in theta.factors.items()})
 
 
 def product(f: Factors) -> jax.Array:

@@ -16,7 +16,8 @@ from jaxfed import Algorithm, Cohort, aggregate, combine, lowrank, trees
 from jaxfed.lowrank import Factors, Theta, restarts
 from jaxfed.simulation import ledger
 
-RESTARTS = {f.__name__: f for f in (restarts.keep, restarts.reinit, restarts.residual)}
+KINDS = (restarts.keep, restarts.reinit, restarts.residual, restarts.balanced)
+RESTARTS = {f.__name__: f for f in KINDS}
 
 
 def weights(seed):
@@ -37,11 +38,47 @@ def restarted(name):
     return (base, theta), RESTARTS[name](base, theta, start, jax.random.key(0)), start
 
 
-@pytest.mark.parametrize("name", ["reinit", "residual"])
+@pytest.mark.parametrize("name", ["reinit", "residual", "balanced"])
 def test_the_function_at_a_merge_is_unchanged(x64, name):
     before, after, _ = restarted(name)
     oracle.assert_close(lowrank.merged(*after), lowrank.merged(*before), rtol=1e-12)
     assert all(jnp.any(before[0][p] != after[0][p]) for p in ("conv", "dense"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_balanced_keeps_the_expected_step_and_reinit_that_of_its_magnitude(x64, seed):
+    """The step of SGD on W is s^2 (A A'G + G B'B): what its trace holds, in the mean over draws."""
+    inputs, outputs, rank = 60, 40, 5
+    like = Theta({}, {"w": Factors(jnp.ones((inputs, rank)), jnp.ones((rank, outputs)), 2.0)})
+    keys = jax.random.split(jax.random.key(seed), 400)
+
+    def sides(restart):
+        after = [restart({"w": jnp.zeros((inputs, outputs))}, like, like, k)[1] for k in keys]
+        a, b = (jnp.stack([getattr(x.factors["w"], n) for x in after]) for n in "ab")
+        return jnp.mean(jnp.sum(a**2, (1, 2))) / inputs, jnp.mean(jnp.sum(b**2, (1, 2))) / outputs
+
+    np.testing.assert_allclose(sides(restarts.balanced), (rank / (3 * inputs), 1 / 3), rtol=0.03)
+    np.testing.assert_allclose(sides(restarts.reinit), (rank / (3 * inputs), 0), rtol=0.03)
+    larger = partial(restarts.reinit, magnitude=(inputs / rank) ** 0.5)
+    np.testing.assert_allclose(sides(larger), (1 / 3, 0), rtol=0.03)
+
+
+def test_balanced_draws_as_a_training_from_scratch_does(x64):
+    """The same bounds as Select(up="random") has: 1 / sqrt(fan in) and 1 / sqrt(rank)."""
+    first, _ = algorithms.classifier(algorithms.SCRATCH).init(jax.random.key(0))
+    _, theta = algorithms.classifier(algorithms.SCRATCH).init(jax.random.key(0))
+    _, new = restarts.balanced(first, theta, theta, jax.random.key(1))
+    for p, f in new.factors.items():
+        inputs = f.a[..., 0].size
+        for side, bound in ((f.a, inputs**-0.5), (f.b, f.rank**-0.5)):
+            assert 0.7 * bound < jnp.max(jnp.abs(side)) <= bound, p
+
+
+@pytest.mark.parametrize("magnitude", [0, -1.0, float("nan")])
+def test_a_magnitude_of_no_use_is_refused(magnitude):
+    (base, theta), _ = weights(0), None
+    with pytest.raises(ValueError, match=f"magnitude={magnitude}"):
+        restarts.reinit(base, theta, theta, jax.random.key(0), magnitude=magnitude)
 
 
 def test_keep_doubles_the_product(x64):
@@ -124,13 +161,15 @@ def test_the_base_is_what_it_was_and_the_sum_of_the_merged_products(name, every)
         if due:
             for p, f in before.theta.factors.items():
                 gained = lowrank.product(f)
-                gained -= lowrank.product(start.factors[p]) if name == "residual" else 0
+                left = {"residual": start, "balanced": began}.get(name)
+                gained -= lowrank.product(left.factors[p]) if left else 0
                 expected[p] += np.asarray(gained)
         for p, w in after.base.items():
             np.testing.assert_allclose(w, expected[p], rtol=1e-4, atol=1e-4)
         for p, f in began.factors.items():
             if due and name == "reinit":
                 np.testing.assert_allclose(f.b, 0, atol=1e-5)
+            if due and name in ("reinit", "balanced"):
                 assert jnp.all(jnp.abs(f.a - before.theta.factors[p].a) > 1e-6)
             else:
                 origin = start if due and name == "residual" else before.theta
