@@ -11,12 +11,16 @@ Finished runs are kept in the results' .json, so an interrupted comparison goes 
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import intervals
 import kept
+import numpy as np
 import sweep
+from matplotlib.figure import Figure
+
+from jaxfed.analysis import look
 
 RESTARTS = ("keep", "residual", "reinit", "balanced")
 QUICK: dict[str, Any] = {
@@ -65,11 +69,12 @@ def taus(settings: Mapping[str, Any], restart: str) -> list[int]:
 class Found:
     """The runs that are reported, by cell and seed."""
 
-    def __init__(self, content: Mapping[str, Any]):
+    def __init__(self, content: Mapping[str, Any], made: Mapping[str, sweep.Cell] | None = None):
         self.settings = content["settings"]
-        self.seeds = self.settings["seeds"]
-        self.cells = cells(self.settings)
-        self.runs = {n: [content["runs"][f"{n}/seed/{s}"] for s in self.seeds] for n in self.cells}
+        self.seeds, self.ranks = self.settings["seeds"], self.settings.get("ranks", [])
+        self.cells = made or cells(self.settings)
+        runs = content["runs"]
+        self.runs = {n: [runs[f"{n}/seed/{s}"] for s in self.seeds] for n in self.cells}
 
     def last(self, name: str) -> list[float]:
         """[seeds] accuracy after the last round."""
@@ -86,13 +91,69 @@ class Found:
 
     def at_edge(self) -> list[str]:
         """The cells whose best rate is the first or last of the grid."""
-        ends = self.settings["rates"][0], self.settings["rates"][-1]
-        return [n for n, runs in self.runs.items() if runs[0]["rate"] in ends]
+        found = []
+        for name, cell in self.cells.items():
+            rates = self.settings.get(f"rates_{cell.optimizer}", self.settings["rates"])
+            if self.runs[name][0]["rate"] in (rates[0], rates[-1]):
+                found.append(name)
+        return found
 
     def best(self, rank: int, restart: str) -> str:
         """The cell of that rank and restart with the highest mean."""
         names = [f"{rank}/{restart}/{tau}" for tau in taus(self.settings, restart)]
         return max(names, key=lambda n: statistics.fmean(self.last(n)))
+
+
+def edges(found: Found) -> str:
+    """Whether every cell was tuned within its grid."""
+    there = found.at_edge()
+    if there:
+        return f"The best rate is at an edge of the grid for {', '.join(there)}: tune them further."
+    return "Every cell's best learning rate lies inside the grid."
+
+
+def binds(found: Found) -> str:
+    """At which ranks a merge gains, and where that ends."""
+    gains = {r: found.above(found.best(r, "balanced"), f"{r}/never") for r in found.ranks}
+    gaining = [r for r, gain in gains.items() if gain.low > 0]
+    rest = [r for r in found.ranks if r not in gaining]
+    each = "; ".join(f"r = {r}: {intervals.points(gain)}" for r, gain in gains.items())
+    return (
+        f"**Does merging help?** Yes, where the rank binds: at r = {listed(gaining)}; not beyond "
+        f"what seeds differ by at r = {listed(rest)}. Best balanced cell above FedLoRA of the same "
+        f"rank, in points: {each}."
+    )
+
+
+def which(found: Found) -> str:
+    """The order of the restarts at the ranks that bind most."""
+    parts = []
+    for r in found.ranks[:2]:
+        best = {restart: found.best(r, restart) for restart in RESTARTS}
+        order = sorted(RESTARTS, key=lambda x: -statistics.fmean(found.last(best[x])))
+        ends = ", ".join(f"{x} {intervals.spread(found.last(best[x]))}" for x in order)
+        lead = intervals.points(found.above(best[order[0]], best[order[1]]))
+        parts.append(f"at r = {r}: {ends} ({order[0]} leads by {lead})")
+    return f"**Which restart?** With the best tau of each, {'; '.join(parts)}."
+
+
+def ceiling(found: Found) -> str:
+    """How far below FedAvg the best cell of each rank is."""
+    parts = []
+    for r in found.ranks:
+        name = found.best(r, "balanced")
+        gap, share = found.above(name, "fedavg"), found.megabytes(name)
+        percent = 100 * share / found.megabytes("fedavg")
+        parts.append(f"r = {r}: {intervals.points(gap)} for {percent:.0f} % of the bytes")
+    return (
+        f"**How far from FedAvg?** FedAvg ends at {intervals.spread(found.last('fedavg'))} for "
+        f"{found.megabytes('fedavg'):.0f} MB. balanced is apart from it by, in points, "
+        f"{'; '.join(parts)}."
+    )
+
+
+def listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks)) or "none"
 
 
 def table(found: Found) -> str:
@@ -101,28 +162,76 @@ def table(found: Found) -> str:
     head += ["above FedAvg [95 %]", "MB"]
     rows = []
     for name in found.cells:
-        rank, restart, tau = [*name.split("/"), "", ""][:3] if "/" in name else ("full", "", "")
-        floor = "" if name == "fedavg" or restart == "never" else f"{rank}/never"
-        rows.append(
-            [
-                rank,
-                "FedAvg" if name == "fedavg" else restart,
-                tau,
-                f"{found.runs[name][0]['rate']:g}",
-                intervals.spread(found.last(name)),
-                intervals.points(found.above(name, floor)) if floor else "",
-                "" if name == "fedavg" else intervals.points(found.above(name, "fedavg")),
-                f"{found.megabytes(name):.0f}",
-            ]
-        )
+        rank, restart, tau = [*name.split("/"), "", ""][:3]
+        whole, floor = rank == "fedavg", f"{rank}/never"
+        row = ["full", "FedAvg", ""] if whole else [rank, restart, tau]
+        row += [f"{found.runs[name][0]['rate']:g}", intervals.spread(found.last(name))]
+        row += ["" if whole or name == floor else intervals.points(found.above(name, floor))]
+        row += ["" if whole else intervals.points(found.above(name, "fedavg"))]
+        rows.append([*row, f"{found.megabytes(name):.0f}"])
     return intervals.table(head, rows)
 
 
 def page(content: Mapping[str, Any], picture: str) -> str:
     """The whole result in Markdown."""
     found = Found(content)
-    return "\n\n".join([kept.head(content, found.settings), table(found)]) + "\n"
+    of = found.settings
+    about = (
+        f"Digits, an MLP of {of['widths']} with factors beside its hidden layers, {of['clients']} "
+        f"clients of Dirichlet({of['concentration']}) over labels, {of['cohort']} a round, "
+        f"{of['epochs']} epochs of batches of {of['batch']} by SGD with gradients clipped at "
+        f"{of['clip']:g}, {of['rounds']} rounds. Test accuracy in percent after the last round, "
+        f"mean and standard deviation over {len(found.seeds)} seeds (of the split, the first "
+        "weights and the sampling). Differences are paired by seed, with Student's 95 % interval. "
+        "The learning rate of each cell is the best of the grid, climbed from its middle, on "
+        "held-out examples with seed 0. MB are all that clients send and receive in a run."
+    )
+    parts = [kept.head(content, of), about, binds(found), which(found), ceiling(found)]
+    parts += [edges(found), f"![accuracy by rank and by bytes]({picture})", table(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(content: Mapping[str, Any]) -> Figure:
+    """Accuracy by rank, and accuracy against the bytes of a run; bands hold all seeds."""
+    found = Found(content)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    by_rank, by_bytes = figure.subplots(1, 2)
+    arms = {"FedLoRA (never merged)": lambda r: f"{r}/never"}
+    arms |= {f"FedLoRU, {x}": lambda r, x=x: found.best(r, x) for x in RESTARTS}
+    for i, (label, name) in enumerate(arms.items()):
+        ends = 100 * np.array([found.last(name(r)) for r in found.ranks])
+        colour = look.COLOURS[i]
+        by_rank.plot(found.ranks, ends.mean(1), "o-", color=colour, label=label, markersize=4)
+        by_rank.fill_between(found.ranks, ends.min(1), ends.max(1), color=colour, alpha=0.15)
+    whole = 100 * statistics.fmean(found.last("fedavg"))
+    by_rank.axhline(whole, color=look.COLOURS[-1], linewidth=1, label="FedAvg")
+    by_rank.set_xscale("log", base=2)
+    by_rank.set_xticks(found.ranks, [f"{r}" for r in found.ranks])
+    by_rank.set(title="Accuracy by rank, best tau", xlabel="rank", ylabel="percent")
+    by_rank.legend(loc="lower right")
+    low, enough = found.ranks[min(1, len(found.ranks) - 1)], found.ranks[max(-2, -len(found.ranks))]
+    curves = {
+        f"FedLoRU, rank {low}, balanced": f"{low}/balanced/{found.settings['tau'][0]}",
+        f"FedLoRA, rank {low}": f"{low}/never",
+        f"FedLoRA, rank {enough}": f"{enough}/never",
+        "FedAvg": "fedavg",
+    }
+    for (label, name), colour in zip(
+        curves.items(),
+        (look.COLOURS[4], look.COLOURS[0], look.COLOURS[5], look.COLOURS[-1]),
+        strict=True,
+    ):
+        runs = found.runs[name]
+        sent = np.mean([run["sent"] for run in runs], 0)[1:] / 1e6
+        accuracy = 100 * np.array([run["accuracy"] for run in runs])[:, 1:]
+        by_bytes.plot(sent, accuracy.mean(0), color=colour, label=label)
+        by_bytes.fill_between(sent, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.15)
+    by_bytes.set_xscale("log")
+    by_bytes.xaxis.set_major_formatter("{x:g}")
+    by_bytes.set(title="Accuracy by bytes", xlabel="MB sent and received by all clients")
+    by_bytes.legend(loc="lower right")
+    return figure
 
 
 if __name__ == "__main__":
-    sweep.main("binding_rank", QUICK, QUICK, cells, page, None)
+    sweep.main("binding_rank", QUICK, None, cells, page, draw)

@@ -30,8 +30,7 @@ import numpy as np
 import optax
 
 from jaxfed import Experiment, combine, local, lowrank, models, tasks
-from jaxfed.algorithms import fedavg
-from jaxfed.algorithms.shared.fedlora import fedlora
+from jaxfed.algorithms import fedavg, fedlora
 from jaxfed.data import federate, images, partition, sources
 from jaxfed.data.sources import Examples
 from jaxfed.lowrank import restarts, rules
@@ -424,17 +423,18 @@ def on_devices(jobs: Sequence[Callable[[], None]]) -> None:
 def main(
     name: str,
     quick: Mapping,
-    full: Mapping,
+    full: Mapping | None,
     cells: Callable,
     page: Callable,
-    draw: Callable,
+    draw: Callable | None = None,
     one: Callable[[Run], dict] = one,
 ) -> None:
     """Makes the missing runs of a claim's script; writes the page and the picture."""
     parser = argparse.ArgumentParser(prog=f"{name}.py")
     needs = quick["data"] != "digits"
     parser.add_argument("--data-dir", required=needs, help="a TFDS data directory, or an .npz file")
-    parser.add_argument("--full", action="store_true", help="the paper's sizes, for a GPU")
+    if full:
+        parser.add_argument("--full", action="store_true", help="the paper's sizes, for a GPU")
     parser.add_argument("--chunk", type=int, default=5, help="clients at once on a device")
     parser.add_argument("--devices", type=int, help="of a CPU; by default one a core")
     parser.add_argument("--results", default=name, help="name in benchmarks/claims/results/")
@@ -442,7 +442,7 @@ def main(
     cores = len(os.sched_getaffinity(0))
     devices = cores if asked.devices is None else asked.devices
     jax.config.update("jax_num_cpu_devices", devices)
-    settings = full if asked.full else quick
+    settings = full if full and asked.full else quick
     found = kept.Kept(kept.path(asked.results), settings)
     problem = PROBLEMS[settings["data"]](asked.data_dir, settings)
     tuned(found, problem, cells(settings), asked.chunk, one)
