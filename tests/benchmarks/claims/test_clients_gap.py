@@ -37,6 +37,9 @@ def test_the_gap_and_its_trend_follow_from_the_runs(problem, sizes, tmp_path):
     assert gap.slope("0.5", "fedloru").mean == pytest.approx(0.04)
     assert "the gap rises with K" in clients_gap.trend(gap, "0.5", "fedloru")
     assert "no trend" in clients_gap.trend(gap, "0.5", "fedlora")
+    merging = clients_gap.trend(gap, "0.5", "fedloru", "fedlora")
+    assert merging.startswith("C = 0.5, FedLoRU - FedLoRA: the gap rises with K: +4.0 ")
+    assert merging in clients_gap.page(found.content, "gap.png")
     assert clients_gap.reached(made | {"accuracy": [0.0, 0.4, 0.8]}, 0.6) == 3
     assert clients_gap.trend(gap, "0.5", "fedloru") in clients_gap.page(found.content, "gap.png")
     clients_gap.draw(gap)

@@ -1,5 +1,6 @@
 """Finished runs in a file: none is made twice, and none is mixed with those of other settings."""
 
+import importlib
 import json
 
 import kept
@@ -31,3 +32,18 @@ def test_a_page_is_written_beside_its_runs(tmp_path, capsys):
     assert (tmp_path / "x.md").read_text() == "0 runs, see x.png"
     assert not (tmp_path / "x.png").exists()
     assert "0 runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("clients_gap", "clients_gap"),
+        ("glue_table", "glue_minilm"),
+        ("gradient_similarity", "gradient_similarity"),
+        ("stable_rank", "stable_rank"),
+    ],
+)
+def test_a_stored_page_is_what_its_script_says_of_the_stored_runs(script, name):
+    content = json.loads(kept.path(name).read_text())
+    written = kept.path(name).with_suffix(".md").read_text()
+    assert importlib.import_module(script).page(content, f"{name}.png") == written

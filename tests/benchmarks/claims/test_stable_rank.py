@@ -36,10 +36,10 @@ def test_a_pair_without_a_hessian_counts_for_nobody():
 @pytest.mark.parametrize(
     ("share", "said"),
     [
-        (0.99, "the claim holds nearly always"),
-        (0.7, "the claimed order is the more frequent one, with many exceptions"),
-        (0.5, "the claim does not hold: neither order is clearly the more frequent one"),
-        (0.2, "the claim does not hold: the opposite order is the more frequent one"),
+        (0.99, "the smaller set nearly always has the larger stable rank"),
+        (0.7, "the smaller set more often has the larger stable rank, with many exceptions"),
+        (0.5, "neither order is clearly the more frequent one"),
+        (0.2, "the larger set more often has the larger stable rank"),
     ],
 )
 def test_the_verdict_follows_the_numbers(share, said):

