@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed import aggregate, local, lowrank, trees
-from jaxfed.algorithm import Algorithm, Reply
+from jaxfed.algorithm import Algorithm, Reply, no_broadcast
 from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.lowrank.rules import Rule, stacked
@@ -105,13 +105,16 @@ def fedlora(
             base = lowrank.merge(base, Theta({}, rest))
         return Server(base, mean._replace(factors=factors)), reply.state, reply.metrics
 
+    def merge(server, t):
+        return sum(change(*server).values()) if t else 0
+
     return Algorithm(
         init,
         lambda server, key: (),
         run_round,
         lambda server, state: (server.base, server.theta),
         task,
-        broadcast=lambda server, t: sum(change(*server).values()) if t else 0,
+        broadcast=merge if rule.exact else no_broadcast,
         clients=None if ranks is None else len(ranks),
     )
 
