@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.lowrank.factors import Factors, down_factor, thin_svd
+from jaxfed.lowrank.factors import Factors, concat, down_factor, thin_svd
 
 PASSES = 8
 """Power iterations of `best`, each one product with M and one with its transpose."""
@@ -130,6 +130,11 @@ def stacked(f: Factors, weight: jax.Array) -> Factors:
         a=a.reshape(*a.shape[:-2], -1),
         b=b.reshape(*b.shape[: f.stack], -1, *b.shape[f.stack + 2 :]),
     )
+
+
+def left_out(stack: Factors, f: Factors) -> Factors:
+    """The adapter of what f leaves out of the stack's product: M - s a b."""
+    return concat(stack, dataclasses.replace(f, b=-f.b))
 
 
 def truncated(f: Factors, rank: int, key: jax.Array) -> Factors:

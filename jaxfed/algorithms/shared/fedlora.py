@@ -28,8 +28,8 @@ import optax
 from jaxfed import aggregate, local, lowrank, trees
 from jaxfed.algorithm import Algorithm, Reply, no_broadcast
 from jaxfed.data import values
-from jaxfed.lowrank.factors import Factors, Theta
-from jaxfed.lowrank.rules import Rule, stacked
+from jaxfed.lowrank.factors import Theta
+from jaxfed.lowrank.rules import Rule, left_out, stacked
 from jaxfed.tasks.task import Task
 from jaxfed.templates import Server
 
@@ -101,7 +101,7 @@ def fedlora(
         }
         base = server.base
         if rule.exact:
-            rest = {p: lowrank.concat(stack[p], _minus(f)) for p, f in factors.items()}
+            rest = {p: left_out(stack[p], f) for p, f in factors.items()}
             base = lowrank.merge(base, Theta({}, rest))
         return Server(base, mean._replace(factors=factors)), reply.state, reply.metrics
 
@@ -137,7 +137,3 @@ def one_side(rule: Rule) -> optax.GradientTransformation:
 
 def _cut(theta: Theta, rank: jax.Array) -> Theta:
     return theta._replace(factors={p: lowrank.truncate(f, rank) for p, f in theta.factors.items()})
-
-
-def _minus(f: Factors) -> Factors:
-    return dataclasses.replace(f, b=-f.b)
