@@ -293,7 +293,8 @@ def flags_of_numbers():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
                 words = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                if words.get("type") in ("int", "float") and "nargs" not in words:
+                written = isinstance(node.args[0], ast.Constant)
+                if written and words.get("type") in ("int", "float") and "nargs" not in words:
                     yield node.args[0].value.removeprefix("--").replace("-", "_")
 
 

@@ -208,8 +208,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="of these parts; by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--task", default=SETTINGS["task"])
-    for name in ("rounds", "batch_size", "max_length"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--max-length", type=int)
     parser.add_argument("--tiny", action="store_true", help="a round of two steps, as a test")
     parser.add_argument("--devices", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--chunk", type=int, help="clients at once on a device; by default all")
