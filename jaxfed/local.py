@@ -159,7 +159,8 @@ def scale_by_round(schedule: Callable[[jax.Array], jax.Array]) -> optax.Gradient
     values.function("schedule", schedule, "a function of the round, such as cosine(1e-2, 400)")
 
     def update(updates, state, params=None, **extra):
-        return optax.tree.scale(schedule(extra["round"]), updates), state
+        scaled = optax.tree.scale(schedule(extra["round"]), updates)
+        return optax.tree.cast_like(scaled, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

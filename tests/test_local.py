@@ -272,3 +272,10 @@ def test_an_optimizer_that_wants_the_loss_gets_it():
     found = local.sgd(regression, optimizer, BEGIN, k, work)[0]["w"]
     plain = local.sgd(regression, optax.sgd(0.1), BEGIN, k, work)[0]["w"]
     assert jnp.abs(found - BEGIN["w"]).sum() < jnp.abs(plain - BEGIN["w"]).sum()
+
+
+def test_a_schedule_by_round_keeps_the_type_of_the_updates(x64):
+    """Before momentum, whose moments would otherwise change their type in the loop over steps."""
+    scaled = local.scale_by_round(local.cosine(0.1, 5))
+    update, _ = scaled.update(jnp.ones(2, jnp.float32), scaled.init(()), round=jnp.asarray(2))
+    assert update.dtype == jnp.float32

@@ -42,7 +42,7 @@ def experiment(
     rank: int = 128,
     alpha: float = 64.0,
     every: tuple[int, ...] = (50, 100, 150, 200, 250, 300, 350),
-    restart: Literal["keep", "reinit", "residual"] = "keep",
+    restart: Literal["keep", "reinit", "residual", "balanced"] = "keep",
     batch_size: int = 32,
     epochs: int = 5,
     learning_rate: float = 0.2,

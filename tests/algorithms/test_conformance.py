@@ -1,6 +1,6 @@
 """What holds for every algorithm, over the one table of them."""
 
-from functools import cache
+from functools import cache, partial
 
 import algorithms
 import jax
@@ -11,6 +11,7 @@ import pytest
 from algorithms import ALGORITHMS, CLIENTS, COHORT, DRAWS, RATE
 
 from jaxfed import lowrank, trees
+from jaxfed.algorithms import zoo
 from jaxfed.simulation import ledger
 from jaxfed.templates import Server
 
@@ -127,6 +128,37 @@ def test_one_trace_serves_all_rounds_and_keeps_shapes_and_dtypes(name):
     assert trees.shapes(server) == trees.shapes(on_engine(name, UNEQUAL).server)
     for kept in states.values():
         assert trees.shapes(kept) == trees.shapes(states[0])
+
+
+@cache
+def in_single(select):
+    """The task of the table with a float32 model, whatever precision is enabled."""
+    made = algorithms.classifier(select)
+    single = partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.float32))
+    return made._replace(init=lambda key: single(made.init(key)))
+
+
+@pytest.mark.parametrize("one", zoo.ROWS, ids=lambda one: one.name)
+def test_where_double_precision_is_enabled_a_single_precision_model_keeps_its_types(one):
+    """So that the carry of a loop over rounds or steps has one type. Nothing is computed."""
+
+    select = {"any": algorithms.WHOLE, "factors": algorithms.LORA, "scratch": algorithms.SCRATCH}
+    with jax.enable_x64(True):
+        fed = one.make(in_single(select[one.trains]), algorithms.setting(RATE))
+
+        def start(key):
+            server = fed.init(key)
+            return server, [fed.init_client(server, key)] * COHORT
+
+        def run(server, states):
+            drawn = oracle.cohort(algorithms.UNEQUAL, states, DRAWS[0], 0)
+            server, new, _ = fed.run_round(server, drawn, oracle.compiled_loop)
+            return server, [jax.tree.map(lambda s, n=n: s[n], new) for n in range(COHORT)]
+
+        before = jax.eval_shape(start, jax.random.key(0))
+        after = jax.eval_shape(run, *before)
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (before, after)]
+    assert kinds[0] == kinds[1]
 
 
 def one_round(name, plan):

@@ -71,6 +71,7 @@ def feddyn(
         delta = mean(reply.upload, cohort.weight)
         share = jnp.sum(cohort.weight > 0) / clients  # |S| / N
         h = optax.tree.add_scale(server.h, -penalty * share, delta)
+        h = optax.tree.cast_like(h, server.h)
         theta = optax.tree.add_scale(optax.tree.add(server.theta, delta), -1 / penalty, h)
         return server._replace(theta=theta, h=h), reply.state, reply.metrics
 

@@ -83,6 +83,7 @@ def scaffold(
             optax.tree.scale(-1, c), -1 / (jnp.maximum(steps, 1) * learning_rate), delta
         )
         change = jax.tree.map(lambda d: jnp.where(steps > 0, d, 0), change)
+        change = optax.tree.cast_like(change, c)
         return Reply(Upload(delta, change), optax.tree.add(k.state, change), metrics)
 
     def run_round(server, cohort, for_each_client):
@@ -91,7 +92,7 @@ def scaffold(
         delta = mean(reply.upload, cohort.weight)
         share = jnp.sum(cohort.weight > 0) / clients  # |S| / N
         theta = optax.tree.add_scale(server.theta, server_learning_rate, delta.theta)
-        c = optax.tree.add_scale(server.c, share, delta.c)
+        c = optax.tree.cast_like(optax.tree.add_scale(server.c, share, delta.c), server.c)
         return server._replace(theta=theta, c=c), reply.state, reply.metrics
 
     def deploy(server, state):

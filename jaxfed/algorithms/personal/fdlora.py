@@ -91,7 +91,11 @@ def fdlora(
         own = jax.tree.map(partial(jnp.where, synced), trained.factors, own)
 
         def fuse(carry, batch, key):
-            return compass(lambda w: loss(mixture(theta, own, *w), batch, key), carry[0], search)
+            weights, value = carry
+            best, least = compass(
+                lambda w: loss(mixture(theta, own, *w), batch, key), weights, search
+            )
+            return best, value + least  # of one step
 
         few, fusing = local.Work(shots, steps=1), local.only_if(k, k.round > rounds)
         weights, fused = local.each_step(fuse, (weights, jnp.zeros(())), fusing, few)
