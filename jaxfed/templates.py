@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxfed import lowrank
@@ -93,6 +94,26 @@ def mixture(
 
     shared = theta._replace(factors=weighed(theta.factors, w))
     return lowrank.joined(shared, weighed(own, w_own))
+
+
+def alone(
+    optimizer: optax.GradientTransformation, trains_b: Callable[[jax.Array], jax.Array]
+) -> optax.GradientTransformation:
+    """The optimizer of one side of the factors: B in rounds with trains_b(round), A in the others.
+
+    The other side gets no gradient and no update, as from moments or weight decay.
+    """
+
+    def update(updates, state, params=None, **extra):
+        b = trains_b(extra["round"])
+        factors = {
+            p: dataclasses.replace(f, a=jnp.where(b, 0, f.a), b=jnp.where(b, f.b, 0))
+            for p, f in updates.factors.items()
+        }
+        return updates._replace(factors=factors), state
+
+    frozen = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.chain(frozen, optimizer, frozen)
 
 
 def check_number(

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxfed import combine
+from jaxfed import combine, lowrank
 from jaxfed.algorithm import Algorithm
 from jaxfed.algorithms.general import fedopt as optimizers
 from jaxfed.algorithms.general.fedavg import fedavg
 from jaxfed.algorithms.general.fedopt import fedopt
 from jaxfed.algorithms.row import Row, Setting
 from jaxfed.algorithms.shared.fedlora import fedlora
+from jaxfed.algorithms.shared.fedloru import fedloru
 from jaxfed.combine import compress
 from jaxfed.lowrank import restarts, rules
 from jaxfed.tasks.task import Task
@@ -39,6 +40,17 @@ def _aggregated(name: str, rule: rules.Rule, sends: str, source: str) -> Row:
 def _rac(task: Task, s: Setting) -> Algorithm:
     ffa = fedlora(task, s.work, rule=rules.FFA, client_optimizer=s.sgd)
     return combine.accumulate(ffa, **MERGES)
+
+
+def _raflora(task: Task, s: Setting) -> Algorithm:
+    return fedlora(task, s.work, rule=rules.RAFLORA, client_optimizer=s.sgd, ranks=s.ranks)
+
+
+def _frlora(task: Task, s: Setting) -> Algorithm:
+    """FRLoRA: from the weights' own best factors, to which each merge returns."""
+    begun = task._replace(init=lambda key: lowrank.principal(*task.init(key)))
+    merged: dict[str, Any] = {"every": 1, "restart": restarts.residual}
+    return fedloru(begun, s.work, **merged, client_optimizer=s.sgd)
 
 
 def _compressed(
@@ -78,6 +90,26 @@ AGGREGATED = (
         "B; a merge is broadcast every tau rounds",
         "nothing",
         "RAC-LoRA and Fed-RAC-LoRA, arXiv 2410.08305",
+    ),
+    Row(
+        "raflora",
+        fedlora,
+        "factors",
+        _raflora,
+        "r_k components of A and B",
+        "nothing",
+        "arXiv 2602.13486",
+    ),
+)
+CHAINS = (
+    Row(
+        "frlora",
+        fedloru,
+        "factors",
+        _frlora,
+        "A and B; a merge is broadcast every round",
+        "nothing",
+        "FRLoRA, ICLR 2025",
     ),
 )
 COMPRESSED = tuple(

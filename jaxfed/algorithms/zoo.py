@@ -7,12 +7,13 @@ differ in one choice alone stand in `families`.
 import optax
 
 from jaxfed import combine
-from jaxfed.algorithms.families import AGGREGATED, COMPRESSED, MERGES, OPTIMIZERS
+from jaxfed.algorithms.families import AGGREGATED, CHAINS, COMPRESSED, MERGES, OPTIMIZERS
 from jaxfed.algorithms.general import perfedavg as meta
 from jaxfed.algorithms.general.centralised import centralised
 from jaxfed.algorithms.general.ditto import ditto
 from jaxfed.algorithms.general.fedavg import fedavg
 from jaxfed.algorithms.general.feddyn import feddyn
+from jaxfed.algorithms.general.fedlin import fedlin
 from jaxfed.algorithms.general.fedopt import fedopt
 from jaxfed.algorithms.general.fedper import fedper
 from jaxfed.algorithms.general.fedprox import fedprox
@@ -39,6 +40,7 @@ __all__ = [
     "feddpa_f",
     "feddpa_t",
     "feddyn",
+    "fedlin",
     "fedlora",
     "fedloru",
     "fedopt",
@@ -103,6 +105,15 @@ ROWS = (
         "its gradient, h_k",
         "Acar et al., ICLR 2021",
     ),
+    Row(
+        "fedlin",
+        fedlin,
+        "any",
+        lambda task, s: fedlin(task, s.work, client_optimizer=s.sgd),
+        "theta, and gradients both ways",
+        "nothing",
+        "Mitra et al., NeurIPS 2021",
+    ),
     *OPTIMIZERS,
     Row(
         "centralised",
@@ -158,6 +169,7 @@ ROWS = (
         "Park and Klabjan, arXiv 2409.12371",
     ),
     *AGGREGATED,
+    *CHAINS,
     Row(
         "mfedloru",
         mfedloru,

@@ -27,6 +27,7 @@ from jaxfed.lowrank.factors import merge as merge
 from jaxfed.lowrank.factors import merged as merged
 from jaxfed.lowrank.factors import nbytes as nbytes
 from jaxfed.lowrank.factors import norm as norm
+from jaxfed.lowrank.factors import principal as principal
 from jaxfed.lowrank.factors import product as product
 from jaxfed.lowrank.factors import truncate as truncate
 from jaxfed.lowrank.interception import apply as apply

@@ -255,3 +255,18 @@ def from_product(weight: jax.Array, inputs: int, rank: int, scale: float) -> Fac
     a = jnp.pad(u[:, :rank] * root, ((0, 0), spare)).reshape(*weight.shape[:inputs], rank)
     b = jnp.pad(root[:, None] * vt[:rank], (spare, (0, 0))).reshape(rank, *weight.shape[inputs:])
     return Factors(a, b, scale)
+
+
+def principal(base: Mapping[str, jax.Array], theta: Theta) -> tuple[dict[str, jax.Array], Theta]:
+    """(base, theta) with the best factors of each weight as its factors, and the base without them.
+
+    W = U S V'; A = U_r sqrt(S_r / s), B = sqrt(S_r / s) V_r'; W <- W - s A B: the model is what it
+    was before it had factors (PiSSA's start, and FRLoRA's).
+    """
+    check_unstacked(theta.factors)
+    factors = {
+        p: from_product(base[p].astype(f.a.dtype), f.a.ndim - 1, f.rank, f.scale)
+        for p, f in theta.factors.items()
+    }
+    rest = {p: dataclasses.replace(f, b=-f.b) for p, f in factors.items()}
+    return merge(base, Theta({}, rest)), theta._replace(factors=factors)

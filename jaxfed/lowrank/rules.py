@@ -39,6 +39,9 @@ class Rule(NamedTuple):
     receives: str = "ab"
     """The sides of the next factors that clients cannot compute, so the server sends them."""
 
+    partitioned: bool = False
+    """True if M has component j as the mean over the clients of rank j and more alone."""
+
 
 # ---------------------------------------------------------------------- the next factors
 
@@ -101,6 +104,11 @@ FLORA = Rule(fresh, exact=True, receives="")
 FLEXLORA = Rule(best)
 """FlexLoRA (NeurIPS 2024, arXiv 2402.11505): A, s B <- U_r, S_r V_r' of M, as its code splits."""
 
+RAFLORA = Rule(best, partitioned=True)
+"""raFLoRA (arXiv 2602.13486): FlexLoRA, but a component's mean is over the clients that have it.
+
+Under FlexLoRA the others count as zeros, so what few clients have shrinks in every round."""
+
 FEDMOMENTUM = Rule(best_even, exact=True)
 """FedMomentum (arXiv 2603.08014): the best factors; W takes the rest. The even split is ours."""
 
@@ -121,15 +129,29 @@ Both sides are sent down: a client that missed the last round lacks both."""
 
 
 def stacked(f: Factors, weight: jax.Array) -> Factors:
-    """The stack of K clients' factors, leaves [K, ...]: one adapter of rank K r for M."""
-    a = jnp.moveaxis(f.a, 0, -2)  # [in..., K, r]
-    b = f.b * weight.astype(f.b.dtype).reshape(-1, *[1] * (f.b.ndim - 1))
+    """The stack of K clients' factors, leaves [K, ...]: one adapter of rank K r for M.
+
+    Weights are [K], or [K, r] with one for each component.
+    """
+    each = weight.astype(f.b.dtype).reshape(len(weight), *[1] * f.stack, -1)  # [K, ..., r or 1]
+    b = f.b * each.reshape(*each.shape, *[1] * (f.b.ndim - each.ndim))
     b = jnp.moveaxis(b, 0, f.stack)  # [K, r, out...]
+    a = jnp.moveaxis(f.a, 0, -2)  # [in..., K, r]
     return dataclasses.replace(
         f,
         a=a.reshape(*a.shape[:-2], -1),
         b=b.reshape(*b.shape[: f.stack], -1, *b.shape[f.stack + 2 :]),
     )
+
+
+def partitioned(weight: jax.Array, ranks: jax.Array, most: int) -> jax.Array:
+    """Weights [K, r] for each component: those of the clients that have it, summing to one.
+
+    Zero for a component that none has.
+    """
+    has = weight[:, None] * (jnp.arange(most) < ranks[:, None])  # [K, r]
+    total = jnp.sum(has, axis=0)
+    return has / jnp.where(total > 0, total, 1)
 
 
 def left_out(stack: Factors, f: Factors) -> Factors:

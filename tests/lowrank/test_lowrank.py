@@ -523,3 +523,16 @@ def test_a_cosine_forms_no_product():
     within = set(shapes(jax.make_jaxpr(lowrank.cosine)(first, second).jaxpr))
     assert not within & {(7, 5), (5, 7), (18, 4), (3, 3, 2, 4), (4, 18)}
     assert {(2, 3), (2, 2), (3, 3)} <= within
+
+
+def test_principal_factors_are_the_svd_and_leave_the_model_as_it_is(x64):
+    rng = np.random.default_rng(0)
+    f = Factors(*(jnp.asarray(rng.normal(size=s)) for s in ((3, 2, 2), (2, 5))), 0.5)
+    base = {"w": jnp.asarray(rng.normal(size=(3, 2, 5)))}
+    rest, theta = lowrank.principal(base, Theta({}, {"w": f}))
+    np.testing.assert_allclose(lowrank.merge(rest, theta)["w"], base["w"], rtol=1e-10)
+    sigma = np.linalg.svd(base["w"].reshape(6, 5), compute_uv=False)
+    left = np.linalg.svd(rest["w"].reshape(6, 5), compute_uv=False)
+    np.testing.assert_allclose(left[:3], sigma[2:], rtol=1e-8)
+    a, b = theta.factors["w"].a.reshape(6, 2), theta.factors["w"].b
+    np.testing.assert_allclose(a.T @ a, b @ b.T, atol=1e-10)

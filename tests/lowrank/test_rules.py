@@ -88,3 +88,14 @@ def test_a_rank_above_the_smaller_side_is_filled_up_with_zeros(x64):
     np.testing.assert_allclose(lowrank.product(found), mean_product(f, weight), atol=1e-10)
     assert not found.a[:, 3:].any()
     assert not found.b[3:].any()
+
+
+def test_a_component_counts_the_clients_that_have_it(x64):
+    """Shares of a fifth, 2 / 5 and 2 / 5 with ranks 1, 2 and 2; nobody has a third component."""
+    weight, ranks = jnp.asarray([0.2, 0.4, 0.4]), jnp.asarray([1, 2, 2])
+    expected = [[0.2, 0, 0], [0.4, 0.5, 0], [0.4, 0.5, 0]]
+    np.testing.assert_allclose(rules.partitioned(weight, ranks, 3), expected, rtol=1e-12)
+    f, _ = clients((6,), (5,), count=3)
+    stack = rules.stacked(f, rules.partitioned(weight, ranks, 2))
+    whole = SCALE * jnp.einsum("kir,kr,kro->io", f.a, jnp.asarray(expected)[:, :2], f.b)
+    np.testing.assert_allclose(lowrank.product(stack), whole, rtol=1e-10)

@@ -164,6 +164,9 @@ VARIANTS = {
         every=2,
         restart=restarts.keep,
     ),
+    "accumulated fedex": lambda rate: combine.accumulate(
+        ROWS["fedex"](rate), every=2, restart=restarts.reinit
+    ),
     "pf2lora moments": partial(two_level, personal_head=False),
     "pf2lora fresh": partial(
         two_level, personal_head=True, work=STEPS_OF_TWO, upper=momentum, minibatches=halves

@@ -87,7 +87,7 @@ def rounds(algorithm, world, draws, verb=None):
 
     def one_round(server, states, ids, t):
         drawn = cohort(world, states, ids, t)
-        server, new, found = algorithm.run_round(server, drawn, verb or compiled_loop)
+        server, new, found = account.run_round(algorithm, server, drawn, verb or compiled_loop)
         return server, [jax.tree.map(lambda s, n=n: s[n], new) for n in range(len(states))], found
 
     step = one_round if verb else jax.jit(one_round)

@@ -12,12 +12,12 @@
     FEDSVD        as FLEXLORA,              A is not trained               arXiv 2505.12805
     FFA           A, B <- the means,        A is not trained               arXiv 2403.12313
     ROLORA        A, B <- the means,        B, then A, then B, ...         arXiv 2409.02346
+    RAFLORA       as FLEXLORA,              clients of unequal ranks       arXiv 2602.13486
 
 The rules are those of `jaxfed.lowrank.rules`. RAC-LoRA (arXiv 2410.08305) is FFA inside
 `combine.accumulate` with `restarts.reinit`: every tau rounds A is drawn again.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -29,9 +29,9 @@ from jaxfed import aggregate, local, lowrank, trees
 from jaxfed.algorithm import Algorithm, Reply, no_broadcast
 from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
-from jaxfed.lowrank.rules import Rule, left_out, stacked
+from jaxfed.lowrank.rules import Rule, left_out, partitioned, stacked
 from jaxfed.tasks.task import Task
-from jaxfed.templates import Server
+from jaxfed.templates import Server, alone
 
 
 def fedlora(
@@ -65,7 +65,9 @@ def fedlora(
     most = values.whole("cohort_size", cohort_size, 1) if rule.exact else 0
     if ranks is not None:
         values.wholes("ranks", ranks, 1)
-    optimizer = optax.chain(one_side(rule), client_optimizer, one_side(rule))
+    optimizer = (
+        client_optimizer if rule.trains_b is None else alone(client_optimizer, rule.trains_b)
+    )
 
     def init(key):
         server = Server(*task.init(key))
@@ -95,7 +97,10 @@ def fedlora(
         reply = for_each_client(client, server.base, server.theta, cohort)
         mean = optax.tree.add(server.theta, aggregate.weighted_mean(reply.upload, cohort.weight))
         trained = jax.tree.map(jnp.add, server.theta.factors, reply.upload.factors)  # [K, ...]
-        stack = {p: stacked(f, cohort.weight) for p, f in trained.items()}
+        share = cohort.weight
+        if rule.partitioned and ranks is not None:
+            share = partitioned(share, jnp.asarray(ranks)[cohort.id], max(ranks))
+        stack = {p: stacked(f, share) for p, f in trained.items()}
         factors = {
             p: rule.factors(p, stack[p], f, cohort.round_key) for p, f in mean.factors.items()
         }
@@ -117,22 +122,6 @@ def fedlora(
         broadcast=merge if rule.exact else no_broadcast,
         clients=None if ranks is None else len(ranks),
     )
-
-
-def one_side(rule: Rule) -> optax.GradientTransformation:
-    """Zero in place of the side that the rule does not train in the round."""
-
-    def update(updates, state, params=None, **extra):
-        if rule.trains_b is None:
-            return updates, state
-        b = rule.trains_b(extra["round"])
-        factors = {
-            p: dataclasses.replace(f, a=jnp.where(b, 0, f.a), b=jnp.where(b, f.b, 0))
-            for p, f in updates.factors.items()
-        }
-        return updates._replace(factors=factors), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _cut(theta: Theta, rank: jax.Array) -> Theta:

@@ -165,6 +165,36 @@ def test_clients_of_lower_rank_train_and_send_the_first_components(x64):
     np.testing.assert_allclose(whole, expected, rtol=1e-9)
 
 
+def test_flexlora_shrinks_what_few_clients_have_and_raflora_does_not(x64):
+    """With a rate of zero: two of three clients have rank 1, with half of the examples."""
+    problem, ranks = bl.bilinear(COUNT, rank=2), [1, 1, 2]
+    a, b, s = problem.start
+    shared = bl.Adapter(a[:, :1], b[:1], s).product
+    whole, _ = once(problem, rules.RAFLORA, ranks=ranks, rate=0.0)
+    np.testing.assert_allclose(whole - problem.weight, problem.start.product, atol=1e-10)
+    whole, _ = once(problem, rules.FLEXLORA, ranks=ranks, rate=0.0)
+    shrunk = shared + SHARE[2] * (problem.start.product - shared)
+    np.testing.assert_allclose(whole - problem.weight, shrunk, atol=1e-10)
+
+
+def test_frlora_merges_what_was_gained_and_returns_to_the_weights_own_factors(x64):
+    """Its second round begins at A_0, B_0, with W + s (A B - A_0 B_0)."""
+    fed = algorithms.ALGORITHMS["frlora"](RATE)
+    first = fed.init(jax.random.key(0))
+    server, _, _ = oracle.rounds(fed, algorithms.UNEQUAL, algorithms.DRAWS[:1])
+    seen = []
+
+    def verb(client, base, message, cohort):
+        seen.append((base, message))
+        return oracle.loop(client, base, message, cohort)
+
+    oracle.rounds(fed, algorithms.UNEQUAL, algorithms.DRAWS[:2], verb)
+    base, theta = seen[1]
+    oracle.assert_close(theta.factors, first.theta.factors, rtol=0, atol=0)
+    ended = lowrank.merged(server.base, server.theta)
+    oracle.assert_close(lowrank.merged(base, theta), ended, rtol=1e-10)
+
+
 # ---------------------------------------------------------------------- bytes
 
 
