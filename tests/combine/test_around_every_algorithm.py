@@ -21,7 +21,7 @@ def one_after_the_other(base, theta, start, key):
 
 
 def merges(row):
-    return "loru" in row.name
+    return "loru" in row.name or row.name in ("rac", "frlora")
 
 
 MERGED = [
