@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "models": {"data.values"},
     "tasks": {"algorithm", "lowrank", "trees", "data.values"},
     "templates": {"algorithm", "lowrank", "tasks", "data.values"},
-    "combine": {"aggregate", "algorithm", "local", "lowrank", "trees", "data.values"},
+    "combine": {"aggregate", "algorithm", "local", "lowrank", "tasks", "trees", "data.values"},
     "algorithms": {"algorithm", "algorithms.general", "algorithms.personal", "algorithms.shared",
                    "combine", "local", "lowrank", "tasks"},
     "algorithms.general": {"aggregate", "algorithm", "hypergrad", "local", "tasks", "templates",

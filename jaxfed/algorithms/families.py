@@ -53,6 +53,15 @@ def _frlora(task: Task, s: Setting) -> Algorithm:
     return fedloru(begun, s.work, **merged, client_optimizer=s.sgd)
 
 
+def _list(task: Task, s: Setting) -> Algorithm:
+    """FedLoRU whose merges are kept as a list."""
+
+    def make(task: Task) -> Algorithm:
+        return fedavg(task, s.work, client_optimizer=s.sgd)
+
+    return combine.accumulate_list(make, task, every=MERGES["every"], merges=3)
+
+
 def _compressed(
     name: str, made: compress.Compressor, feedback: Callable | None, keeps: str, source: str
 ) -> Row:
@@ -110,6 +119,15 @@ CHAINS = (
         "A and B; a merge is broadcast every round",
         "nothing",
         "FRLoRA, ICLR 2025",
+    ),
+    Row(
+        "fedloru-list",
+        fedloru,
+        "scratch",
+        _list,
+        "A and B; a merge is broadcast every tau rounds",
+        "nothing",
+        "FedLoRU's list for LLaMA (arXiv 2409.12371, rebuttal)",
     ),
 )
 COMPRESSED = tuple(

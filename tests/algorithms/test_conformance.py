@@ -27,7 +27,12 @@ REWRITTEN = RULES - {"ffa", "rolora", "rac"}
 COMPRESSED = {"fedavg-topk", "fedavg-ef14", "fedavg-ef21", "powersgd"}
 DECLARED = RULES | COMPRESSED | {"hetlora", "mfedloru", "fdlora", "feddpa-f"}
 # Four of these go all ways through the code.
-SIBLINGS = (RULES | COMPRESSED | {"frlora"}) - {"flora", "fedmomentum", "rolora", "fedavg-ef21"}
+SIBLINGS = (RULES | COMPRESSED | {"frlora", "fedloru-list"}) - {
+    "flora",
+    "fedmomentum",
+    "rolora",
+    "fedavg-ef21",
+}
 
 
 def marks(name, *others):
