@@ -50,16 +50,28 @@ ARMS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "heads": ("HOMLoRA, personal heads that start alike", {"method": "fedper"}),
         "tuned": ("HOMLoRA, scored after 10 local steps", {"method": "homlora"}),
         "level": ("PF2LoRA, common head", LEVEL),
-        "level 0.1": ("own rate 0.1", LEVEL | {"personal_learning_rate": 0.1}),
-        "level 1": ("own rate 1", LEVEL | {"personal_learning_rate": 1.0}),
-        "level adamw": ("AdamW below", LEVEL | {"personal_optimizer": "adamw"}),
+        "level 0.1": (
+            "PF2LoRA, common head, own rate 0.1",
+            LEVEL | {"personal_learning_rate": 0.1},
+        ),
+        "level 1": ("PF2LoRA, common head, own rate 1", LEVEL | {"personal_learning_rate": 1.0}),
+        "level adamw": (
+            "PF2LoRA, common head, AdamW below",
+            LEVEL | {"personal_optimizer": "adamw"},
+        ),
         "level random": (
-            "own rate 0.1, random start",
+            "PF2LoRA, common head, own rate 0.1, random start",
             LEVEL | {"personal_learning_rate": 0.1, "up": "random"},
         ),
         "head": ("PF2LoRA, personal head", HEAD),
-        "head 0.1": ("personal head, own rate 0.1", HEAD | {"personal_learning_rate": 0.1}),
-        "head adamw": ("personal head, AdamW below", HEAD | {"personal_optimizer": "adamw"}),
+        "head 0.1": (
+            "PF2LoRA, personal head, own rate 0.1",
+            HEAD | {"personal_learning_rate": 0.1},
+        ),
+        "head adamw": (
+            "PF2LoRA, personal head, AdamW below",
+            HEAD | {"personal_optimizer": "adamw"},
+        ),
         "alone": ("local training alone", {"method": "alone"}),
         "centralised": ("all data in one place", {"method": "centralised"}),
     },
@@ -132,7 +144,7 @@ def table(content: Mapping[str, Any], part: str) -> str:
         runs = list(by_seed(content, arm).values())
         if not runs:
             continue
-        difference = gain(content, arm, first)
+        difference, alone = gain(content, arm, first), arm == "alone"  # its common model idles
         paired = points(difference) if difference else ""
         up = statistics.mean(r["last"]["up"] / r["last"]["clients"] for r in runs) / 1e3
         seconds = statistics.median(s for r in runs for s in r["seconds"][1:] or r["seconds"])
@@ -141,9 +153,9 @@ def table(content: Mapping[str, Any], part: str) -> str:
                 words,
                 intervals.spread([score(r, task) for r in runs]),
                 "" if arm == first else paired,
-                intervals.spread([r["last"]["accuracy"] for r in runs]),
-                f"{np.mean([r['loss'][-1] for r in runs]):.3f}",
-                "" if arm in ("alone", "centralised") else f"{up:.0f}",
+                "" if alone else intervals.spread([r["last"]["accuracy"] for r in runs]),
+                "" if alone else f"{np.mean([r['loss'][-1] for r in runs]):.3f}",
+                "" if alone or arm == "centralised" else f"{up:.0f}",
                 f"{seconds:.1f}",
             ]
         )
@@ -160,13 +172,13 @@ def finding(content: Mapping[str, Any]) -> str:
     """A paragraph on where the gain comes from, of those arms that were run."""
     parts = {
         "the second level beside a common head (PF2LoRA - HOMLoRA)": ("level", "homlora"),
-        "the same with AdamW below": ("level adamw", "homlora"),
+        "the second level with AdamW below, beside a common head": ("level adamw", "homlora"),
         "personal heads alone (HOMLoRA with them - HOMLoRA)": ("heads", "homlora"),
         "the second level beside a personal head (PF2LoRA - HOMLoRA, both with one)": (
             "head",
             "heads",
         ),
-        "that with AdamW below": ("head adamw", "heads"),
+        "the second level with AdamW below, beside a personal head": ("head adamw", "heads"),
         "ten local steps at deployment (HOMLoRA with them - HOMLoRA)": ("tuned", "homlora"),
         "local training alone - HOMLoRA": ("alone", "homlora"),
     }

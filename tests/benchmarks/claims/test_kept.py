@@ -40,6 +40,7 @@ def test_a_page_is_written_beside_its_runs(tmp_path, capsys):
         ("clients_gap", "clients_gap"),
         ("glue_table", "glue_minilm"),
         ("gradient_similarity", "gradient_similarity"),
+        ("pf2lora_text", "pf2lora_text"),
         ("stable_rank", "stable_rank"),
     ],
 )
