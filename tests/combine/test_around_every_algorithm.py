@@ -25,7 +25,7 @@ def merges(row):
 
 
 MERGED = [
-    pytest.param(r, id=r.name)
+    pytest.param(r, id=r.name, marks=[pytest.mark.full] * (r.name in algorithms.SIBLINGS))
     for r in zoo.ROWS
     # HETLoRA's mean of truncated factors moves while clients stand; FedSA's clients keep B.
     if not merges(r) and r.name not in ("hetlora", "fedsa")

@@ -200,3 +200,22 @@ VARIANTS = {
     "guarded fedloru": lambda rate: combine.skip_nonfinite(loru(restarts.reinit, rate)),
 }
 ALGORITHMS = {**ROWS, **VARIANTS}
+
+SIBLINGS = {
+    "fedex",
+    "flexlora",
+    "fedsvd",
+    "ffa",
+    "rac",
+    "raflora",
+    "frlora",
+    "fedloru-list",
+    "accumulated fedex",
+    "fedavg-topk",
+    "fedavg-ef14",
+    "powersgd",
+}
+"""Those that differ in one choice from another, which goes the same way through the code.
+
+What is tested of every algorithm is tested of them in the full tier.
+"""
