@@ -22,9 +22,9 @@ import sweep
 
 QUICK: dict[str, Any] = {
     **{n: v for n, v in binding_rank.QUICK.items() if n not in ("ranks", "tau")},
-    "cohorts": [5, 50],
-    "local": [1, 20],
-    "tau": [1, 2, 5, 10, 20, 50],
+    "cohorts": [5],
+    "local": [1],
+    "tau": [2, 5, 20],
     "rates_adamw": [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1],
     "marks": 2,
 }

@@ -17,8 +17,10 @@ def test_keep_jumps_and_reinit_does_not(problem, sizes, tmp_path):
     sweep.tuned(made, problem, {n: cells[n] for n in ("keep/1", "reinit/1")}, 2, merging.one)
     for seed in settings["seeds"]:
         here = made.runs[f"reinit/1/seed/{seed}"]
-        made.runs[f"residual/1/seed/{seed}"] = here
-        made.runs[f"never/seed/{seed}"] = {**here, "jumps": []}
+        for restart in ("residual", "balanced"):
+            made.runs[f"{restart}/1/seed/{seed}"] = here
+        for reference in ("never", "fedavg"):
+            made.runs[f"{reference}/seed/{seed}"] = {**here, "jumps": []}
     found = merging.Found(made.content)
     assert [merging.merges(settings, n) for n in ("never", "keep/1", "keep/2")] == [0, 3, 1]
     for restart, least, most in (("keep", 1e-3, 9), ("reinit", 0, 1e-5)):
