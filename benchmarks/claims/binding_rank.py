@@ -75,6 +75,11 @@ class Found:
         self.cells = made or cells(self.settings)
         runs = content["runs"]
         self.runs = {n: [runs[f"{n}/seed/{s}"] for s in self.seeds] for n in self.cells}
+        self.held_out: dict[str, float] = {}  # accuracy with the rate that was chosen
+        for key, run in runs.items():
+            name, kind, _ = key.rsplit("/", 2)
+            if kind == "grid":
+                self.held_out[name] = max(self.held_out.get(name, 0.0), run["accuracy"][-1])
 
     def last(self, name: str) -> list[float]:
         """[seeds] accuracy after the last round."""
@@ -99,17 +104,27 @@ class Found:
         return found
 
     def best(self, rank: int, restart: str) -> str:
-        """The cell of that rank and restart with the highest mean."""
+        """The cell of that rank and restart with the best tau on held-out examples."""
         names = [f"{rank}/{restart}/{tau}" for tau in taus(self.settings, restart)]
-        return max(names, key=lambda n: statistics.fmean(self.last(n)))
+        return max(names[::-1], key=lambda n: self.held_out.get(n, 0.0))  # of equals, the longest
 
 
 def edges(found: Found) -> str:
-    """Whether every cell was tuned within its grid."""
-    there = found.at_edge()
+    """Whether every cell was tuned within its grid, and with success for every seed."""
+    there, answer = found.at_edge(), "Every cell's best learning rate lies inside the grid."
     if there:
-        return f"The best rate is at an edge of the grid for {', '.join(there)}: tune them further."
-    return "Every cell's best learning rate lies inside the grid."
+        answer = f"The best rate is at an edge of the grid for {named(there)}: tune them further."
+    lost = [n for n in found.cells if min(found.last(n)) < 0.5 * max(found.last(n))]
+    if lost:
+        answer += (
+            f" With some seeds {named(lost)} diverged at the rate that seed 0 chose; read nothing "
+            "else into it."
+        )
+    return answer
+
+
+def named(names: Sequence[str]) -> str:
+    return "; ".join(n.replace("/", ", ") for n in names)
 
 
 def binds(found: Found) -> str:
@@ -120,8 +135,8 @@ def binds(found: Found) -> str:
     each = "; ".join(f"r = {r}: {intervals.points(gain)}" for r, gain in gains.items())
     return (
         f"**Does merging help?** Yes, where the rank binds: at r = {listed(gaining)}; not beyond "
-        f"what seeds differ by at r = {listed(rest)}. Best balanced cell above FedLoRA of the same "
-        f"rank, in points: {each}."
+        f"what seeds differ by at r = {listed(rest)}. balanced above FedLoRA of the same rank, "
+        f"with the tau that is best on held-out examples, in points: {each}."
     )
 
 
@@ -134,7 +149,8 @@ def which(found: Found) -> str:
         ends = ", ".join(f"{x} {intervals.spread(found.last(best[x]))}" for x in order)
         lead = intervals.points(found.above(best[order[0]], best[order[1]]))
         parts.append(f"at r = {r}: {ends} ({order[0]} leads by {lead})")
-    return f"**Which restart?** With the best tau of each, {'; '.join(parts)}."
+    tuned = "With the tau of each that is best on held-out examples"
+    return f"**Which restart?** {tuned}, {'; '.join(parts)}."
 
 
 def ceiling(found: Found) -> str:
@@ -207,7 +223,7 @@ def draw(content: Mapping[str, Any]) -> Figure:
     by_rank.axhline(whole, color=look.COLOURS[-1], linewidth=1, label="FedAvg")
     by_rank.set_xscale("log", base=2)
     by_rank.set_xticks(found.ranks, [f"{r}" for r in found.ranks])
-    by_rank.set(title="Accuracy by rank, best tau", xlabel="rank", ylabel="percent")
+    by_rank.set(title="Accuracy by rank", xlabel="rank", ylabel="percent")
     by_rank.legend(loc="lower right")
     low, enough = found.ranks[min(1, len(found.ranks) - 1)], found.ranks[max(-2, -len(found.ranks))]
     curves = {
