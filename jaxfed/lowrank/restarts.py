@@ -48,6 +48,7 @@ def balanced(base: PyTree, theta: Theta, start: Theta, key: jax.Array) -> tuple[
 
     W <- W + s (A B - A' B'); A, B <- A', B', drawn as a training from scratch first draws them. The
     base takes the new product off again. All draw A', B' from one key, so they need not be sent.
+    Where training began with up="zero", steps grow by in / r at the first merge: take a lower rate.
     This restart is ours; docs/results/balanced.md derives it.
     """
     new = lowrank.fresh(theta, key, up="random")
