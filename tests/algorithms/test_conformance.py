@@ -95,6 +95,7 @@ def test_the_engine_computes_what_a_loop_over_clients_computes(name):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("name", sorted(REPRESENTATIVE))
 def test_the_compiled_loop_is_a_loop_in_python(name):
     with jax.enable_x64(True):
         server, states, _ = oracle.rounds(algorithm(name), WORLDS[UNEQUAL], DRAWS, oracle.loop)
