@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import killed
 import launched
 import pytest
 
@@ -85,31 +86,31 @@ def test_killed_with_clients_states_elsewhere_ends_as_with_them_on_the_device(
     assert_killed_ends_as(expected, process, kills, folder, cache)
 
 
-KILLED = Path(launched.__file__).with_name("killed.py")
-KILLS = 16  # each is a start of a program; 40 were run by hand
+KILLS = 16  # 40 were run by hand
 
 
 @pytest.mark.full
-def test_killed_at_any_operation_on_a_file_ends_in_the_same_bits(tmp_path, cache):
+def test_killed_at_any_operation_on_a_file_ends_in_the_same_bits(tmp_path, cache, monkeypatch):
     """Kills of runs of 24 rounds: in preparation, in writing, and within a resume."""
+    for name, value in launched.environment(cache).items():
+        monkeypatch.setenv(name, value)
     options = ("--rounds", 24, "--checkpoint-every", EVERY, "--cpu-devices", 2, "--chunk", 3)
     whole = ("run", launched.SMALL, *options, "--fuse", 2, "--method", "scaffold", "--out")
-    expected = tmp_path / "unbroken"
-    launched.finished(launched.start(*whole, expected, cache=cache))
+    expected, output = tmp_path / "unbroken", tmp_path / "output"
+    assert killed.ended(0, expected, (*whole, expected), output) == 0, output.read_text()
     draw, kills, runs = random.Random(5), 0, 0
 
-    def killed(folder, *command):
+    def was_killed(folder, *command):
         """Whether the command was killed at an operation that is drawn, before its end."""
         at = draw.randint(1, 120) if kills < KILLS else 0
-        process = launched.start(*command, cache=cache, program=(KILLED, at, folder))
-        printed, _ = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), printed
-        return process.returncode != 0
+        status = killed.ended(at, folder, command, output)
+        assert status in (0, -signal.SIGKILL), output.read_text()
+        return status != 0
 
     while kills < KILLS:
         folder, runs = tmp_path / str(runs), runs + 1
         command = (*whole, folder)
-        while killed(folder, *command):
+        while was_killed(folder, *command):
             kills += 1
             begun_there = (folder / "settings.json").exists()
             command = ("resume", folder) if begun_there else (*whole, folder)

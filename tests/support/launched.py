@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 from jaxfed.simulation import checkpoint
@@ -16,27 +15,25 @@ from jaxfed.simulation.population import rows as stores
 SMALL = Path(__file__).with_name("small.py")
 
 
-COMMAND = ("-c", "from jaxfed.cli import main; main.main()")
-
-
-def start(*arguments: object, cache: Path, program: Sequence[object] = COMMAND) -> subprocess.Popen:
-    """`jaxfed ARGUMENTS`; what was compiled once stands in the `cache` for the next.
-
-    It is compiled as for users: bits are compared. `program` are the words for Python in front.
-    """
-    environment = {
-        **os.environ,
+def environment(cache: Path) -> dict[str, str]:
+    """JAX compiles as for users, since bits are compared, and keeps it in the `cache`."""
+    return {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     }
+
+
+def start(*arguments: object, cache: Path) -> subprocess.Popen:
+    """`jaxfed ARGUMENTS`; what was compiled once stands in the `cache` for the next."""
+    command = "from jaxfed.cli import main; main.main()"
     return subprocess.Popen(
-        [sys.executable, *map(str, program), *map(str, arguments)],
+        [sys.executable, "-c", command, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
+        env={**os.environ, **environment(cache)},
     )
 
 
