@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import optax
+import oracle
 import pytest
 
 from jaxfed import local
@@ -12,7 +12,7 @@ from jaxfed.algorithms import fedavg, fedloru
 from jaxfed.lowrank import Factors, Theta, product, restarts
 from jaxfed.tasks import Task
 
-SIDE, RANK, CLIENTS, ROWS, ROUNDS = 12, 3, 6, 40, 800
+SIDE, RANK, CLIENTS, ROWS, ROUNDS = 12, 4, 6, 40, 800
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,6 @@ def test_fedlora_ends_at_the_best_of_its_rank(world, teacher, bound):
 
 @pytest.mark.parametrize("name", ["keep", "reinit", "residual", "balanced"])
 def test_every_restart_ends_below_half_of_it(name, world, teacher, bound):
-    restart = getattr(restarts, name)
+    restart = getattr(restarts, name)  # residual has a floor, as it returns to the same two spaces
     fed = fedloru(student(), WORK, every=20, restart=restart, client_optimizer=optax.sgd(0.05))
     assert distance(fed, world, teacher) < bound / 2
