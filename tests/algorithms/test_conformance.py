@@ -21,6 +21,8 @@ WORLDS = {UNEQUAL: algorithms.UNEQUAL, "uniform": algorithms.UNIFORM}
 
 REPRESENTATIVE = {"fedavg steps", "scaffold", "fedloru", "hetlora", "ditto", "pf2lora"}
 
+USUAL = REPRESENTATIVE | (set(algorithms.ROWS) - algorithms.SIBLINGS)
+
 RULES = {"fedex", "flora", "flexlora", "fedmomentum", "fedsvd", "ffa", "rolora", "rac", "raflora"}
 RULES |= {"accumulated fedex"}
 REWRITTEN = RULES - {"ffa", "rolora", "rac"}
@@ -29,8 +31,8 @@ DECLARED = RULES | COMPRESSED | {"hetlora", "mfedloru", "fdlora", "feddpa-f"}
 
 
 def marks(name, *others):
-    """Rows that differ from another in one choice alone are in the full tier."""
-    return [pytest.mark.full] if name in algorithms.SIBLINGS else list(others)
+    """Rows that differ from another in one choice alone, and variants, are in the full tier."""
+    return list(others) if name in USUAL else [pytest.mark.full]
 
 
 @pytest.fixture(params=[pytest.param(n, marks=marks(n)) for n in ALGORITHMS])
@@ -102,6 +104,10 @@ def test_the_compiled_loop_is_a_loop_in_python(name):
     oracle.assert_close(looped(name)[:2], (server, states))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.full] * (n not in REPRESENTATIVE)) for n in ALGORITHMS],
+)
 def test_rounds_fused_on_four_devices_are_those_of_the_loop(name):
     """All rounds in one call, clients one at a time on each device, one place of it padded."""
     order = oracle.plan(WORLDS[UNEQUAL], DRAWS, devices=4).slot

@@ -24,6 +24,7 @@ def merges(row):
     return "loru" in row.name or row.name in ("rac", "frlora")
 
 
+QUICKER = ("fedavg", "scaffold", "fedex", "pf2lora", "fedadam")
 MERGED = [
     pytest.param(r, id=r.name, marks=[pytest.mark.full] * (r.name in algorithms.SIBLINGS))
     for r in zoo.ROWS

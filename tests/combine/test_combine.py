@@ -148,7 +148,7 @@ def is_due(every, t):
 
 
 @pytest.mark.parametrize("name", RESTARTS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(every=cycles)
 def test_the_base_is_what_it_was_and_the_sum_of_the_merged_products(name, every):
     """Whatever the schedule; the merge after round t stands at the start of round t + 1."""

@@ -104,6 +104,7 @@ def test_a_rate_of_zero_is_a_rate(folders):
     ],
     ids=str,
 )
+@pytest.mark.full
 def test_every_option_runs(folders, settings):
     *_, last = run(experiment(folders, rounds=1, **settings), host=ONE_AT_ONCE)
     assert np.isfinite(last["personal"]["loss"]["mean"])

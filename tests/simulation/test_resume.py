@@ -144,7 +144,7 @@ def assert_killed_ends_as(expected, process, kills, folder, cache):
 @pytest.mark.parametrize(
     ("number", "status"),
     [
-        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
     ],
     ids=["term", "int"],

@@ -146,7 +146,7 @@ def test_records_tell_rounds_bytes_and_accuracy(make):
     assert records[-1]["accuracy"] > 0.3
 
 
-@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("uniform", [False, pytest.param(True, marks=pytest.mark.full)])
 @pytest.mark.parametrize("make", [plain, with_states])
 def test_streaming_gives_what_resident_examples_give(make, uniform):
     e = experiment(make, uniform)
@@ -359,7 +359,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("leave", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("host", [SINGLE, FAST], ids=["single", "fused"])
+@pytest.mark.parametrize(
+    "host", [SINGLE, pytest.param(FAST, marks=pytest.mark.full)], ids=["single", "fused"]
+)
 def test_a_run_left_early_has_a_checkpoint_of_its_last_recorded_round(leave, host, tmp_path):
     e = experiment(with_states)
     unbroken = settled(jaxfed.run(e, host=host))

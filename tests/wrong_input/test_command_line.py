@@ -497,7 +497,7 @@ def test_wrong_input_ends_in_one_sentence(call, error, sentence, tmp_path, monke
     ("call", "sentence"),
     [
         (lambda: small("--rank=many"), "small.py: --rank wants int, not 'many'\n"),
-        (lambda: small("--rank=64"), "small.py, line 40)\n"),
+        (lambda: small("--rank=64"), "small.py, line 55)\n"),
         (lambda: config("1 +\n"), "jaxfed: mine.py, line 1: invalid syntax: 1 +\n"),
         (lambda: config("import no_such\n"), "No module named 'no_such' (mine.py, line 1)\n"),
         (

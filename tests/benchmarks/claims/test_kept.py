@@ -21,8 +21,8 @@ def test_runs_are_found_again_and_other_settings_are_refused(tmp_path):
 
 
 def test_a_name_lies_in_the_results_and_a_path_where_it_says(tmp_path):
-    assert kept.path("merging") == kept.RESULTS / "merging.json"
-    assert kept.path("merging").exists()
+    assert kept.path("clients_gap") == kept.RESULTS / "clients_gap.json"
+    assert kept.path("clients_gap").exists()
     assert kept.path(str(tmp_path / "x")) == tmp_path / "x.json"
 
 
