@@ -231,7 +231,8 @@ def main() -> None:
     )
     asked = parser.parse_args()
     asked.model = glue_table.minilm() if asked.model is None else asked.model
-    jax.config.update("jax_num_cpu_devices", asked.devices)
+    if asked.devices != jax.config.jax_num_cpu_devices:  # once JAX has devices, it is too late
+        jax.config.update("jax_num_cpu_devices", asked.devices)
     given = {name: getattr(asked, name) for name in ("rounds", "batch_size", "max_length")}
     given = {name: value for name, value in given.items() if value is not None}
     sizes = {**SETTINGS, "task": asked.task, **(TINY if asked.tiny else {}), **given}

@@ -61,4 +61,4 @@ def test_a_rate_at_the_edge_of_its_grid_is_reported(tmp_path):
     cells = binding_rank.cells(settings)
     content = {"settings": settings, "runs": {f"{n}/seed/{s}": run for n in cells for s in (1, 2)}}
     edges = binding_rank.edges(binding_rank.Found(content))
-    assert edges.startswith("The best rate is at an edge of the grid for fedavg, 1/never")
+    assert edges.startswith("The best rate is at an edge of the grid for fedavg; 1, never; ")

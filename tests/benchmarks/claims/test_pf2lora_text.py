@@ -19,8 +19,8 @@ def called(tmp_path, monkeypatch):
     ]
 
     def call(*more):
-        results = ["--results", str(tmp_path / "found"), "--tiny", "--task", "cola"]
-        monkeypatch.setattr(sys, "argv", ["pf2lora_text.py", *folders, *results, *more])
+        given = ["--results", str(tmp_path / "found"), "--tiny", "--task", "cola", "--devices", "4"]
+        monkeypatch.setattr(sys, "argv", ["pf2lora_text.py", *folders, *given, *more])
         pf2lora_text.main()
         found = Path(tmp_path / "found.json")
         return json.loads(found.read_text()), found.with_suffix(".md").read_text()
