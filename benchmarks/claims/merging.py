@@ -175,9 +175,11 @@ def table(found: Found) -> str:
 def most(found: Found, name: str) -> int:
     """The highest possible rank of W_T - W_0, if the layer's sides allow it.
 
-    r for each merge, r for the factors at the end, r for those of W_0.
+    r for each merge, which with `balanced` also takes the new product off, r for the factors at the
+    end, r for those of W_0.
     """
-    return found.settings["rank"] * (merges(found.settings, name) + 2)
+    each = 2 if name.startswith("balanced") else 1
+    return found.settings["rank"] * (each * merges(found.settings, name) + 2)
 
 
 def sentences(found: Found) -> list[str]:
@@ -250,7 +252,7 @@ def grows(found: Found) -> str:
     return (
         f"How does the rank grow? At {counts} merges, W_T - W_0 of {path} has this many singular "
         f"values above {ABOVE:g} of the largest (effective rank in brackets): {'; '.join(parts)}. "
-        f"The count {verb} r (merges + 2). With a merge in every {min(found.settings['tau'])} "
+        f"The count {verb} r (merges + 2), with balanced r (2 merges + 2). With a merge in every {min(found.settings['tau'])} "
         f"rounds the effective rank is above that of never merging for "
         f"{named([r for r in RESTARTS if r not in flat])}; not for {named(flat)}."
     )
