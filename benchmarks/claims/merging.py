@@ -253,8 +253,8 @@ def grows(found: Found) -> str:
         f"How does the rank grow? At {counts} merges, W_T - W_0 of {path} has this many singular "
         f"values above {ABOVE:g} of the largest (effective rank in brackets): {'; '.join(parts)}. "
         f"The count {verb} r (merges + 2), with balanced r (2 merges + 2). With a merge in every "
-        f"{min(found.settings['tau'])} rounds the effective rank is above that of never merging for "
-        f"{named([r for r in RESTARTS if r not in flat])}; not for {named(flat)}."
+        f"{min(found.settings['tau'])} rounds the effective rank is above that of never merging "
+        f"for {named([r for r in RESTARTS if r not in flat])}; not for {named(flat)}."
     )
 
 
