@@ -53,13 +53,17 @@ class Problem:
     optimizer: Callable[[Any, int], optax.GradientTransformation]  # of (rate, rounds)
     scored: int = SCORED  # examples in a batch of an evaluation
     concentration: float | None = None  # of a Dirichlet split over labels; None: iid
-    ranked: Callable[[int], tasks.Task] | None = None  # factored with another rank
+    ranked: Callable[[int], tasks.Task] | None = None  # factored, of another rank
 
     def task(self, cell: "Cell") -> tasks.Task:
         """What the cell trains."""
         if cell.method == "fedavg":
             return self.whole
-        return self.ranked(cell.rank) if self.ranked and cell.rank else self.factored
+        if cell.rank is None:
+            return self.factored
+        if self.ranked is None:
+            raise ValueError(f"rank={cell.rank}, but this problem has one rank; leave it out")
+        return self.ranked(cell.rank)
 
 
 class Cell(NamedTuple):
@@ -71,9 +75,9 @@ class Cell(NamedTuple):
     rounds: int
     every: int = 0  # rounds between merges; 0: never
     restart: str = "reinit"
-    rank: int = 0  # 0: the problem's
-    epochs: int = 0  # 0: the problem's
-    optimizer: str = ""  # of `OPTIMIZERS`; "": the problem's
+    rank: int | None = None  # None: the problem's, here and below
+    epochs: int | None = None
+    optimizer: str | None = None  # of `OPTIMIZERS`
 
 
 class Program(NamedTuple):
@@ -215,8 +219,11 @@ def algorithm(problem: Problem, cell: Cell, rate: Any):
 
     A client whose numbers are not finite is left out, so a rate that diverges ends in a bad score.
     """
-    work = dataclasses.replace(problem.work, epochs=cell.epochs or problem.work.epochs)
-    optimizer = OPTIMIZERS.get(cell.optimizer, problem.optimizer)(rate, cell.rounds)
+    work = problem.work
+    if cell.epochs is not None:
+        work = dataclasses.replace(work, epochs=cell.epochs)
+    made = problem.optimizer if cell.optimizer is None else OPTIMIZERS[cell.optimizer]
+    optimizer = made(rate, cell.rounds)
     task = problem.task(cell)
     if cell.method in RULES:
         rule = {"rule": RULES[cell.method], "cohort_size": cell.cohort}

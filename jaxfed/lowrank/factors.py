@@ -68,21 +68,33 @@ def down_factor(key: jax.Array, path: str, like: Factors, rank: int) -> jax.Arra
     return uniform(key, (*shape, rank), math.prod(shape[like.stack :]), like.a.dtype)
 
 
-def up_factor(key: jax.Array, path: str, like: Factors, rank: int) -> jax.Array:
-    """A random up factor [rank, out...] for the weight that `like` stands beside."""
+def up_factor(key: jax.Array, path: str, like: Factors, rank: int, up: str) -> jax.Array:
+    """An up factor [rank, out...], "zero" or "random", for the weight that `like` stands beside."""
     shape = (*like.b.shape[: like.stack], rank, *like.b.shape[like.stack + 1 :])
+    if up == "zero":
+        return jnp.zeros(shape, like.b.dtype)
     key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(path.encode())), 1)
     return uniform(key, shape, rank, like.b.dtype)
 
 
 def fresh(theta: Theta, key: jax.Array, *, up: Literal["zero", "random"] = "zero") -> Theta:
     """Theta with new factors of the same shapes: down random, up as asked. Whole weights stay."""
+    return theta._replace(
+        factors={p: drawn(key, p, f, f.rank, f.scale, up) for p, f in theta.factors.items()}
+    )
 
-    def new(p: str, f: Factors) -> Factors:
-        b = jnp.zeros_like(f.b) if up == "zero" else up_factor(key, p, f, f.rank)
-        return dataclasses.replace(f, a=down_factor(key, p, f, f.rank), b=b)
 
-    return theta._replace(factors={p: new(p, f) for p, f in theta.factors.items()})
+def drawn(
+    key: jax.Array,
+    path: str,
+    like: Factors,
+    rank: int,
+    scale: float,
+    up: Literal["zero", "random"] = "zero",
+) -> Factors:
+    """New factors of that rank and scale at the weight that `like` stands beside."""
+    a, b = down_factor(key, path, like, rank), up_factor(key, path, like, rank, up)
+    return Factors(a, b, scale, like.stack)
 
 
 def product(f: Factors) -> jax.Array:
@@ -93,12 +105,8 @@ def product(f: Factors) -> jax.Array:
 
 
 def norm(f: Factors) -> jax.Array:
-    """||s a b||_F without the product: ||a b||^2 = <a'a, b b'>, of matrices [r, r]."""
-    if f.stack:
-        return jnp.linalg.norm(jax.vmap(norm)(dataclasses.replace(f, stack=f.stack - 1)))
-    a, b = f.a.reshape(-1, f.rank), f.b.reshape(f.rank, -1)
-    squared = jnp.sum((a.T @ a) * (b @ b.T))
-    return abs(f.scale) * jnp.sqrt(jnp.maximum(squared, 0))  # rounding may leave it below
+    """||s a b||_F without the product, by matrices [r, r]."""
+    return jnp.sqrt(jnp.maximum(inner(f, f), 0))  # rounding may leave it below
 
 
 def inner(f: Factors, g: Factors) -> jax.Array:
@@ -194,17 +202,7 @@ def beside(
             raise ValueError(f"rank={rank} is above {p}'s smaller side, {side}; use at most that")
     scale = float((rank if alpha is None else alpha) / rank)
 
-    def up_factor(path: str, f: Factors) -> jax.Array:
-        shape = (*f.b.shape[: f.stack], rank, *f.b.shape[f.stack + 1 :])
-        if up == "zero":
-            return jnp.zeros(shape, f.b.dtype)
-        mine = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(path.encode())), 1)
-        return uniform(mine, shape, rank, f.b.dtype)
-
-    return {
-        p: Factors(down_factor(key, p, f, rank), up_factor(p, f), scale, f.stack)
-        for p, f in factors.items()
-    }
+    return {p: drawn(key, p, f, rank, scale, up) for p, f in factors.items()}
 
 
 def joined(theta: Theta, more: Mapping[str, Factors]) -> Theta:

@@ -29,10 +29,10 @@ def reinit(
 ) -> tuple[PyTree, Theta]:
     """Merge and restart, down factor random and up factor zero: the function is unchanged.
 
-    W <- W + s A B; A random, B = 0, as in ReLoRA. With B = 0 the first steps of SGD on W are in / r
-    times smaller than where both factors are random, 200 times in a layer of 784 inputs at rank 4.
+    W <- W + s A B; A random, B = 0, as in ReLoRA. The first steps of SGD on W are 1 + in / r times
+    smaller than where both factors are random: 197 times in a layer of 784 inputs at rank 4.
     `magnitude` multiplies the new A, and its square those steps; sqrt(in / r) restores their size.
-    Give it by `functools.partial(reinit, magnitude=8.0)`.
+    Give it by `functools.partial(reinit, magnitude=8.0)`. ValueError unless it is above 0.
     """
     if values.number("magnitude", magnitude) <= 0:
         raise ValueError(f"magnitude={magnitude}; use a number above 0")
@@ -48,7 +48,8 @@ def balanced(base: PyTree, theta: Theta, start: Theta, key: jax.Array) -> tuple[
 
     W <- W + s (A B - A' B'); A, B <- A', B', drawn as a training from scratch first draws them. The
     base takes the new product off again. All draw A', B' from one key, so they need not be sent.
-    Where training began with up="zero", steps grow by in / r at the first merge: take a lower rate.
+    If training began with up="zero", the first merge makes steps 1 + in / r times larger: take a
+    lower rate.
     This restart is ours; docs/results/balanced.md derives it.
     """
     new = lowrank.fresh(theta, key, up="random")

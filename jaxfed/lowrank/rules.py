@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.lowrank.factors import Factors, concat, down_factor, thin_svd
+from jaxfed.lowrank.factors import Factors, concat, drawn, thin_svd
 
 PASSES = 8
 """Power iterations of `best`, each one product with M and one with its transpose."""
@@ -53,8 +53,7 @@ def means(path: str, stack: Factors, mean: Factors, key: jax.Array) -> Factors:
 
 def fresh(path: str, stack: Factors, mean: Factors, key: jax.Array) -> Factors:
     """A random and B zero, as at the start of fine-tuning."""
-    a = down_factor(key, path, mean, mean.rank)
-    return dataclasses.replace(mean, a=a, b=jnp.zeros_like(mean.b))
+    return drawn(key, path, mean, mean.rank, mean.scale)
 
 
 def best(path: str, stack: Factors, mean: Factors, key: jax.Array) -> Factors:

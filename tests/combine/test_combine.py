@@ -53,9 +53,9 @@ def test_balanced_keeps_the_expected_step_and_reinit_that_of_its_magnitude(x64, 
     keys = jax.random.split(jax.random.key(seed), 400)
 
     def sides(restart):
-        after = [restart({"w": jnp.zeros((inputs, outputs))}, like, like, k)[1] for k in keys]
-        a, b = (jnp.stack([getattr(x.factors["w"], n) for x in after]) for n in "ab")
-        return jnp.mean(jnp.sum(a**2, (1, 2))) / inputs, jnp.mean(jnp.sum(b**2, (1, 2))) / outputs
+        base = {"w": jnp.zeros((inputs, outputs))}
+        new = jax.vmap(lambda key: restart(base, like, like, key)[1].factors["w"])(keys)
+        return [jnp.mean(jnp.sum(x**2, (1, 2))) / n for x, n in ((new.a, inputs), (new.b, outputs))]
 
     np.testing.assert_allclose(sides(restarts.balanced), (rank / (3 * inputs), 1 / 3), rtol=0.03)
     np.testing.assert_allclose(sides(restarts.reinit), (rank / (3 * inputs), 0), rtol=0.03)
@@ -65,9 +65,8 @@ def test_balanced_keeps_the_expected_step_and_reinit_that_of_its_magnitude(x64, 
 
 def test_balanced_draws_as_a_training_from_scratch_does(x64):
     """The same bounds as Select(up="random") has: 1 / sqrt(fan in) and 1 / sqrt(rank)."""
-    first, _ = algorithms.classifier(algorithms.SCRATCH).init(jax.random.key(0))
-    _, theta = algorithms.classifier(algorithms.SCRATCH).init(jax.random.key(0))
-    _, new = restarts.balanced(first, theta, theta, jax.random.key(1))
+    base, theta = algorithms.classifier(algorithms.SCRATCH).init(jax.random.key(0))
+    _, new = restarts.balanced(base, theta, theta, jax.random.key(1))
     for p, f in new.factors.items():
         inputs = f.a[..., 0].size
         for side, bound in ((f.a, inputs**-0.5), (f.b, f.rank**-0.5)):
@@ -76,7 +75,7 @@ def test_balanced_draws_as_a_training_from_scratch_does(x64):
 
 @pytest.mark.parametrize("magnitude", [0, -1.0, float("nan")])
 def test_a_magnitude_of_no_use_is_refused(magnitude):
-    (base, theta), _ = weights(0), None
+    base, theta = weights(0)
     with pytest.raises(ValueError, match=f"magnitude={magnitude}"):
         restarts.reinit(base, theta, theta, jax.random.key(0), magnitude=magnitude)
 

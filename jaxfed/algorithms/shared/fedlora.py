@@ -56,7 +56,11 @@ def fedlora(
             gets no gradient and no update.
         cohort_size: K, the most clients of a round; needed for the bytes of an exact rule.
         ranks: r_i of each client i of the population, which trains the first r_i components
-            (FLoRA, FlexLoRA); None trains all.
+            (FLoRA, FlexLoRA, raFLoRA); None trains all.
+
+    ValueError for an exact rule without `cohort_size`, for more clients in a round, and for a task
+    without factors. Around an exact rule combine.skip_nonfinite puts the mean of the other clients'
+    factors in the place of a client that it leaves out.
     """
     values.kind("rule", rule, Rule, "one of lowrank.rules, such as rules.FEDEX")
     local.accepting(client_optimizer)

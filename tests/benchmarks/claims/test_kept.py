@@ -37,9 +37,12 @@ def test_a_page_is_written_beside_its_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("script", "name"),
     [
+        ("binding_rank", "binding_rank"),
         ("clients_gap", "clients_gap"),
         ("glue_table", "glue_minilm"),
         ("gradient_similarity", "gradient_similarity"),
+        ("merging", "merging"),
+        ("merging_bias", "merging_bias"),
         ("pf2lora_text", "pf2lora_text"),
         ("stable_rank", "stable_rank"),
     ],
