@@ -9,6 +9,7 @@ import optax
 from jaxfed import combine
 from jaxfed.algorithms.families import AGGREGATED, CHAINS, COMPRESSED, MERGES, OPTIMIZERS
 from jaxfed.algorithms.general import perfedavg as meta
+from jaxfed.algorithms.general.apfl import apfl
 from jaxfed.algorithms.general.centralised import centralised
 from jaxfed.algorithms.general.ditto import ditto
 from jaxfed.algorithms.general.fedavg import fedavg
@@ -17,6 +18,7 @@ from jaxfed.algorithms.general.fedlin import fedlin
 from jaxfed.algorithms.general.fedopt import fedopt
 from jaxfed.algorithms.general.fedper import fedper
 from jaxfed.algorithms.general.fedprox import fedprox
+from jaxfed.algorithms.general.fedrep import fedrep
 from jaxfed.algorithms.general.perfedavg import perfedavg
 from jaxfed.algorithms.general.scaffold import scaffold
 from jaxfed.algorithms.personal.fdlora import fdlora
@@ -33,6 +35,7 @@ from jaxfed.algorithms.shared.hetlora import hetlora
 from jaxfed.algorithms.shared.mfedloru import mfedloru
 
 __all__ = [
+    "apfl",
     "centralised",
     "ditto",
     "fdlora",
@@ -46,6 +49,7 @@ __all__ = [
     "fedopt",
     "fedper",
     "fedprox",
+    "fedrep",
     "fedsa",
     "hetlora",
     "mfedloru",
@@ -141,6 +145,31 @@ ROWS = (
         "the shared part of theta",
         "the personal part of theta",
         "Arivazhagan et al., arXiv 1912.00818",
+    ),
+    Row(
+        "fedrep",
+        fedrep,
+        "any",
+        lambda task, s: fedrep(task, s.work, personal="head/bias", **s.own),
+        "the shared part of theta",
+        "the personal part of theta",
+        "Collins et al., ICML 2021",
+    ),
+    Row(
+        "apfl",
+        apfl,
+        "any",
+        lambda task, s: apfl(
+            task,
+            s.work,
+            share=0.5,
+            share_rate=s.rate,
+            client_optimizer=s.sgd,
+            personal_optimizer=s.sgd,
+        ),
+        "theta",
+        "a theta of its own and its share",
+        "Deng et al., arXiv 2003.13461",
     ),
     Row(
         "perfedavg",

@@ -210,6 +210,7 @@ SIBLINGS = {
     "raflora",
     "frlora",
     "fedloru-list",
+    "fedrep",
     "accumulated fedex",
     "fedavg-topk",
     "fedavg-ef14",
