@@ -49,6 +49,21 @@ class Federated:
     def clients(self) -> int:
         return self.train.clients
 
+    def number(self, client: Hashable) -> int:
+        """The number of a client given by its name, or by its number if no name is a number.
+
+        ValueError if there is no such client.
+        """
+        names = self.names or ()
+        found = [k for k, name in enumerate(names) if client == name or str(client) == str(name)]
+        counted = not any(isinstance(name, int | float) for name in names)
+        if not found and counted and str(client).isdecimal() and not isinstance(client, float):
+            found = [int(str(client))]
+        if found and found[0] < self.clients:
+            return found[0]
+        there = f"use {reprlib.repr(list(names))}" if names else f"use 0 to {self.clients - 1}"
+        raise ValueError(f"there is no client {client}; {there}")
+
 
 def federate(
     source: Source,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,25 +81,48 @@ class Loaded:
         """The trained part of the server's model."""
         return self.deployed()[1]
 
-    def deployed(self, client: int | None = None) -> tuple[PyTree, PyTree]:
-        """(base, theta) that this client would run; None is a client that was never drawn."""
+    def deployed(self, client: Hashable | None = None) -> tuple[PyTree, PyTree]:
+        """(base, theta) that this client would run; None is a client that was never drawn.
+
+        A client is given by its name, where the data have names, or by its number.
+        """
         e, model = self._parts()
         algorithm = keys.as_numbers(e.algorithm)
         if client is None:
             state = algorithm.init_client(model.server, jax.random.key(0))
-        elif 0 <= client < e.data.clients:
-            states = model.people.states_of(np.array([client], np.int32))
-            state = jax.tree.map(lambda x: x[0], states)
         else:
-            raise ValueError(f"there is no client {client}; use 0 to {e.data.clients - 1}")
+            states = model.people.states_of(np.array([e.data.number(client)], np.int32))
+            state = jax.tree.map(lambda x: x[0], states)
         return algorithm.deploy(model.server, state)
 
-    def params(self, client: int | None = None) -> PyTree:
+    def params(self, client: Hashable | None = None) -> PyTree:
         """The model's parameters with the factors merged, as flax takes them: {"layer": {...}}."""
         base, theta = self.deployed(client)
         if not isinstance(theta, lowrank.Theta):
             raise TypeError(f"theta is a {type(theta).__name__}; only a lowrank.Theta is merged")
         return lowrank.merged(base, theta)
+
+    def predict(self, inputs: Any, client: Hashable | None = None) -> np.ndarray:
+        """The outputs [n, ...] of the model that this client would run, such as logits.
+
+        `inputs` are n examples as the run's data hold them, arrays by name ({"image": [n, ...]};
+        what the model does not read is left out), or one array for a model of one input. They are
+        run in batches of the experiment's `evaluate_batch`. ValueError for arrays of another kind.
+        """
+        e, _ = self._parts()
+        if e.task.predict is None:
+            raise TypeError("the run's task has no `predict`; make it with Task(..., predict=...)")
+        rows, model = _rows(e, inputs), self.deployed(client)
+        count = len(next(iter(rows.values())))
+        size, outputs = min(count, e.evaluate_batch), []
+        predict = jax.jit(e.task.predict)
+        for begin in range(0, count, size):
+            batch = {name: x[begin : begin + size] for name, x in rows.items()}
+            real = min(size, count - begin)
+            batch = {name: _filled(x, size) for name, x in batch.items()}
+            mask = (np.arange(size) < real).astype(np.float32)
+            outputs.append(np.asarray(predict(*model, {**batch, "mask": mask}))[:real])
+        return np.concatenate(outputs)
 
     def _parts(self) -> tuple[Experiment, Model]:
         if self.experiment is None or self.model is None:
@@ -107,6 +131,35 @@ class Loaded:
                 "give the experiment, load(directory, experiment=experiment)"
             )
         return self.experiment, self.model
+
+
+def _rows(e: Experiment, inputs: Any) -> dict[str, np.ndarray]:
+    """The arrays [n, ...] that the model reads; ValueError unless they are like the run's own."""
+    names = e.task.inputs
+    if not isinstance(inputs, Mapping):
+        if len(names) != 1:
+            raise ValueError(f"the model reads {', '.join(names)}; give these arrays by name")
+        inputs = {names[0]: inputs}
+    if missing := [name for name in names if name not in inputs]:
+        raise ValueError(f"the inputs have no {missing[0]!r}; they have {sorted(inputs)}")
+    rows = {name: np.asarray(inputs[name]) for name in names}
+    for name, x in rows.items():
+        like = e.data.train.examples[name]
+        text = like.ndim == 2 and like.dtype.kind in "iu"  # of tokens: of any length
+        fits = x.ndim == like.ndim and (text or x.shape[1:] == like.shape[1:])
+        if not fits or (x.dtype.kind == "f") != (like.dtype.kind == "f"):
+            raise ValueError(
+                f"{name} is {x.dtype} {x.shape}; the run's own examples are {like.dtype} "
+                f"{('n', *like.shape[1:])}: give arrays like them".replace("'", "")
+            )
+    if len(counts := {len(x) for x in rows.values()}) > 1 or 0 in counts:
+        raise ValueError(f"the inputs have {sorted(counts)} rows; give as many of each, from 1 on")
+    return rows
+
+
+def _filled(x: np.ndarray, size: int) -> np.ndarray:
+    """The rows, and as many copies of the first as make it `size` rows."""
+    return np.concatenate([x, x[:1].repeat(size - len(x), axis=0)])
 
 
 def loaded(directory: Path, e: Experiment | None, asked: int | None) -> Loaded:

@@ -87,9 +87,12 @@ def classification(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[label])  # [B]
         return jnp.sum(losses * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1)
 
-    def evaluate(base, theta, batch):
+    def predict(base, theta, batch):
         x = arguments(batch, jax.random.key(0))
-        logits = lowrank.apply(model, base, theta, *x, **options(False, batch["mask"]))
+        return lowrank.apply(model, base, theta, *x, **options(False, batch["mask"]))
+
+    def evaluate(base, theta, batch):
+        logits = predict(base, theta, batch)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[label])  # [B]
         said, mask = jnp.argmax(logits, axis=-1), batch["mask"]
         sums = {"loss": jnp.sum(losses * mask), "accuracy": jnp.sum((said == batch[label]) * mask)}
@@ -127,7 +130,7 @@ def classification(
         check(examples)
         calls.check_weights(model, base, theta, shapes(examples))
 
-    return Task(init, loss, evaluate, check_others, summary)
+    return Task(init, loss, evaluate, check_others, summary, predict, inputs)
 
 
 def _classes(logits: tuple[int, ...], labels: Any) -> int:

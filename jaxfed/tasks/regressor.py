@@ -39,8 +39,14 @@ def regression(
 
     def halved_squares(base, theta, batch, **options):
         """Their sum over the batch's real examples."""
-        said = lowrank.apply(model, base, theta, *(batch[name] for name in inputs), **options)
+        said = applied(base, theta, batch, **options)
         return jnp.sum(jnp.sum((said - batch[target]) ** 2, axis=-1) * batch["mask"]) / 2
+
+    def applied(base, theta, batch, **options):
+        return lowrank.apply(model, base, theta, *(batch[name] for name in inputs), **options)
+
+    def predict(base, theta, batch):
+        return applied(base, theta, batch, **options(False, batch["mask"]))
 
     def loss(base, theta, batch, key):
         given = options(True, batch["mask"])
@@ -70,4 +76,4 @@ def regression(
         check(examples)
         calls.check_weights(model, base, theta, list(one_each(examples, inputs).values()))
 
-    return Task(init, loss, evaluate, check_others)
+    return Task(init, loss, evaluate, check_others, predict=predict, inputs=inputs)

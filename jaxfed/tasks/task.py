@@ -41,6 +41,12 @@ class Task(NamedTuple):
     On the host; with leading axes [K] on both, of sums over K clients' examples, also on numbers.
     """
 
+    predict: Callable[[PyTree, PyTree, dict], jax.Array] | None = None
+    """(base, theta, batch) -> the model's outputs [B, ...], such as logits; None: it has none."""
+
+    inputs: Sequence[str] = ()
+    """The names of the arrays that `predict` reads, in the model's order."""
+
 
 def begun_at(
     model: Any, key: jax.Array, inputs: Sequence, given: Mapping[str, Any], options: Mapping

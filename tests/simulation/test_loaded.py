@@ -1,14 +1,17 @@
 """A run that is read back is the run as it was, and stays so."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 from small import experiment
 
 import jaxfed
-from jaxfed import lowrank
+from jaxfed import local, lowrank
+from jaxfed.algorithms import fedper
 
 HOST = jaxfed.Host(devices=1, chunk=5, fuse=1, checkpoint_every=2)
 
@@ -18,6 +21,24 @@ def finished(tmp_path_factory):
     """(the folder, its experiment, its records)."""
     folder, e = tmp_path_factory.mktemp("run"), experiment(rounds=4)
     return folder, e, list(jaxfed.run(e, folder, HOST))
+
+
+@pytest.fixture(scope="module")
+def personal(tmp_path_factory):
+    """(the folder, its experiment, its last record) of FedPer, whose clients have names."""
+    folder, e = tmp_path_factory.mktemp("personal"), experiment(rounds=2)
+    names = tuple(f"user {k:02d}" for k in range(e.data.clients))
+    algorithm = fedper(
+        e.task,
+        local.Work(10, epochs=1),
+        personal="^full/",
+        client_optimizer=optax.sgd(0.1),
+        common_start=False,
+        keep_moments=False,
+    )
+    data = dataclasses.replace(e.data, names=names)
+    e = dataclasses.replace(e, data=data, algorithm=algorithm, cohort=20)
+    return folder, e, list(jaxfed.run(e, folder, HOST))[-1]
 
 
 def files(folder):
@@ -35,6 +56,45 @@ def test_what_is_loaded_scores_what_was_recorded_and_no_file_changes(finished):
     correct = e.task.evaluate(base, theta, batch)["accuracy"]
     assert float(correct) / len(test["label"]) == pytest.approx(records[-1]["accuracy"], abs=1e-6)
     assert files(folder) == before
+
+
+def test_predictions_are_those_that_the_run_was_scored_by(finished):
+    folder, e, records = finished
+    found, test = jaxfed.load(folder, experiment=e), e.data.test
+    logits = found.predict(test)
+    assert logits.shape == (len(test["label"]), 10)
+    accuracy = np.mean(logits.argmax(-1) == test["label"])
+    assert accuracy == pytest.approx(records[-1]["accuracy"], abs=1e-6)
+    some = found.predict(test["image"][:3])  # one array, and a part of a batch
+    np.testing.assert_allclose(some, logits[:3], atol=1e-4)
+
+
+def test_a_clients_predictions_are_those_of_its_own_model(personal):
+    folder, e, record = personal
+    found, own = jaxfed.load(folder, experiment=e), e.data.personal
+    accuracies, rows = [], {}
+    for k in np.flatnonzero(own.count):
+        rows = {n: x[own.start[k] : own.start[k] + own.count[k]] for n, x in own.examples.items()}
+        said = found.predict(rows, client=f"user {k:02d}").argmax(-1)
+        accuracies.append(np.mean(said == rows["label"]))
+    assert np.mean(accuracies) == pytest.approx(record["personal"]["accuracy"]["mean"], abs=1e-6)
+    assert np.min(accuracies) == pytest.approx(record["personal"]["accuracy"]["min"], abs=1e-6)
+    last = e.data.clients - 1
+    common = found.predict(rows)
+    assert np.abs(found.predict(rows, last) - common).max() > 1e-3  # who keeps something else
+
+
+def test_inputs_that_are_not_the_runs_are_refused(finished):
+    folder, e, _ = finished
+    found = jaxfed.load(folder, experiment=e)
+    for wrong, sentence in (
+        ({"picture": np.zeros(2)}, "no 'image'; they have"),
+        (np.zeros((2, 8, 8), np.uint8), r"image is uint8 \(2, 8, 8\); .* uint8 \(n, 8, 8, 1\)"),
+        (np.zeros((2, 8, 8, 1)), "image is float64"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "0"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            found.predict(wrong)
 
 
 def test_an_earlier_round_is_loaded_by_its_number(finished):
