@@ -23,9 +23,9 @@ def load(
     directory = Path(directory)
     if experiment is None and (directory / "config.py").exists():
         # Here, as the command line takes a while to import.
-        from jaxfed.cli import main, options
+        from jaxfed.cli import calling, options
 
         settings = run_folder.read_settings(directory)
         config = options.stored(directory, settings)
-        experiment, _, _ = main.call(config, settings.get("arguments", []), "load")
+        experiment, _, _ = calling.call(config, settings.get("arguments", []), "load")
     return loaded.loaded(directory, experiment, round)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import logging
 import os
 import platform
 import signal
@@ -12,20 +11,25 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-import jax
 import tyro
 
 from jaxfed import trees
 from jaxfed.analysis import probe, tables
-from jaxfed.cli import describe, errors, following, launching, options, recorded, report, watching
+from jaxfed.cli import (
+    calling,
+    describe,
+    errors,
+    following,
+    launching,
+    options,
+    recorded,
+    report,
+    watching,
+)
 from jaxfed.cli.launching import Launch
-from jaxfed.cli.options import Config
 from jaxfed.cli.watching import Watch
-from jaxfed.simulation import costs, lock, run_folder, stored
-from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation import costs, lock, stored
 from jaxfed.simulation.prepare import Origin, prepare
-
-log = logging.getLogger(__name__)
 
 USAGE = """jaxfed: federated learning with low-rank updates, clients as an array axis
 
@@ -117,7 +121,7 @@ def _plain(text: str) -> str:
 
 
 def _run(arguments: list[str], watch: Watch) -> None:
-    config, experiment, settings, launch = _read(arguments, "run", watch)
+    config, experiment, settings, launch = calling.read(arguments, "run", watch)
     about = {
         "config": arguments[0],
         "directory": str(config.directory),
@@ -130,15 +134,15 @@ def _run(arguments: list[str], watch: Watch) -> None:
 
 
 def _resume(arguments: list[str], watch: Watch) -> None:
-    path, saved = _begun(arguments, "resume")
+    path, saved = calling.begun(arguments, "resume")
     rounds = saved["experiment"]["rounds"]
     fields = {"rounds": (int, rounds), "allow": (tuple[str, ...], ())}
     accepted = launching.with_launch(fields, saved["launch"], RESUME, without=("out",))
     parsed = options.parse(accepted, arguments[1:], f"jaxfed resume {path}")
     launch = launching.chosen(parsed)
-    _prepare_jax(launch, watch)
+    calling.prepare_jax(launch, watch)
     config = options.stored(path, saved)
-    experiment, settings, _ = call(config, saved["arguments"], "run")
+    experiment, settings, _ = calling.call(config, saved["arguments"], "run")
     if parsed.rounds != experiment.rounds:
         warnings.warn(
             f"the run now ends after round {parsed.rounds}; schedules in its config still count "
@@ -148,31 +152,6 @@ def _resume(arguments: list[str], watch: Watch) -> None:
         experiment = dataclasses.replace(experiment, rounds=parsed.rounds)
     origin = Origin(config.text, settings)
     following.go(experiment, launch, path, watch, origin=origin, resume=True, allow=parsed.allow)
-
-
-def _begun(arguments: list[str], command: str) -> tuple[Path, dict]:
-    """(folder, settings) of `jaxfed COMMAND DIR`, of a run that a config began."""
-    if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"give the folder of the run: jaxfed {command} DIR")
-    path = options.path(arguments[0])
-    if why := run_folder.why_not_begun(path):
-        raise FileNotFoundError(why)
-    saved = run_folder.read_settings(path)
-    if not (path / "config.py").exists():
-        there = {
-            "resume": "go on with it there, with jaxfed.run(..., resume=True)",
-            "analyse": "analyse it there, with jaxfed.analysis.probe.of_run(experiment, directory)",
-        }
-        raise FileNotFoundError(
-            f"{path} has no config.py: its run was begun from Python; {there[command]}"
-        )
-    stored.check(path / "config.py", stored.TEXT)
-    where = path / "settings.json"
-    needed = {"arguments": (list,), "launch": (dict,), "experiment": (dict,)}
-    stored.check_kinds({**dict.fromkeys(needed), **saved}, needed, where)
-    stored.check_kinds({"rounds": None, **saved["experiment"]}, {"rounds": (int,)}, where)
-    launching.check(saved["launch"], where)
-    return path, saved
 
 
 RESUME = """Goes on with a run that was stopped, to the same end, in every bit.
@@ -208,7 +187,7 @@ def _report(arguments: list[str], watch: Watch) -> None:
 
 
 def _describe(arguments: list[str], watch: Watch) -> None:
-    _, experiment, _, launch = _read(arguments, "describe", watch)
+    _, experiment, _, launch = calling.read(arguments, "describe", watch)
     host = dataclasses.replace(launch.host, chunk=1, fuse=1)
     prepared = prepare(experiment, host, compiling=False)
     server, wire = prepared.state.server, costs.mean_wire(prepared)
@@ -246,58 +225,12 @@ Analyse.__doc__ = (
 
 
 def _analyse(arguments: list[str], watch: Watch) -> None:
-    path, saved = _begun(arguments, "analyse")
+    path, saved = calling.begun(arguments, "analyse")
     asked = options.parse(Analyse, arguments[1:], f"jaxfed analyse {path}")
-    _prepare_jax(Launch(cpu_devices=saved["launch"].get("cpu_devices")), watch)
-    experiment, _, _ = call(options.stored(path, saved), saved["arguments"], "run")
+    calling.prepare_jax(Launch(cpu_devices=saved["launch"].get("cpu_devices")), watch)
+    experiment, _, _ = calling.call(options.stored(path, saved), saved["arguments"], "run")
     found = probe.of_run(experiment, path, asked)
     watch.clear()
     print(tables.tables(found))
     for picture in tables.draw(found, asked.to or report.place(path)):
         print(picture)
-
-
-# ---------------------------------------------------------------------- configs and options
-
-
-def _read(
-    arguments: list[str], command: str, watch: Watch
-) -> tuple[Config, Experiment, dict, Launch]:
-    """(config, experiment, settings, launch) of `jaxfed COMMAND CONFIG [--name value ...]`."""
-    if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"give a config: jaxfed {command} CONFIG [--name value ...]")
-    path = options.path(arguments[0])
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no config {path}")
-    config = options.read(path)
-    _prepare_jax(launching.early(arguments[1:]), watch)
-    return config, *call(config, arguments[1:], command)
-
-
-def _prepare_jax(launch: Launch, watch: Watch) -> None:
-    launching.prepare_jax(launch)
-    watch.quiet = jax.process_index() > 0
-
-
-def call(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
-    """(experiment, settings, launch) of a config called with these arguments."""
-    with options.at_home(config), errors.reading():
-        return _called(config, arguments, command)
-
-
-def _called(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
-    path = options.short(config.path)
-    function = options.function(options.load(config.path, config.text))
-    fields = options.settings(function, path, reserved=launching.NAMES)
-    docstring = inspect.getdoc(sys.modules[function.__module__]) or ""
-    text = docstring + "\n\nArgs:\n" + options.args(function)
-    accepted = launching.with_launch(fields, {}, text)
-    parsed = options.parse(accepted, arguments, f"jaxfed {command} {path}")
-    settings = {n: getattr(parsed, n) for n in fields}
-    log.info("building the experiment")
-    experiment = function(**settings)
-    if not isinstance(experiment, Experiment):
-        raise TypeError(
-            f"{path}: experiment() returned a {type(experiment).__name__}; return an Experiment"
-        )
-    return experiment, settings, launching.chosen(parsed)

@@ -1,0 +1,85 @@
+"""A command's config or run made into an experiment, with the options that it was given."""
+
+import inspect
+import logging
+import sys
+from pathlib import Path
+
+import jax
+
+from jaxfed.cli import errors, launching, options
+from jaxfed.cli.launching import Launch
+from jaxfed.cli.options import Config
+from jaxfed.cli.watching import Watch
+from jaxfed.simulation import run_folder, stored
+from jaxfed.simulation.experiment import Experiment
+
+log = logging.getLogger(__name__)
+
+
+def begun(arguments: list[str], command: str) -> tuple[Path, dict]:
+    """(folder, settings) of `jaxfed COMMAND DIR`, of a run that a config began."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"give the folder of the run: jaxfed {command} DIR")
+    path = options.path(arguments[0])
+    if why := run_folder.why_not_begun(path):
+        raise FileNotFoundError(why)
+    saved = run_folder.read_settings(path)
+    if not (path / "config.py").exists():
+        there = {
+            "resume": "go on with it there, with jaxfed.run(..., resume=True)",
+            "analyse": "analyse it there, with jaxfed.analysis.probe.of_run(experiment, directory)",
+        }
+        raise FileNotFoundError(
+            f"{path} has no config.py: its run was begun from Python; {there[command]}"
+        )
+    stored.check(path / "config.py", stored.TEXT)
+    where = path / "settings.json"
+    needed = {"arguments": (list,), "launch": (dict,), "experiment": (dict,)}
+    stored.check_kinds({**dict.fromkeys(needed), **saved}, needed, where)
+    stored.check_kinds({"rounds": None, **saved["experiment"]}, {"rounds": (int,)}, where)
+    launching.check(saved["launch"], where)
+    return path, saved
+
+
+def read(
+    arguments: list[str], command: str, watch: Watch
+) -> tuple[Config, Experiment, dict, Launch]:
+    """(config, experiment, settings, launch) of `jaxfed COMMAND CONFIG [--name value ...]`."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"give a config: jaxfed {command} CONFIG [--name value ...]")
+    path = options.path(arguments[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config {path}")
+    config = options.read(path)
+    prepare_jax(launching.early(arguments[1:]), watch)
+    return config, *call(config, arguments[1:], command)
+
+
+def prepare_jax(launch: Launch, watch: Watch) -> None:
+    launching.prepare_jax(launch)
+    watch.quiet = jax.process_index() > 0
+
+
+def call(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
+    """(experiment, settings, launch) of a config called with these arguments."""
+    with options.at_home(config), errors.reading():
+        return _called(config, arguments, command)
+
+
+def _called(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
+    path = options.short(config.path)
+    function = options.function(options.load(config.path, config.text))
+    fields = options.settings(function, path, reserved=launching.NAMES)
+    docstring = inspect.getdoc(sys.modules[function.__module__]) or ""
+    text = docstring + "\n\nArgs:\n" + options.args(function)
+    accepted = launching.with_launch(fields, {}, text)
+    parsed = options.parse(accepted, arguments, f"jaxfed {command} {path}")
+    settings = {n: getattr(parsed, n) for n in fields}
+    log.info("building the experiment")
+    experiment = function(**settings)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(
+            f"{path}: experiment() returned a {type(experiment).__name__}; return an Experiment"
+        )
+    return experiment, settings, launching.chosen(parsed)
