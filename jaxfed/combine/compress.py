@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax import flatten_util
 
 from jaxfed import lowrank, trees
 from jaxfed.algorithm import Algorithm, PyTree
@@ -157,7 +158,7 @@ def top(density: float) -> Compressor:
     values.number("density", density, 0.0, 1.0)
 
     def compress(tree, key):
-        flat, restore = jax.flatten_util.ravel_pytree(tree)
+        flat, restore = flatten_util.ravel_pytree(tree)
         kept = max(1, int(density * flat.size))
         place = jax.lax.top_k(jnp.abs(flat), kept)[1]
         sparse = jnp.zeros_like(flat).at[place].set(flat[place])
