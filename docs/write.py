@@ -31,6 +31,7 @@ PUBLIC = (
     "jaxfed.hypergrad",
     "jaxfed.trees",
     "jaxfed.lowrank",
+    "jaxfed.lowrank.forms",
     "jaxfed.lowrank.restarts",
     "jaxfed.lowrank.rules",
     "jaxfed.tasks",

@@ -8,11 +8,12 @@ from jaxfed.algorithm import Algorithm
 from jaxfed.algorithms.general import fedopt as optimizers
 from jaxfed.algorithms.general.fedavg import fedavg
 from jaxfed.algorithms.general.fedopt import fedopt
+from jaxfed.algorithms.general.fedper import fedper
 from jaxfed.algorithms.row import Row, Setting
 from jaxfed.algorithms.shared.fedlora import fedlora
 from jaxfed.algorithms.shared.fedloru import fedloru
 from jaxfed.combine import compress
-from jaxfed.lowrank import restarts, rules
+from jaxfed.lowrank import forms, restarts, rules
 from jaxfed.tasks.task import Task
 
 MERGES: dict[str, Any] = {"every": 2, "restart": restarts.reinit}
@@ -60,6 +61,26 @@ def _list(task: Task, s: Setting) -> Algorithm:
         return fedavg(task, s.work, client_optimizer=s.sgd)
 
     return combine.accumulate_list(make, task, every=MERGES["every"], merges=3)
+
+
+def _cola(task: Task, s: Setting) -> Algorithm:
+    return fedloru(task, s.work, **MERGES, client_optimizer=s.sgd)
+
+
+def _fedpara(task: Task, s: Setting) -> Algorithm:
+    def make(task: Task) -> Algorithm:
+        return fedavg(task, s.work, client_optimizer=s.sgd)
+
+    return combine.parametrised(make, task, form=forms.HADAMARD)
+
+
+def _pfedpara(task: Task, s: Setting) -> Algorithm:
+    """pFedPara: the second pair of each path stays with the client."""
+
+    def make(task: Task) -> Algorithm:
+        return fedper(task, s.work, personal=forms.SECOND, client_optimizer=s.sgd)
+
+    return combine.parametrised(make, task, form=forms.SHIFTED)
 
 
 def _compressed(
@@ -128,6 +149,35 @@ CHAINS = (
         "A and B; a merge is broadcast every tau rounds",
         "nothing",
         "FedLoRU's list for LLaMA (arXiv 2409.12371, rebuttal)",
+    ),
+    Row(
+        "cola",
+        fedloru,
+        "factors",
+        _cola,
+        "A and B; a merge is broadcast every tau rounds",
+        "nothing",
+        "COLA: FedLoRU of a kept base, with one client (Xia et al., arXiv 2401.04151)",
+    ),
+)
+FORMS = (
+    Row(
+        "fedpara",
+        fedavg,
+        "scratch",
+        _fedpara,
+        "two pairs of factors, W = (A_1 B_1) o (A_2 B_2)",
+        "nothing",
+        "Nam et al., ICLR 2022",
+    ),
+    Row(
+        "pfedpara",
+        fedper,
+        "scratch",
+        _pfedpara,
+        "the first pair, W = (A_1 B_1) o (A_2 B_2 + 1)",
+        "the second pair",
+        "Nam et al., ICLR 2022",
     ),
 )
 COMPRESSED = tuple(

@@ -7,7 +7,14 @@ differ in one choice alone stand in `families`.
 import optax
 
 from jaxfed import combine
-from jaxfed.algorithms.families import AGGREGATED, CHAINS, COMPRESSED, MERGES, OPTIMIZERS
+from jaxfed.algorithms.families import (
+    AGGREGATED,
+    CHAINS,
+    COMPRESSED,
+    FORMS,
+    MERGES,
+    OPTIMIZERS,
+)
 from jaxfed.algorithms.general import perfedavg as meta
 from jaxfed.algorithms.general.apfl import apfl
 from jaxfed.algorithms.general.centralised import centralised
@@ -199,6 +206,7 @@ ROWS = (
     ),
     *AGGREGATED,
     *CHAINS,
+    *FORMS,
     Row(
         "mfedloru",
         mfedloru,

@@ -3,6 +3,7 @@
 from jaxfed.combine import compress as compress
 from jaxfed.combine.compress import compressed as compressed
 from jaxfed.combine.deployment import fine_tuned as fine_tuned
+from jaxfed.combine.forms import parametrised as parametrised
 from jaxfed.combine.guard import skip_nonfinite as skip_nonfinite
 from jaxfed.combine.listing import accumulate_list as accumulate_list
 from jaxfed.combine.measure import with_discrepancy as with_discrepancy

@@ -66,6 +66,8 @@ def accumulate(
             raise ValueError("nothing to merge: no factors are trained; select some with a rank")
         if any(f.a is None or f.b is None for f in inner.theta.factors.values()):
             raise ValueError("the server has no product to merge, as each client keeps a factor")
+        if set(inner.theta.factors) - set(inner.base):
+            raise ValueError("the server trains another form of the factors, which has no merge")
         return Accumulated(inner, inner.theta._replace(full={}))
 
     def run_round(server, cohort, for_each_client):

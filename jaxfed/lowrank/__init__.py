@@ -10,6 +10,7 @@ For a k x k convolution, a is a k x k convolution into r channels and b a 1 x 1 
 embedding, a is [vocabulary, r].
 """
 
+from jaxfed.lowrank import forms as forms
 from jaxfed.lowrank import restarts as restarts
 from jaxfed.lowrank import rules as rules
 from jaxfed.lowrank.factors import Factors as Factors

@@ -7,7 +7,7 @@ import oracle
 import pytest
 
 from jaxfed import combine, lowrank
-from jaxfed.algorithms import zoo
+from jaxfed.algorithms import families, zoo
 from jaxfed.lowrank import restarts
 
 ROUNDS = algorithms.DRAWS[:2]
@@ -21,15 +21,19 @@ def one_after_the_other(base, theta, start, key):
 
 
 def merges(row):
-    return "loru" in row.name or row.name in ("rac", "frlora")
+    return "loru" in row.name or row.name in ("rac", "frlora", "cola")
+
+
+FORMS = {row.name for row in families.FORMS}
+UNMERGED = {"fedsa"} | FORMS  # clients keep a factor, or train another form
 
 
 QUICKER = ("fedavg", "scaffold", "fedex", "pf2lora", "fedadam")
 MERGED = [
     pytest.param(r, id=r.name, marks=[pytest.mark.full] * (r.name in algorithms.SIBLINGS))
     for r in zoo.ROWS
-    # HETLoRA's mean of truncated factors moves while clients stand; FedSA's clients keep B.
-    if not merges(r) and r.name not in ("hetlora", "fedsa")
+    # HETLoRA's mean of truncated factors moves while clients stand.
+    if not merges(r) and r.name not in {"hetlora"} | UNMERGED
 ]
 
 
@@ -53,10 +57,12 @@ def test_a_merge_keeps_the_function(row, x64):
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(r, id=r.name) for r in zoo.ROWS if merges(r) or r.name == "fedsa"]
+    "row", [pytest.param(r, id=r.name) for r in zoo.ROWS if merges(r) or r.name in UNMERGED]
 )
 def test_what_cannot_be_merged_again_or_at_all_is_refused(row, x64):
     inner = row.make(algorithms.classifier(algorithms.SCRATCH), algorithms.setting(0.1))
     fed = combine.accumulate(inner, every=1, restart=restarts.reinit)
-    with pytest.raises(ValueError, match=r"merges its factors already|client keeps a factor"):
+    with pytest.raises(
+        ValueError, match=r"merges its factors already|client keeps a factor|another form"
+    ):
         fed.init(jax.random.key(0))

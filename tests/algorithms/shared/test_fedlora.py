@@ -11,7 +11,7 @@ import oracle
 import pytest
 
 from jaxfed import combine, local, lowrank
-from jaxfed.algorithms import fedavg, fedlora
+from jaxfed.algorithms import fedavg, fedlora, fedloru
 from jaxfed.lowrank import restarts, rules
 
 RATE, STEPS = 0.1, 3
@@ -148,6 +148,25 @@ def test_rac_lora_reaches_least_squares_where_lora_of_rank_one_stops(x64):
 
     assert distance(rules.FFA, 0.5, merged=True) < 1e-3
     assert distance(rules.SEPARATE, 0.2, merged=False) > 1e-2
+
+
+def test_cola_is_fedloru_with_one_client(x64):
+    """Its chain: W <- W + s A B of LoRA trained from a new A and B = 0, the optimizer new."""
+    problem = bl.bilinear([8])
+    fed = fedloru(
+        problem.task, WORK, every=1, restart=restarts.reinit, client_optimizer=optax.sgd(RATE)
+    )
+    seen = []
+
+    def verb(client, base, message, cohort):
+        seen.append((np.asarray(base["w"]), bl.adapter(message.factors)))
+        return oracle.loop(client, base, message, cohort)
+
+    oracle.rounds(fed, problem.world, [[0]] * 4, verb)
+    assert not any(begun.b.any() for _, begun in seen[1:])
+    for (w, begun), (after, _) in itertools.pairwise(seen):
+        link = problem.trained(0, begun, RATE, STEPS, weight=w)
+        np.testing.assert_allclose(after, w + link.product, rtol=1e-9)
 
 
 # ---------------------------------------------------------------------- ranks of clients

@@ -1,0 +1,41 @@
+"""An algorithm whose clients train another form of the factors: FedPara, Fed-SB, Ravan."""
+
+from collections.abc import Callable
+
+import jax
+
+from jaxfed.algorithm import Algorithm
+from jaxfed.data import values
+from jaxfed.lowrank.factors import Theta
+from jaxfed.lowrank.forms import Form
+from jaxfed.tasks.task import Task
+
+
+def parametrised(make: Callable[[Task], Algorithm], task: Task, *, form: Form) -> Algorithm:
+    """`make(task)`, training one of `lowrank.forms` in place of the task's factors.
+
+    `make` is a function such as `lambda task: fedavg(task, work, client_optimizer=sgd)`. The
+    server's theta is the form: it is averaged, sent and counted. A deployed model is plain. A form
+    cannot be merged into the base in training, so `combine.accumulate` refuses it.
+    """
+    values.function("make", make, "a function of a task, such as lambda task: fedavg(task, ...)")
+    values.kind("form", form, Form, "one of lowrank.forms, such as forms.HADAMARD")
+
+    def init(key):
+        base, theta = task.init(key)
+        if not isinstance(theta, Theta) or not theta.factors:
+            raise ValueError("no factors are trained that could have a form; select some")
+        return form.begin(base, theta, jax.random.fold_in(key, 2))
+
+    def loss(base, theta, batch, key):
+        return task.loss(*form.plain(base, theta), batch, key)
+
+    def evaluate(base, theta, batch):
+        return task.evaluate(*form.plain(base, theta), batch)
+
+    fed = make(task._replace(init=init, loss=loss, evaluate=evaluate))
+    return fed._replace(
+        task=task,
+        deploy=lambda server, state: form.plain(*fed.deploy(server, state)),
+        sends_change=False,
+    )
