@@ -1,6 +1,7 @@
 """Facts about trees of arrays: how many bytes and numbers, which shapes, under which paths."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,12 @@ def nbytes(tree: PyTree) -> int:
 def size(tree: PyTree) -> int:
     """How many numbers a tree holds."""
     return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """{"layer/kernel": leaf} of a tree of dicts."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def shapes(tree: PyTree) -> PyTree:

@@ -29,6 +29,7 @@ def begun(arguments: list[str], command: str) -> tuple[Path, dict]:
         there = {
             "resume": "go on with it there, with jaxfed.run(..., resume=True)",
             "analyse": "analyse it there, with jaxfed.analysis.probe.of_run(experiment, directory)",
+            "export": "read it there, with jaxfed.load(directory, experiment=experiment).params()",
         }
         raise FileNotFoundError(
             f"{path} has no config.py: its run was begun from Python; {there[command]}"

@@ -1,4 +1,4 @@
-"""The command line: jaxfed run | resume | report | describe | analyse."""
+"""The command line: jaxfed run | resume | report | describe | analyse | export."""
 
 import dataclasses
 import inspect
@@ -19,6 +19,7 @@ from jaxfed.cli import (
     calling,
     describe,
     errors,
+    export,
     following,
     launching,
     options,
@@ -38,6 +39,7 @@ USAGE = """jaxfed: federated learning with low-rank updates, clients as an array
   jaxfed report DIR [DIR ...] [--to DIR]     table and plots of one run, or of several together
   jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training
   jaxfed analyse DIR [--name value ...]      Hessian spectra, likeness of clients, ranks of updates
+  jaxfed export DIR --npz F | --hf FOLDER | --peft FOLDER   the model, for other programs
 
 `jaxfed COMMAND --help` lists a command's options; `jaxfed --version` the versions.
 
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "report": _report,
         "describe": _describe,
         "analyse": _analyse,
+        "export": export.command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -95,6 +98,7 @@ def _help(command: str) -> None:
         "resume": (" DIR", launching.with_launch(further, {}, RESUME)),
         "report": ("", Report),
         "analyse": (" DIR", probe.Probe),
+        "export": (" DIR", export.Export),
     }
     what, accepted = options_of[command]
     options.parse(accepted, ["--help"], f"jaxfed {command}{what}")

@@ -1,9 +1,10 @@
-"""Encoders from Hugging Face folders, and adapters back in PEFT's format.
+"""Encoders from Hugging Face folders, and back: whole models, and adapters in PEFT's format.
 
 model, params = pretrained.read("roberta-base", classes=2)
 tokenizer = pretrained.tokenizer("roberta-base")
 """
 
+from jaxfed.pretrained.export import write_model as write_model
 from jaxfed.pretrained.folder import Account as Account
 from jaxfed.pretrained.folder import account as account
 from jaxfed.pretrained.folder import read as read

@@ -19,7 +19,7 @@ import safetensors.numpy
 import tokenizers
 from jax.typing import DTypeLike
 
-from jaxfed import lowrank, models
+from jaxfed import lowrank, models, trees
 from jaxfed.algorithm import PyTree
 from jaxfed.pretrained.families import (
     ACTIVATIONS,
@@ -56,8 +56,8 @@ def read(
     for a configuration that the Encoder does not cover.
     """
     family, config = configuration(Path(folder))
-    model = _encoder(family, config, classes, dropout=dropout, dtype=dtype)
-    tensors, wanted = tensors_in(Path(folder), family), _shapes(model)
+    model = encoder(family, config, classes, dropout=dropout, dtype=dtype)
+    tensors, wanted = tensors_in(Path(folder), family), shapes_of(model)
     flat: dict[str, Any] = {
         path: as_ours(path, tensors[name]).astype(wanted[path].dtype)
         for path, name in _account(family, model, tensors, folder).found.items()
@@ -68,7 +68,7 @@ def read(
 def account(folder: str | Path, classes: int = 2) -> Account:
     """What `read` does with each tensor of the folder's file; the same errors."""
     family, config = configuration(Path(folder))
-    model = _encoder(family, config, classes)
+    model = encoder(family, config, classes)
     return _account(family, model, tensors_in(Path(folder), family), folder)
 
 
@@ -130,7 +130,8 @@ def configuration(folder: Path) -> tuple[Family, dict]:
     return FAMILIES[kind], config
 
 
-def _encoder(family: Family, config: dict, classes: int, **options) -> models.Encoder:
+def encoder(family: Family, config: dict, classes: int, **options) -> models.Encoder:
+    """The model that a configuration describes, with a head of so many classes."""
     return models.Encoder(
         **{ours: config[theirs] for ours, theirs in FIELDS.items()},
         **family.settings,
@@ -161,7 +162,7 @@ def tensors_in(folder: Path, family: Family) -> dict[str, np.ndarray]:
 def _account(
     family: Family, model: models.Encoder, tensors: Mapping[str, np.ndarray], folder: str | Path
 ) -> Account:
-    shapes = _shapes(model)
+    shapes = shapes_of(model)
     names = {path: tensor_name(family, path) for path in shapes}
     found = {path: name for path, name in names.items() if name in tensors}
     spare = [name for name in tensors if re.search(family.spare, name)]
@@ -186,9 +187,7 @@ def _account(
     return Account(found, spare, absent)
 
 
-def _shapes(model: models.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes_of(model: models.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape} of the model's weights."""
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    return trees.by_path(params)

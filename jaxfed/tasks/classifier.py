@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed import lowrank
+from jaxfed import lowrank, trees
 from jaxfed.algorithm import PyTree
 from jaxfed.data import values
 from jaxfed.tasks import calls
-from jaxfed.tasks.task import Task, begun_at, by_path, check_complete, means, one_each
+from jaxfed.tasks.task import Task, begun_at, check_complete, means, one_each
 
 
 def classification(
@@ -55,7 +55,7 @@ def classification(
     for name, change in (("preprocess", preprocess), ("augment", augment)):
         if change is not None:
             values.function(name, change, "a function of images and a key")
-    given = {} if params is None else by_path(params)
+    given = {} if params is None else trees.by_path(params)
 
     def arguments(batch, key):
         first, *others = (batch[name] for name in inputs)

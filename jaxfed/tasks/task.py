@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed import trees
 from jaxfed.algorithm import PyTree
 from jaxfed.data import values
 
@@ -57,7 +58,7 @@ def begun_at(
     given would become a constant of the program.
     """
     init = partial(model.init, **options)
-    shapes = by_path(jax.eval_shape(init, key, *inputs)["params"])
+    shapes = trees.by_path(jax.eval_shape(init, key, *inputs)["params"])
     if unknown := set(given) - set(shapes):
         raise ValueError(f"params have {sorted(unknown)}; the model has {sorted(shapes)}")
     for path, w in given.items():
@@ -66,14 +67,11 @@ def begun_at(
 
     @jax.jit
     def drawn(key, *inputs):
-        return {p: w for p, w in by_path(init(key, *inputs)["params"]).items() if p not in given}
+        return {
+            p: w for p, w in trees.by_path(init(key, *inputs)["params"]).items() if p not in given
+        }
 
     return {**{path: jnp.array(w) for path, w in given.items()}, **drawn(key, *inputs)}
-
-
-def by_path(params: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): w for path, w in leaves}
 
 
 def one_each(examples: Mapping[str, Any], names: Sequence[str]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,0 +1,111 @@
+"""`jaxfed export`: the model of a run in files that other programs read."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed import lowrank, pretrained, trees
+from jaxfed.cli import calling, loading, options
+from jaxfed.cli.launching import Launch
+from jaxfed.cli.watching import Watch
+from jaxfed.simulation import run_folder
+from jaxfed.simulation.loaded import Loaded
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The model of a run, written to one or more of three forms.
+
+    Args:
+        npz: a new file of NumPy arrays {"layer/kernel": weight}, the factors merged.
+        hf: a new folder in the format of Hugging Face, the factors merged; for runs that started
+            from such a folder.
+        peft: a new folder with adapter_model.safetensors and adapter_config.json, for PEFT beside
+            the pretrained folder.
+        client: whose model, by name or number; by default the common one.
+        round: a round that has a checkpoint; by default the newest.
+        checkpoint: the pretrained folder that the run started from; by default the one that its
+            settings name.
+    """
+
+    npz: Path | None = None
+    hf: Path | None = None
+    peft: Path | None = None
+    client: str | None = None
+    round: int | None = None
+    checkpoint: Path | None = None
+
+
+def command(arguments: list[str], watch: Watch) -> None:
+    """Carries out `jaxfed export DIR --npz F | --hf FOLDER | --peft FOLDER`."""
+    path, saved = calling.begun(arguments, "export")
+    asked = options.parse(Export, arguments[1:], f"jaxfed export {path}")
+    targets = [target for target in (asked.npz, asked.hf, asked.peft) if target is not None]
+    if not targets:
+        raise ValueError(f"give the form: jaxfed export {path} --npz F | --hf FOLDER | --peft F")
+    for target in targets:
+        if target.exists():
+            raise FileExistsError(f"{target} exists; choose a new path, or move it away")
+    wants = asked.hf is not None or asked.peft is not None
+    checkpoint = checkpoint_of(saved, path, asked.checkpoint) if wants else None
+    calling.prepare_jax(Launch(), watch)
+    found = loading.load(path, asked.round)
+    base, theta = found.deployed(asked.client)
+    if not isinstance(theta, lowrank.Theta):
+        raise TypeError(f"theta is a {type(theta).__name__}; only a lowrank.Theta is exported")
+    if asked.npz is not None:
+        write_npz(asked.npz, trees.by_path(lowrank.merged(base, theta)))
+    if asked.hf is not None and checkpoint is not None:
+        pretrained.write_model(asked.hf, checkpoint, lowrank.merged(base, theta))
+    if asked.peft is not None and checkpoint is not None:
+        with run_folder.writing(asked.peft):
+            asked.peft.parent.mkdir(parents=True, exist_ok=True)
+        pretrained.write_adapters(
+            asked.peft.parent, checkpoint.absolute(), base, {asked.peft.name: theta}
+        )
+    watch.clear()
+    print(_summary(found, asked.client))
+    for target in targets:
+        print(target)
+
+
+def _summary(found: Loaded, client: str | None) -> str:
+    whose = "the common model" if client is None else f"the model of client {client}"
+    return f"{whose} after round {found.round} of {found.directory}"
+
+
+def write_npz(path: Path, weights: Mapping[str, Any]) -> None:
+    """Writes the arrays by their names, whole or not at all; narrow floats as float32."""
+    arrays = {
+        name: np.asarray(w, np.float32) if w.dtype == jnp.bfloat16 else np.asarray(w)
+        for name, w in weights.items()
+    }
+    new = path.with_name(path.name + ".new")
+    with run_folder.writing(path, "choose another file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(new, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(new, path)
+
+
+def checkpoint_of(saved: Mapping[str, Any], path: Path, asked: Path | None) -> Path:
+    """The pretrained folder that a run started from; ValueError if it cannot be known.
+
+    `saved` is settings.json of the run: the folder is one of its settings.
+    """
+    if asked is not None:
+        return asked
+    home = Path(str(saved.get("directory", "")))
+    values = [v for v in saved.get("settings", {}).values() if isinstance(v, str) and v]
+    places = [home / Path(value).expanduser() for value in values]
+    if found := [place for place in places if (place / "model.safetensors").is_file()]:
+        return found[0]
+    raise ValueError(
+        f"no setting of {path} is a pretrained folder with model.safetensors; if the run started "
+        "from one, give it with --checkpoint FOLDER, else use --npz"
+    )
