@@ -81,7 +81,7 @@ def _summary(found: Loaded, client: str | None) -> str:
 
 def write_npz(path: Path, weights: Mapping[str, Any]) -> None:
     """Writes the arrays by their names, whole or not at all; narrow floats as float32."""
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.asarray(w, np.float32) if w.dtype == jnp.bfloat16 else np.asarray(w)
         for name, w in weights.items()
     }
