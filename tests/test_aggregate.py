@@ -74,3 +74,65 @@ def test_choose_takes_from_one_or_the_other():
             whole = np.broadcast_to(other[n], x[n].shape)
             expected = [x[n][k] if which[k] else whole[k] for k in range(5)]
             np.testing.assert_allclose(chosen[n], np.stack(expected), rtol=1e-6)
+
+
+# ---------------------------------------------------------------------- robust means
+
+
+def uploads(clients=7, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"a": rng.normal(size=(clients, 2, 3)), "b": rng.normal(size=clients)}
+
+
+WEIGHTS = {
+    "all": np.full(7, 1 / 7),
+    "some": np.array([0.3, 0, 0.2, 0.1, 0.1, 0.2, 0.1]),
+}
+
+
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_the_median_and_the_trimmed_mean_are_those_of_numpy(x64, weight):
+    x, there = uploads(), weight > 0
+    found = aggregate.median(x, jnp.asarray(weight))
+    jax.tree.map(
+        lambda m, x: np.testing.assert_allclose(m, np.median(x[there], axis=0), rtol=1e-12),
+        found,
+        x,
+    )
+    found = aggregate.trimmed(0.3)(x, jnp.asarray(weight))
+    ends = int(0.3 * there.sum())
+    for name, m in found.items():
+        inside = np.sort(x[name][there], axis=0)[ends : there.sum() - ends]
+        np.testing.assert_allclose(m, inside.mean(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_krum_is_the_papers_loop(x64, weight):
+    x, there = uploads(), np.flatnonzero(weight)
+    flat = np.concatenate([x["a"].reshape(7, -1), x["b"][:, None]], axis=1)
+    score = {}
+    for i in there:
+        others = sorted(np.sum((flat[i] - flat[j]) ** 2) for j in there if j != i)
+        score[i] = sum(others[: len(there) - 2 - 2])
+    chosen = min(score, key=score.get)
+    found = aggregate.krum(2)(x, jnp.asarray(weight))
+    np.testing.assert_array_equal(found["a"], x["a"][chosen])
+    np.testing.assert_array_equal(found["b"], x["b"][chosen])
+
+
+@pytest.mark.parametrize("mean", [aggregate.median, aggregate.trimmed(0.3), aggregate.krum(2)])
+def test_two_of_seven_clients_cannot_move_a_robust_mean_far(x64, mean):
+    x, weight = uploads(), jnp.full(7, 1 / 7)
+    wrong = jax.tree.map(lambda x: np.concatenate([x[:5], 1e6 + 0 * x[5:]]), x)
+    found = mean(wrong, weight)
+    honest = jax.tree.map(lambda x: (x[:5].min(axis=0), x[:5].max(axis=0)), x)
+    for name, (low, high) in honest.items():
+        assert np.all((low <= found[name]) & (found[name] <= high))
+    assert aggregate.weighted_mean(wrong, weight)["b"] > 1e5
+
+
+def test_a_robust_mean_that_leaves_no_client_is_refused():
+    with pytest.raises(ValueError, match=r"share=0\.5 leaves out all"):
+        aggregate.trimmed(0.5)
+    with pytest.raises(ValueError, match="byzantine=2 needs 5 clients"):
+        aggregate.krum(2)(uploads(4), jnp.full(4, 0.25))

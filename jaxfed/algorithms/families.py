@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxfed import combine, lowrank
+from jaxfed import aggregate, combine, lowrank
 from jaxfed.algorithm import Algorithm
 from jaxfed.algorithms.general import fedopt as optimizers
 from jaxfed.algorithms.general.fedavg import fedavg
@@ -93,6 +93,21 @@ def _compressed(
         return combine.compressed(inner, compress=made, feedback=feedback)
 
     return Row(name, fedavg, "any", make, "theta down, C(its change) up", keeps, source)
+
+
+def _robust(name: str, mean: Callable, source: str) -> Row:
+    """FedAvg with another mean."""
+
+    def make(task: Task, s: Setting) -> Algorithm:
+        return fedavg(task, s.work, client_optimizer=s.sgd, mean=mean)
+
+    return Row(name, fedavg, "any", make, "theta", "nothing", source)
+
+
+def _flasc(task: Task, s: Setting) -> Algorithm:
+    adam = optimizers.adam(s.rate / 2)
+    inner = fedopt(task, s.work, client_optimizer=s.sgd, server_optimizer=adam)
+    return combine.flasc(inner, down=0.5, up=0.25)
 
 
 MERGED = "A and B; down also the change of W"
@@ -187,5 +202,31 @@ COMPRESSED = tuple(
         ("fedavg-ef14", compress.top(0.3), compress.ef14, LOST, "Seide et al., Interspeech 2014"),
         ("fedavg-ef21", compress.svd(1), compress.ef21, COPY, "Richtarik et al., NeurIPS 2021"),
         ("powersgd", compress.power(1), compress.ef14, LOST, "Vogels et al., NeurIPS 2019"),
+        (
+            "fedavg-quantised",
+            compress.quantised(4),
+            None,
+            "nothing",
+            "QSGD's rounding: Alistarh et al., NeurIPS 2017",
+        ),
     )
+)
+ROBUST = tuple(
+    _robust(*one)
+    for one in (
+        ("fedavg-median", aggregate.median, "Yin et al., ICML 2018"),
+        ("fedavg-trimmed", aggregate.trimmed(0.2), "Yin et al., ICML 2018"),
+        ("krum", aggregate.krum(1), "Blanchard et al., NeurIPS 2017"),
+    )
+)
+SPARSE = (
+    Row(
+        "flasc",
+        fedopt,
+        "factors",
+        _flasc,
+        "the largest entries of A and B down, of their change up",
+        "nothing",
+        "Kuo et al., arXiv 2406.05233",
+    ),
 )

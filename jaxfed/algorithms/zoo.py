@@ -14,6 +14,8 @@ from jaxfed.algorithms.families import (
     FORMS,
     MERGES,
     OPTIMIZERS,
+    ROBUST,
+    SPARSE,
 )
 from jaxfed.algorithms.general import perfedavg as meta
 from jaxfed.algorithms.general.apfl import apfl
@@ -330,4 +332,6 @@ ROWS = (
         "FedLoRU around SCAFFOLD (arXiv 2409.12371, rebuttal)",
     ),
     *COMPRESSED,
+    *ROBUST,
+    *SPARSE,
 )

@@ -1,7 +1,7 @@
 """Compressed uplinks, with or without a memory of what was lost.
 
-A compressor C(x, key) gives what arrives of a tree x and the bytes sent for it. It contracts:
-||C(x) - x||^2 <= (1 - delta) ||x||^2. In each round client k, which would upload x, sends
+A compressor C(x, key) gives what arrives of a tree x and the bytes sent for it. All but `quantised`
+contract: ||C(x) - x||^2 <= (1 - delta) ||x||^2. In each round client k, which would upload x, sends
 
     plain   C(x)
     EF14    C(p) with p = x + e;        e <- p - C(p)     Seide et al. 2014, Karimireddy et al. 2019
@@ -40,9 +40,9 @@ def compressed(
 ) -> Algorithm:
     """The algorithm with compressed uploads, whose bytes clients declare.
 
-    `compress` is `svd(rank)`, `power(rank)` (PowerSGD's) or `top(density)`; `feedback` is `ef14`,
-    `ef21`, or None for none. The algorithm must have one exchange a round and upload a tree of the
-    form of theta; else ValueError.
+    `compress` is `svd(rank)`, `power(rank)` (PowerSGD's), `top(density)` or `quantised(bits)`;
+    `feedback` is `ef14`, `ef21`, or None for none. The algorithm must have one exchange a round and
+    upload a tree of the form of theta; else ValueError.
     """
     values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
     values.function("compress", compress, "a compressor, such as compress.svd(2)")
@@ -59,7 +59,7 @@ def compressed(
         def verb(client, base, message, inner):
             def compressing(base, message, k):
                 reply = client(base, message, k._replace(state=k.state.inner))
-                _check(reply.upload, form)
+                check_form(reply.upload, form, "upload")
                 key = jax.random.fold_in(k.key, 7)
                 if feedback is None:
                     upload, sent = compress(reply.upload, key)
@@ -86,11 +86,12 @@ def compressed(
     )
 
 
-def _check(upload: PyTree, form: PyTree) -> None:
-    if trees.shapes(upload) != form:
+def check_form(tree: PyTree, form: PyTree, verb: str) -> None:
+    """Raises ValueError if what clients receive or upload has not the shapes of theta."""
+    if trees.shapes(tree) != form:
         raise ValueError(
-            "clients upload another tree than theta, so what they keep of it has no form; compress "
-            "an algorithm that uploads a change of theta, such as fedavg"
+            f"clients {verb} another tree than theta, so it has no form known before; wrap an "
+            "algorithm that sends theta and uploads its change, such as fedavg"
         )
 
 
@@ -163,6 +164,33 @@ def top(density: float) -> Compressor:
         place = jax.lax.top_k(jnp.abs(flat), kept)[1]
         sparse = jnp.zeros_like(flat).at[place].set(flat[place])
         return restore(sparse), kept * (flat.dtype.itemsize + 4)
+
+    return compress
+
+
+def quantised(bits: int) -> Compressor:
+    """Each number rounded at random to one of 2^bits - 1 levels; unbiased: E C(x) = x.
+
+    With m = max |x| of a leaf and s = 2^(bits-1) - 1, C(x) = m q / s with q = floor(s x / m + u), u
+    uniform: QSGD's rounding (Alistarh et al., NeurIPS 2017) by the largest entry, in q of so many
+    bits. Its variance is at most (m / 2 s)^2 an entry. It need not contract, so memories of what
+    was lost may grow: use it without feedback. A leaf costs `bits` for each number, and m.
+    """
+    if values.whole("bits", bits, 2) > 16:
+        raise ValueError(f"bits={bits}; use at most 16, or send all bits")
+    levels = 2 ** (bits - 1) - 1
+
+    def one(x: jax.Array, key: jax.Array) -> jax.Array:
+        most = jnp.max(jnp.abs(x), initial=0)
+        step = jnp.where(most > 0, most, 1) / levels
+        return jnp.floor(x / step + jax.random.uniform(key, x.shape, x.dtype)) * step
+
+    def compress(tree, key):
+        leaves, structure = jax.tree.flatten(tree)
+        keys = jax.random.split(key, len(leaves))
+        made = [one(x, k) for x, k in zip(leaves, keys, strict=True)]
+        sizes = [-(-bits * x.size // 8) + x.dtype.itemsize for x in leaves]
+        return jax.tree.unflatten(structure, made), sizes
 
     return compress
 

@@ -154,3 +154,25 @@ def test_wrong_sizes_are_refused():
         compress.svd(0)
     with pytest.raises(ValueError, match="density=2"):
         compress.top(2)
+
+
+def test_rounding_is_unbiased_and_within_a_step(x64):
+    """The mean of 4,000 draws lies within 5 standard errors of x; each is a whole level."""
+    x = {"w": np.linspace(-1, 0.7, 12).reshape(3, 4), "zero": np.zeros(2)}
+    keys = jax.random.split(jax.random.key(0), 4000)
+    compressor = compress.quantised(3)
+    arrived = jax.vmap(lambda key: compressor(x, key)[0])(keys)
+    step = 1 / 3  # 2^2 - 1 levels up to the largest
+    whole = np.asarray(arrived["w"]) / step
+    np.testing.assert_allclose(whole, np.round(whole), atol=1e-9)
+    assert np.max(np.abs(arrived["w"] - x["w"])) < step
+    assert np.max(np.abs(arrived["w"].mean(axis=0) - x["w"])) < 5 * step / 2 / np.sqrt(4000)
+    np.testing.assert_array_equal(arrived["zero"], 0 * arrived["zero"])
+
+
+def test_rounded_uploads_count_their_bits():
+    x = {"w": np.ones((3, 5), np.float32), "b": np.ones(3, np.float32)}
+    _, sizes = compress.quantised(3)(x, jax.random.key(0))
+    assert sum(sizes) == 4 + 2 + 4 + 6  # 9 and 45 bits, and a float32 each
+    with pytest.raises(ValueError, match="bits=20"):
+        compress.quantised(20)

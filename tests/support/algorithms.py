@@ -197,6 +197,9 @@ VARIANTS = {
     ),
     "perfedavg thirds": meta,
     "guarded fedavg": lambda rate: combine.skip_nonfinite(averaging(WHOLE, rate)),
+    "unreliable scaffold": lambda rate: combine.unreliable(
+        controlled(WHOLE, rate), unavailable=0.2, lost=0.2
+    ),
     "guarded fedloru": lambda rate: combine.skip_nonfinite(loru(restarts.reinit, rate)),
 }
 ALGORITHMS = {**ROWS, **VARIANTS}
@@ -215,6 +218,10 @@ SIBLINGS = {
     "fedavg-topk",
     "fedavg-ef14",
     "powersgd",
+    "fedavg-quantised",
+    "fedavg-median",
+    "fedavg-trimmed",
+    "krum",
 }
 """Those that differ in one choice from another, which goes the same way through the code.
 
