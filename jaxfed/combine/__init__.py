@@ -9,4 +9,4 @@ from jaxfed.combine.listing import accumulate_list as accumulate_list
 from jaxfed.combine.measure import with_discrepancy as with_discrepancy
 from jaxfed.combine.merging import accumulate as accumulate
 from jaxfed.combine.sparse import flasc as flasc
-from jaxfed.combine.unreliable import unreliable as unreliable
+from jaxfed.combine.absence import unreliable as unreliable

@@ -157,15 +157,16 @@ def top(density: float) -> Compressor:
     delta = density. An entry costs its bytes and 4 for its position.
     """
     values.number("density", density, 0.0, 1.0)
+    return lambda tree, key: largest(tree, density)
 
-    def compress(tree, key):
-        flat, restore = flatten_util.ravel_pytree(tree)
-        kept = max(1, int(density * flat.size))
-        place = jax.lax.top_k(jnp.abs(flat), kept)[1]
-        sparse = jnp.zeros_like(flat).at[place].set(flat[place])
-        return restore(sparse), kept * (flat.dtype.itemsize + 4)
 
-    return compress
+def largest(tree: PyTree, density: float) -> tuple[PyTree, int]:
+    """(the tree with all but its largest entries zero, bytes) as `top` has it."""
+    flat, restore = flatten_util.ravel_pytree(tree)
+    kept = max(1, int(density * flat.size))
+    place = jax.lax.top_k(jnp.abs(flat), kept)[1]
+    sparse = jnp.zeros_like(flat).at[place].set(flat[place])
+    return restore(sparse), kept * (flat.dtype.itemsize + 4)
 
 
 def quantised(bits: int) -> Compressor:

@@ -5,8 +5,10 @@
 The change counts from the sparse theta that the client received, as in the authors' code.
 """
 
+from collections.abc import Callable
+
 from jaxfed import trees
-from jaxfed.algorithm import Algorithm
+from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.combine import compress
 from jaxfed.data import values
 
@@ -46,8 +48,9 @@ def flasc(algorithm: Algorithm, *, down: float, up: float) -> Algorithm:
     return algorithm._replace(run_round=run_round, deploy=deploy)
 
 
-def _cut(name: str, share: float):
+def _cut(name: str, share: float) -> Callable[[PyTree], tuple[PyTree, PyTree]]:
     """tree -> (its largest entries, bytes)."""
     values.number(name, share, 0.0, 1.0)
-    largest = compress.top(share)
-    return lambda tree: (tree, trees.nbytes(tree)) if share == 1 else largest(tree, None)
+    if share == 1:
+        return lambda tree: (tree, trees.nbytes(tree))
+    return lambda tree: compress.largest(tree, share)
