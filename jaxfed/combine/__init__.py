@@ -1,6 +1,7 @@
 """Combinators: Algorithm -> Algorithm. They wrap the server or the verb `for_each_client`."""
 
 from jaxfed.combine import compress as compress
+from jaxfed.combine.absence import unreliable as unreliable
 from jaxfed.combine.compress import compressed as compressed
 from jaxfed.combine.deployment import fine_tuned as fine_tuned
 from jaxfed.combine.forms import parametrised as parametrised
@@ -9,4 +10,3 @@ from jaxfed.combine.listing import accumulate_list as accumulate_list
 from jaxfed.combine.measure import with_discrepancy as with_discrepancy
 from jaxfed.combine.merging import accumulate as accumulate
 from jaxfed.combine.sparse import flasc as flasc
-from jaxfed.combine.absence import unreliable as unreliable
