@@ -3,6 +3,7 @@
 import inspect
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -47,6 +48,12 @@ def read(
     arguments: list[str], command: str, watch: Watch
 ) -> tuple[Config, Experiment, dict, Launch]:
     """(config, experiment, settings, launch) of `jaxfed COMMAND CONFIG [--name value ...]`."""
+    config = config_of(arguments, command, watch)
+    return config, *call(config, arguments[1:], command)
+
+
+def config_of(arguments: list[str], command: str, watch: Watch) -> Config:
+    """The config of `jaxfed COMMAND CONFIG [--name value ...]`, with JAX ready for its options."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"give a config: jaxfed {command} CONFIG [--name value ...]")
     path = options.path(arguments[0])
@@ -54,7 +61,7 @@ def read(
         raise FileNotFoundError(f"there is no config {path}")
     config = options.read(path)
     prepare_jax(launching.early(arguments[1:]), watch)
-    return config, *call(config, arguments[1:], command)
+    return config
 
 
 def prepare_jax(launch: Launch, watch: Watch) -> None:
@@ -65,22 +72,24 @@ def prepare_jax(launch: Launch, watch: Watch) -> None:
 def call(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
     """(experiment, settings, launch) of a config called with these arguments."""
     with options.at_home(config), errors.reading():
-        return _called(config, arguments, command)
+        function, settings, launch = parsed(config, arguments, command)
+        log.info("building the experiment")
+        experiment = function(**settings)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(
+            f"{options.short(config.path)}: experiment() returned a {type(experiment).__name__}; "
+            "return an Experiment"
+        )
+    return experiment, settings, launch
 
 
-def _called(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
+def parsed(config: Config, arguments: list[str], command: str) -> tuple[Callable, dict, Launch]:
+    """(the config's function, settings, launch) of a config, with these arguments."""
     path = options.short(config.path)
     function = options.function(options.load(config.path, config.text))
     fields = options.settings(function, path, reserved=launching.NAMES)
     docstring = inspect.getdoc(sys.modules[function.__module__]) or ""
     text = docstring + "\n\nArgs:\n" + options.args(function)
     accepted = launching.with_launch(fields, {}, text)
-    parsed = options.parse(accepted, arguments, f"jaxfed {command} {path}")
-    settings = {n: getattr(parsed, n) for n in fields}
-    log.info("building the experiment")
-    experiment = function(**settings)
-    if not isinstance(experiment, Experiment):
-        raise TypeError(
-            f"{path}: experiment() returned a {type(experiment).__name__}; return an Experiment"
-        )
-    return experiment, settings, launching.chosen(parsed)
+    given = options.parse(accepted, arguments, f"jaxfed {command} {path}")
+    return function, {n: getattr(given, n) for n in fields}, launching.chosen(given)

@@ -45,7 +45,7 @@ def go(experiment: Experiment, launch: Launch, path: Path, watch: Watch, **how: 
         print(f"folder   {path}", flush=True)
     done = [prepared.state.done]
     try:
-        _follow(prepared, watch.noted, done, quiet=not first)
+        follow(prepared, watch.noted, done, bar=first, lines=first)
         if watch.noted:
             raise signals.stopped_by(watch.noted[0])
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -65,8 +65,10 @@ def go(experiment: Experiment, launch: Launch, path: Path, watch: Watch, **how: 
     print(f"plots    {path / 'plots'}")
 
 
-def _follow(prepared: Prepared, noted: list[int], done: list[int], quiet: bool) -> None:
-    """Runs to the end, with a progress bar on a terminal and plain lines elsewhere.
+def follow(
+    prepared: Prepared, noted: list[int], done: list[int], *, bar: bool, lines: bool
+) -> None:
+    """Runs to the end, with a progress bar on a terminal, or plain lines elsewhere.
 
     Appends to `done` each round that is recorded.
     """
@@ -79,9 +81,9 @@ def _follow(prepared: Prepared, noted: list[int], done: list[int], quiet: bool) 
             total=rounds,
             initial=prepared.state.done,
             unit=" rounds",
-            disable=quiet or not terminal,
+            disable=not (bar and terminal),
             dynamic_ncols=True,
-        ) as bar,
+        ) as progress,
     ):
         next(work)
         for record in itertools.chain.from_iterable(work):
@@ -90,10 +92,10 @@ def _follow(prepared: Prepared, noted: list[int], done: list[int], quiet: bool) 
             shown |= {
                 n: f"{record[n]:.4f}" for n in ("accuracy", *report.MEASURES, "loss") if n in record
             }
-            bar.set_postfix(shown | {"sent": f"{sent / 1e6:,.1f} MB"}, refresh=False)
-            bar.update()
+            progress.set_postfix(shown | {"sent": f"{sent / 1e6:,.1f} MB"}, refresh=False)
+            progress.update()
             due = "accuracy" in record or record["round"] == rounds
-            if quiet or terminal or not (due or time.monotonic() > printed + 10):
+            if terminal or not lines or not (due or time.monotonic() > printed + 10):
                 continue
             printed = time.monotonic()
             print(

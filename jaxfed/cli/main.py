@@ -1,4 +1,4 @@
-"""The command line: jaxfed run | resume | report | describe | analyse | export."""
+"""The command line: jaxfed run | sweep | resume | report | describe | analyse | export."""
 
 import dataclasses
 import inspect
@@ -25,6 +25,7 @@ from jaxfed.cli import (
     options,
     recorded,
     report,
+    sweep,
     watching,
 )
 from jaxfed.cli.launching import Launch
@@ -35,6 +36,7 @@ from jaxfed.simulation.prepare import Origin, prepare
 USAGE = """jaxfed: federated learning with low-rank updates, clients as an array axis
 
   jaxfed run CONFIG [--name value ...]       run a config; --help lists its settings
+  jaxfed sweep CONFIG [--name value ...]     run all combinations of settings with several values
   jaxfed resume DIR [--name value ...]       go on with a run that was stopped
   jaxfed report DIR [DIR ...] [--to DIR]     table and plots of one run, or of several together
   jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "run": _run,
+        "sweep": sweep.command,
         "resume": _resume,
         "report": _report,
         "describe": _describe,
@@ -94,6 +97,7 @@ def _help(command: str) -> None:
     further = {"rounds": (int | None, None), "allow": (tuple[str, ...], ())}
     options_of: dict[str, tuple[str, type]] = {
         "run": (" CONFIG", launching.with_launch({}, {}, settings)),
+        "sweep": (" CONFIG", launching.with_launch({}, {}, settings)),
         "describe": (" CONFIG", launching.with_launch({}, {}, settings)),
         "resume": (" DIR", launching.with_launch(further, {}, RESUME)),
         "report": ("", Report),

@@ -1,0 +1,131 @@
+"""Sweeps: which trials there are, that they are the single runs, and that a sweep goes on."""
+
+import json
+import shutil
+import signal
+
+import jax
+import killed
+import launched
+import pytest
+
+from jaxfed.cli import main
+
+SMALL = launched.SMALL
+QUICK = ("--chunk", "5", "--fuse", "2", "--devices", "1")
+NAMES = ("learning_rate=0.01", "learning_rate=0.1")
+ASKED = (SMALL, "--rounds", 2, "--learning-rate", ".01", "0.1", *QUICK)
+
+
+def command(*arguments):
+    main.main(list(map(str, arguments)))
+
+
+def sentence(capsys, *arguments):
+    """The sentence in which the command ends."""
+    with pytest.raises(SystemExit) as ended:
+        command(*arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def numbers(folder):
+    """{"0/loss": number} of all that a run recorded."""
+    flat, _ = jax.tree.flatten_with_path(launched.records(folder))
+    return {jax.tree_util.keystr(path): value for path, value in flat}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """The folder of a sweep over two rates."""
+    folder = tmp_path_factory.mktemp("sweep") / "s"
+    command("sweep", *ASKED, "--out", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trial_is_the_run_of_its_settings(swept, name, tmp_path):
+    saved = json.loads((swept / name / "settings.json").read_text())
+    assert saved["settings"]["learning_rate"] == float(name.partition("=")[2])
+    if name == NAMES[1]:
+        command("run", SMALL, *saved["arguments"][:-1], tmp_path / "r")
+        assert numbers(swept / name) == pytest.approx(numbers(tmp_path / "r"), rel=1e-4)
+
+
+def test_only_trials_that_are_not_finished_are_run(swept, capsys):
+    before = [(swept / name / "metrics.jsonl").stat().st_mtime_ns for name in NAMES]
+    shutil.rmtree(swept / NAMES[0])
+    command("sweep", *ASKED, "--out", swept)
+    printed = capsys.readouterr().out
+    assert "2, 1 of them finished" in printed
+    assert printed.count("finished ") == 1
+    after = [(swept / name / "metrics.jsonl").stat().st_mtime_ns for name in NAMES]
+    assert after[0] > before[0]
+    assert after[1] == before[1]
+
+
+def test_report_and_resume_read_a_trial(swept, capsys):
+    command("report", *(swept / name for name in NAMES))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+    command("resume", swept / NAMES[0])
+    assert [r["round"] for r in launched.records(swept / NAMES[0])] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ((SMALL, "--rounds", 3, "--learning-rate", 0.01, 0.1), "other settings, or is none of"),
+        ((SMALL, "--rounds", 2, "--learning-rate", 0.1, 0.2), "other settings, or is none of"),
+    ],
+)
+def test_the_folder_of_another_sweep_is_refused(swept, asked, reason, capsys):
+    assert reason in sentence(capsys, "sweep", *asked, *QUICK, "--out", swept)
+
+
+def test_a_folder_that_holds_something_else_is_refused(swept, capsys, tmp_path):
+    assert "holds a run already" in sentence(capsys, "sweep", *ASKED, "--out", swept / NAMES[0])
+    (tmp_path / "f").touch()
+    assert "is a file; choose" in sentence(capsys, "sweep", *ASKED, "--out", tmp_path / "f")
+    (tmp_path / "sweep.json").write_text("{}")
+    assert "damaged" in sentence(capsys, "sweep", *ASKED, "--out", tmp_path)
+    edited = {**json.loads((swept / "sweep.json").read_text()), "text": "pass"}
+    (tmp_path / "sweep.json").write_text(json.dumps(edited))
+    assert "another config" in sentence(capsys, "sweep", *ASKED, "--out", tmp_path)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ((), "give a config: jaxfed sweep CONFIG"),
+        ((SMALL, "--seed", 0), "no setting has several values"),
+        ((SMALL, "--seed", 0, 0), "two trials have the same seed"),
+        ((SMALL, "--seed", 0, "--seed", 1), "--seed is given twice"),
+        ((SMALL, "--seed", 0, "x"), "--seed wants int, not 'x'"),
+        ((SMALL, "--sed", 0, 1), "no option --sed; did you mean --seed?"),
+        ((SMALL, "--chunk", 1, 2), "--chunk wants int or auto, not '1 2'"),
+        ((SMALL, 3, "--seed", 0, 1), "cannot read"),
+        ((SMALL, "--learning-rate", 0.1, "nan"), "learning_rate"),
+        ((SMALL, "--rank", 4, 0), "rank"),
+    ],
+)
+def test_what_no_sweep_can_be_of_ends_in_a_sentence(asked, reason, capsys, tmp_path):
+    printed = sentence(capsys, "sweep", *asked, "--out", tmp_path / "s")
+    assert reason in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "s" / "sweep.json").exists()
+
+
+@pytest.mark.full
+def test_a_sweep_that_was_killed_goes_on_by_the_same_command(swept, tmp_path):
+    begun = 0
+    for at in (2, 5, 20, 60, 80, 90):
+        folder, output = tmp_path / f"s{at}", tmp_path / "printed"
+        asked = ("sweep", *ASKED, "--out", folder)
+        assert killed.ended(at, folder, asked, output) == -signal.SIGKILL
+        begun += (folder / "sweep.json").exists()
+        assert killed.ended(0, folder, asked, output) == 0, output.read_text()
+        for name in NAMES:
+            assert launched.records(folder / name) == launched.records(swept / name)
+    assert begun
