@@ -151,11 +151,8 @@ def _held(out: Path) -> Iterator[None]:
 def _begin(out: Path, config: Config, trials: Sequence[Trial]) -> None:
     """Writes sweep.json; FileExistsError if there is another sweep's. One may get more values."""
     path = out / "sweep.json"
-    now = {
-        "text": config.text,
-        "trials": {t.folder.name: json.loads(json.dumps(t.settings, default=str)) for t in trials},
-    }
-    if len(now["trials"]) < len(trials):
+    here = {t.folder.name: json.loads(json.dumps(t.settings, default=str)) for t in trials}
+    if len(here) < len(trials):
         raise ValueError("two trials would share a folder; give values that differ in their names")
     if path.exists():
         before = stored.object_of(path)
@@ -165,13 +162,13 @@ def _begin(out: Path, config: Config, trials: Sequence[Trial]) -> None:
                 f"{out} holds a sweep of another config, or of this one before it was edited; "
                 "choose another folder"
             )
-        others = [n for n, v in before["trials"].items() if now["trials"].get(n) != v]
+        others = [n for n, v in before["trials"].items() if here.get(n) != v]
         if others:
             raise FileExistsError(
                 f"{out} holds another sweep: its trial {others[0]!r} has other settings, or is "
                 "none of these; give the command that began it, or choose another folder"
             )
-    run_folder.write_json(path, now)
+    run_folder.write_json(path, {"text": config.text, "trials": here})
 
 
 def _is_finished(folder: Path) -> bool:
