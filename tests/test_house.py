@@ -127,6 +127,7 @@ ONLY_IN = {
     "orbax": {"simulation.checkpoint"},
     "tensorflow_datasets": {"data"},
     "tokenizers": {"data", "pretrained"},
+    "dp_accounting": {"combine"},
     "sklearn": {"data"},
     "matfree": {"analysis"},
     "matplotlib": {"analysis", "cli.report"},

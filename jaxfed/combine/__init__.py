@@ -9,4 +9,5 @@ from jaxfed.combine.guard import skip_nonfinite as skip_nonfinite
 from jaxfed.combine.listing import accumulate_list as accumulate_list
 from jaxfed.combine.measure import with_discrepancy as with_discrepancy
 from jaxfed.combine.merging import accumulate as accumulate
+from jaxfed.combine.privacy import private as private
 from jaxfed.combine.sparse import flasc as flasc
