@@ -6,7 +6,7 @@ is compiled with the round; `loop` is the same in Python. `engine_rounds` is the
 engine.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import chex
@@ -75,29 +75,59 @@ def plain(metrics):
     return {**{n: m for n, m in metrics.items() if n != ACCOUNT}, **notes, **sizes}
 
 
-def rounds(algorithm, world, draws, verb=None):
-    """(server, {client: state}, [metrics]) after a round of each of the cohorts `draws`.
-
-    A round is compiled, once for each size of a cohort; with a verb of one's own it is not.
-    """
+@cache
+def started(algorithm, x64):
+    """(server, state of a client) before the first round, in this precision."""
 
     def start(key):
         server = algorithm.init(key)
         return server, algorithm.init_client(server, jax.random.key(1))
 
-    def one_round(server, states, ids, t):
-        drawn = cohort(world, states, ids, t)
-        server, new, found = account.run_round(algorithm, server, drawn, verb or compiled_loop)
-        return server, [jax.tree.map(lambda s, n=n: s[n], new) for n in range(len(states))], found
+    with jax.enable_x64(x64):
+        return jax.jit(start)(jax.random.key(0))
 
-    step = one_round if verb else jax.jit(one_round)
-    server, first = jax.jit(start)(jax.random.key(0))
-    states, metrics = dict.fromkeys(range(len(world.count)), first), []
-    for t, ids in enumerate(draws):
-        server, new, found = step(server, [states[i] for i in ids], np.asarray(ids), t)
-        states |= zip(map(int, ids), new, strict=True)
-        metrics.append(plain(found))
-    return server, states, metrics
+
+def start(algorithm):
+    return started(algorithm, jax.config.jax_enable_x64)
+
+
+class Loop:
+    """Rounds of `make(rate)`, compiled once for each size of a cohort, whatever the rate.
+
+    With a verb of one's own they are not compiled.
+    """
+
+    def __init__(self, make, world, verb=None):
+        def one_round(rate, server, states, ids, t):
+            drawn = cohort(world, states, ids, t)
+            ran = account.run_round(make(rate), server, drawn, verb or compiled_loop)
+            server, new, metrics = ran
+            return (
+                server,
+                [jax.tree.map(lambda s, n=n: s[n], new) for n in range(len(ids))],
+                metrics,
+            )
+
+        self._world, self._step = world, one_round if verb else jax.jit(one_round)
+
+    def rounds(self, begun, draws, rate=None):
+        """(server, {client: state}, [metrics]) after a round of each of the cohorts `draws`.
+
+        `begun` (server, state of a client) stands before the first.
+        """
+        server, first = begun
+        states, metrics = dict.fromkeys(range(len(self._world.count)), first), []
+        for t, ids in enumerate(draws):
+            now = self._step(rate, server, [states[i] for i in ids], np.asarray(ids), t)
+            server, new, noted = now
+            states |= zip(map(int, ids), new, strict=True)
+            metrics.append(plain(noted))
+        return server, states, metrics
+
+
+def rounds(algorithm, world, draws, verb=None):
+    """(server, {client: state}, [metrics]) after a round of each of the cohorts `draws`."""
+    return Loop(lambda _: algorithm, world, verb).rounds(start(algorithm), draws)
 
 
 class Engine(NamedTuple):
@@ -121,9 +151,8 @@ def on_engine(algorithm, world, *, devices=1, chunk=None, uniform=False) -> Engi
     verb = engine.for_each_client(machine, uniform=uniform)
     rounds = engine.rounds(algorithm._replace(run_round=counted), verb, world.seed, world.most)
     step = engine.compiled(rounds, machine, donate=(0, 1))
-    server = jax.jit(algorithm.init)(jax.random.key(0))
-    keys = jnp.stack([jax.random.key(1)] * len(world.count))
-    states = jax.jit(jax.vmap(algorithm.init_client, in_axes=(None, 0)))(server, keys)
+    server, first = start(algorithm)
+    states = jax.tree.map(lambda x: jnp.stack([x] * len(world.count)), first)
     placed = engine.place((server, states, world.examples), machine)
     return Engine(machine, step, *placed, traces)
 
