@@ -1,6 +1,9 @@
 """Models: flax.linen modules that are called as model(x, train=..., mask=...)."""
 
 from jaxfed.models.cnn import FemnistCNN as FemnistCNN
+from jaxfed.models.decoder import Cache as Cache
+from jaxfed.models.decoder import Decoder as Decoder
+from jaxfed.models.decoder import Scaling as Scaling
 from jaxfed.models.encoder import Encoder as Encoder
 from jaxfed.models.linear import Linear as Linear
 from jaxfed.models.mlp import MLP as MLP

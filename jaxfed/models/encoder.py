@@ -6,7 +6,6 @@ Parameter paths are `token|position|type/embedding`, `norm`, `layer_<i>/query|ke
 `query|value` selects the usual layers for LoRA, and `^head` the layers that a task adds.
 """
 
-from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -15,13 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxfed.models import fields
+from jaxfed.models.layers import ACTIVATIONS, stored_as
 
-ACTIVATIONS = {
-    # PyTorch's form. jax.nn.gelu uses erfc, which made a local step 2 % slower on a CPU.
-    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
-    "gelu_tanh": nn.gelu,
-    "relu": nn.relu,
-}
 HIDDEN_HEAD = {"pooler": "pooler", "dense": "head_dense"}
 
 
@@ -50,7 +44,7 @@ class Layer(nn.Module):
             return nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)(x)
 
         def dense(width: int, name: str) -> nn.Dense:
-            return nn.Dense(width, name=name, **_stored_as(self.dtype))
+            return nn.Dense(width, name=name, **stored_as(self.dtype))
 
         def heads(name: str, x: jax.Array) -> jax.Array:
             y = dense(self.width, name)(x)
@@ -64,17 +58,6 @@ class Layer(nn.Module):
         x = norm("norm_0", x + drop(dense(self.width, "out")(attended)))
         hidden = ACTIVATIONS[self.activation](dense(self.feedforward, "up")(x))
         return norm("norm_1", x + drop(dense(self.width, "down")(hidden)))
-
-
-def _stored_as(dtype: DTypeLike | None) -> dict:
-    """Options of a dense layer that stores its weights, and multiplies its inputs, in `dtype`.
-
-    It accumulates in float32, so a low-rank term added to its output is not rounded to `dtype`.
-    """
-    if dtype is None:
-        return {}
-    sums = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    return {"dtype": dtype, "param_dtype": dtype, "dot_general": sums}
 
 
 class Encoder(nn.Module):

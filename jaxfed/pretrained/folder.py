@@ -6,7 +6,6 @@
 A folder holds config.json, model.safetensors and tokenizer.json, as BERT's and RoBERTa's do.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 import tokenizers
 from jax.typing import DTypeLike
 
 from jaxfed import lowrank, models, trees
 from jaxfed.algorithm import PyTree
+from jaxfed.pretrained import files
 from jaxfed.pretrained.families import (
     ACTIVATIONS,
     FAMILIES,
@@ -74,38 +73,19 @@ def account(folder: str | Path, classes: int = 2) -> Account:
 
 def tokenizer(folder: str | Path) -> tokenizers.Tokenizer:
     """The folder's tokenizer.json, neither padding nor truncating: that is the data's business."""
-    path = _file(Path(folder), "tokenizer.json")
+    path = files.find(Path(folder), "tokenizer.json")
     try:
         loaded = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the type that tokenizers raises for all that it cannot read
-        raise _unreadable(path, error) from None
+        raise files.unreadable(path, error) from None
     loaded.no_padding()
     loaded.no_truncation()
     return loaded
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read ({error}); download it again")
-
-
-def _file(folder: Path, name: str) -> Path:
-    folder = folder.expanduser()
-    if not (path := folder / name).is_file():
-        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "nothing"
-        raise ValueError(f"{folder} has no {name}; it has {there}")
-    return path
-
-
 def configuration(folder: Path) -> tuple[Family, dict]:
-    path = _file(folder, "config.json")
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from None
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{path} holds a {type(config).__name__}, not an object; download it again"
-        )
+    path = files.find(folder, "config.json")
+    config = files.json_object(path)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{folder} holds a {kind!r} model; supported are {', '.join(FAMILIES)}")
@@ -116,12 +96,8 @@ def configuration(folder: Path) -> tuple[Family, dict]:
         k for k, v in config.items() if v is not None
     }:
         raise ValueError(f"{folder}/config.json does not say {', '.join(sorted(missing))}")
-    for name in FIELDS.values():
-        least = 0 if name in ("pad_token_id", "layer_norm_eps") else 1
-        number = int | float if name == "layer_norm_eps" else int
-        right = isinstance(config[name], number) and not isinstance(config[name], bool)
-        if not right or not config[name] >= least:
-            raise ValueError(f"{path} has {name}={config[name]!r}; give a number from {least} on")
+    numbers = FIELDS.values()
+    files.check_numbers(path, config, numbers, zero=("pad_token_id",), real="layer_norm_eps")
     if config["hidden_act"] not in tuple(ACTIVATIONS):
         raise ValueError(
             f"{folder} has hidden_act={config['hidden_act']!r}; supported are "
@@ -146,11 +122,7 @@ def tensors_in(folder: Path, family: Family) -> dict[str, np.ndarray]:
 
     A file of the bare encoder leaves the family's name out; old files call a norm's scale gamma.
     """
-    path = _file(folder, "model.safetensors")
-    try:
-        loaded = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise _unreadable(path, error) from None
+    loaded = files.load(files.find(folder, "model.safetensors"))
     renamed = {}
     for name, tensor in loaded.items():
         name = re.sub(r"^(?=(embeddings|encoder|pooler)\.)", f"{family.name}.", name)
@@ -187,7 +159,7 @@ def _account(
     return Account(found, spare, absent)
 
 
-def shapes_of(model: models.Encoder) -> dict[str, jax.ShapeDtypeStruct]:
-    """{path: shape} of the model's weights."""
+def shapes_of(model: models.Encoder | models.Decoder) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape and type} of a text model's weights."""
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return trees.by_path(params)

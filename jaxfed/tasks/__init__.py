@@ -1,6 +1,7 @@
 """Tasks: a model, its loss, and what of it is trained."""
 
 from jaxfed.tasks.classifier import classification as classification
+from jaxfed.tasks.language import next_token as next_token
 from jaxfed.tasks.measures import f1 as f1
 from jaxfed.tasks.measures import matthews as matthews
 from jaxfed.tasks.regressor import regression as regression

@@ -13,7 +13,7 @@ from jaxfed import lowrank, trees
 from jaxfed.algorithm import PyTree
 from jaxfed.data import values
 from jaxfed.tasks import calls
-from jaxfed.tasks.task import Task, begun_at, check_complete, means, one_each
+from jaxfed.tasks.task import Task, begun_at, check_complete, check_share, means, one_each
 
 
 def classification(
@@ -46,9 +46,7 @@ def classification(
     factors are not what they seem (`lowrank.check`), or the model's own dropout has no switch.
     """
     calls.check_kind(model)
-    number = isinstance(dropout, float | int | np.number) and not isinstance(dropout, bool)
-    if not number or not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout!r} is no share; use a number from 0 to below 1")
+    check_share("dropout", dropout)
     values.kind("measures", measures, Sequence, "several, such as (tasks.f1,)")
     for measure in measures:
         values.function("a measure", measure, "a function of the confusion matrix")

@@ -82,6 +82,13 @@ def one_each(examples: Mapping[str, Any], names: Sequence[str]) -> dict[str, jax
     }
 
 
+def check_share(name: str, value: Any) -> None:
+    """Raises ValueError unless the value is a number from 0 to below 1."""
+    number = isinstance(value, float | int | np.number) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} is no share; use a number from 0 to below 1")
+
+
 def check_complete(examples: dict, inputs: Sequence[str], label: str) -> None:
     """Raises ValueError if an array that a task reads is missing or holds no numbers."""
     values.kind("examples", examples, Mapping, "arrays by name, such as source.test")

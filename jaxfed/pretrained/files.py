@@ -1,0 +1,69 @@
+"""The files of a Hugging Face folder: config.json, and tensors whole or in parts."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+
+def find(folder: Path, name: str) -> Path:
+    """The path of a folder's file; raises ValueError, with what is there, if it is not."""
+    folder = folder.expanduser()
+    if not (path := folder / name).is_file():
+        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "nothing"
+        raise ValueError(f"{folder} has no {name}; it has {there}")
+    return path
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """An error for a file that is damaged."""
+    return ValueError(f"{path} cannot be read ({error}); download it again")
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON; raises ValueError if it holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise unreadable(path, error) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not an object; download it again")
+    return found
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """{name: tensor} of a safetensors file."""
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise unreadable(path, error) from None
+
+
+def load_all(folder: Path) -> dict[str, np.ndarray]:
+    """{name: tensor} of model.safetensors, or of the parts that its index lists."""
+    index = folder.expanduser() / "model.safetensors.index.json"
+    if not index.is_file():
+        return load(find(folder, "model.safetensors"))
+    listed = json_object(index).get("weight_map")
+    if not isinstance(listed, dict):
+        raise ValueError(f"{index} has no weight_map; download it again")
+    parts = [load(find(folder, str(name))) for name in sorted(set(listed.values()))]
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def check_numbers(
+    path: Path, config: Mapping[str, Any], names: Iterable[str], *, zero: Collection[str], real: str
+) -> None:
+    """Raises ValueError for a setting that is no whole number from 1 on.
+
+    Those in `zero` start at 0; `real`, which does as well, need not be whole.
+    """
+    for name in names:
+        least = 0 if name in zero or name == real else 1
+        number = int | float if name == real else int
+        right = isinstance(config[name], number) and not isinstance(config[name], bool)
+        if not right or not config[name] >= least:
+            raise ValueError(f"{path} has {name}={config[name]!r}; give a number from {least} on")

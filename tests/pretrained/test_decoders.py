@@ -1,0 +1,121 @@
+"""Decoders from folders that transformers saved: their logits, and what is refused."""
+
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+import tiny_decoders
+import torch
+
+from jaxfed import pretrained
+
+KINDS = tuple(tiny_decoders.SETTINGS)
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(3, tiny_decoders.VOCABULARY, (3, 12))
+REAL = np.arange(12) >= np.array([[0], [4], [9]])  # padded on the left
+
+
+@functools.partial(quickly, static_argnames="model")
+def logits(model, params, tokens, segments=None):
+    return model.apply({"params": params}, tokens, segments)
+
+
+def theirs(model):
+    places = np.maximum(np.cumsum(REAL, axis=1) - 1, 0)
+    with torch.no_grad():
+        given = {"attention_mask": torch.tensor(REAL).long(), "position_ids": torch.tensor(places)}
+        return model(torch.tensor(TOKENS), **given).logits.numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_transformers(kind):
+    folder, saved = tiny_decoders.small(kind)
+    model, params = pretrained.read_decoder(folder)
+    found, expected = logits(model, params, TOKENS, REAL.astype(np.int32)), theirs(saved)
+    assert np.ptp(expected[REAL], axis=0)[1:].min() > 0.1  # or any model would do; 0 is padding
+    np.testing.assert_allclose(found[REAL], expected[REAL], atol=1e-4, rtol=1e-4)
+
+
+def edited(folder, place, *, config=None, tensors=lambda old: old):
+    """A copy of a folder with other settings, and with its tensors changed."""
+    shutil.copytree(folder, place, dirs_exist_ok=True)
+    old = safetensors.numpy.load_file(folder / "model.safetensors")
+    safetensors.numpy.save_file(tensors(old), place / "model.safetensors")
+    settings = {**json.loads((folder / "config.json").read_text()), **(config or {})}
+    (place / "config.json").write_text(json.dumps(settings))
+    return place
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_checkpoint_in_parts_is_the_whole(tmp_path):
+    folder, _ = tiny_decoders.small("smollm")
+    whole = safetensors.numpy.load_file(folder / "model.safetensors")
+    names, listed = sorted(whole), {}
+    for i in range(3):
+        part = {n: whole[n] for n in names[i::3]}
+        safetensors.numpy.save_file(part, tmp_path / f"part-{i}.safetensors")
+        listed |= dict.fromkeys(part, f"part-{i}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    shutil.copy(folder / "config.json", tmp_path)
+    same(pretrained.read_decoder(tmp_path)[1], pretrained.read_decoder(folder)[1])
+
+
+def bare(prefix):
+    """The tensors as a model without a head saves them, and as the oldest files have them."""
+    return lambda old: {
+        **{n.removeprefix(prefix): x for n, x in old.items() if n != "lm_head.weight"},
+        "h.0.attn.bias": np.ones((1, 1, 4, 4), np.float32),
+    }
+
+
+def test_the_bare_gpt2_of_an_old_file_is_the_model(tmp_path):
+    folder, _ = tiny_decoders.small("gpt2")
+    other = edited(folder, tmp_path, tensors=bare("transformer."))
+    same(pretrained.read_decoder(other)[1], pretrained.read_decoder(folder)[1])
+
+
+def without(name):
+    return lambda old: {n: x for n, x in old.items() if n != name}
+
+
+WRONG = {
+    "an unknown kind": ({"config": {"model_type": "t5"}}, "holds a 't5' model; decoders are gpt2"),
+    "a setting": ({"config": {"mlp_bias": True}}, r"has \{'mlp_bias': True\}; supported is"),
+    "no size": ({"config": {"hidden_size": None}}, "does not say hidden_size"),
+    "no number": ({"config": {"num_hidden_layers": "2"}}, "num_hidden_layers='2'; give a number"),
+    "an activation": ({"config": {"hidden_act": "swish"}}, "hidden_act='swish'; supported are"),
+    "positions": (
+        {"config": {"rope_parameters": {"rope_type": "yarn"}}},
+        "rotary positions are of type 'yarn'",
+    ),
+    "a lost tensor": ({"tensors": without("model.norm.weight")}, r"lacks model\.norm\.weight"),
+    "a stranger": (
+        {"tensors": lambda old: {**old, "model.extra": np.ones(1)}},
+        r"config\.json does not: model\.extra",
+    ),
+    "a shape": ({"config": {"intermediate_size": 23}}, "does not fit its config.json: "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_folder_is_refused_in_a_sentence(tmp_path, name):
+    changes, message = WRONG[name]
+    other = edited(tiny_decoders.small("llama")[0], tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        pretrained.read_decoder(other)
+
+
+def test_a_missing_folder_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config.json; it has nothing"):
+        pretrained.read_decoder(tmp_path / "none")
