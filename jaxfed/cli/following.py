@@ -11,13 +11,15 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from jaxfed.cli import describe, recorded, report
+from jaxfed.cli import describe, plots, recorded, studies, tables
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
 from jaxfed.simulation import processes, run_folder, signals
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.prepare import Prepared, prepare
 from jaxfed.simulation.run import run_blocks
+
+MEASURES = ("matthews", "f1")  # of an evaluation, beside accuracy
 
 
 def new_folder(stem: str) -> Path:
@@ -59,9 +61,9 @@ def go(experiment: Experiment, launch: Launch, path: Path, watch: Watch, **how: 
     watch.rounds_end()
     if not first:
         return
-    run = recorded.read(path)
-    report.draw([run], report.place(path))
-    print(report.table([run]))
+    groups = studies.grouped([recorded.read(path)])
+    plots.draw(groups, plots.place(path))
+    print(tables.text(tables.table(groups)))
     print(f"plots    {path / 'plots'}")
 
 
@@ -89,9 +91,7 @@ def follow(
         for record in itertools.chain.from_iterable(work):
             done.append(record["round"])
             sent += record["down"] + record["up"] + record["broadcast"]
-            shown |= {
-                n: f"{record[n]:.4f}" for n in ("accuracy", *report.MEASURES, "loss") if n in record
-            }
+            shown |= {n: f"{record[n]:.4f}" for n in ("accuracy", *MEASURES, "loss") if n in record}
             progress.set_postfix(shown | {"sent": f"{sent / 1e6:,.1f} MB"}, refresh=False)
             progress.update()
             due = "accuracy" in record or record["round"] == rounds

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-import tyro
-
 from jaxfed import trees
 from jaxfed.analysis import probe, tables
 from jaxfed.cli import (
@@ -23,7 +21,7 @@ from jaxfed.cli import (
     following,
     launching,
     options,
-    recorded,
+    plots,
     report,
     sweep,
     watching,
@@ -38,7 +36,7 @@ USAGE = """jaxfed: federated learning with low-rank updates, clients as an array
   jaxfed run CONFIG [--name value ...]       run a config; --help lists its settings
   jaxfed sweep CONFIG [--name value ...]     run all combinations of settings with several values
   jaxfed resume DIR [--name value ...]       go on with a run that was stopped
-  jaxfed report DIR [DIR ...] [--to DIR]     table and plots of one run, or of several together
+  jaxfed report DIR [DIR ...] [--group seed] table and plots of one run, or of several together
   jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training
   jaxfed analyse DIR [--name value ...]      Hessian spectra, likeness of clients, ranks of updates
   jaxfed export DIR --npz F | --hf FOLDER | --peft FOLDER   the model, for other programs
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "run": _run,
         "sweep": sweep.command,
         "resume": _resume,
-        "report": _report,
+        "report": report.command,
         "describe": _describe,
         "analyse": _analyse,
         "export": export.command,
@@ -100,7 +98,7 @@ def _help(command: str) -> None:
         "sweep": (" CONFIG", launching.with_launch({}, {}, settings)),
         "describe": (" CONFIG", launching.with_launch({}, {}, settings)),
         "resume": (" DIR", launching.with_launch(further, {}, RESUME)),
-        "report": ("", Report),
+        "report": ("", report.Report),
         "analyse": (" DIR", probe.Probe),
         "export": (" DIR", export.Export),
     }
@@ -171,29 +169,6 @@ Args:
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Table and plots of one run, or of several together.
-
-    Args:
-        runs: the runs' folders.
-        to: where the plots go; by default the plots folder of the (first) run.
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    to: Path | None = None
-
-
-def _report(arguments: list[str], watch: Watch) -> None:
-    asked = options.parse(Report, arguments, "jaxfed report")
-    if not asked.runs:
-        raise ValueError("give the folders of runs: jaxfed report DIR [DIR ...]")
-    runs = [recorded.read(r) for r in asked.runs]
-    print(report.table(runs))
-    for picture in report.draw(runs, asked.to or report.place(asked.runs[0])):
-        print(picture)
-
-
 def _describe(arguments: list[str], watch: Watch) -> None:
     _, experiment, _, launch = calling.read(arguments, "describe", watch)
     host = dataclasses.replace(launch.host, chunk=1, fuse=1)
@@ -240,5 +215,5 @@ def _analyse(arguments: list[str], watch: Watch) -> None:
     found = probe.of_run(experiment, path, asked)
     watch.clear()
     print(tables.tables(found))
-    for picture in tables.draw(found, asked.to or report.place(path)):
+    for picture in tables.draw(found, asked.to or plots.place(path)):
         print(picture)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfed.simulation import run_folder, stored
+from jaxfed.simulation import identity, run_folder, stored
 
 LARGEST = 1e300  # of a number in a record, so that sums stay finite
 
@@ -37,14 +37,23 @@ def read(directory: str | Path) -> Run:
         )
     about = run_folder.read_settings(directory) if has_settings else {}
     planned = {n: v for n, v in about.get("experiment", {}).items() if n == "rounds"}
+    given = about["settings"] if "settings" in about else _from_python(about)
     config = about.get("config")
     return Run(
         name=stored.plain(directory.resolve().name),
         config=config and _brief(config),
-        settings={_brief(n): _brief(v) for n, v in about.get("settings", {}).items()} | planned,
+        settings={_brief(n): _brief(v) for n, v in given.items()} | planned,
         records=[r for _, r in run_folder.records(metrics)] if metrics.exists() else [],
         labels=_labels(clients) if clients.exists() else None,
     )
+
+
+def _from_python(about: dict) -> dict:
+    """The settings of a run that no config began: its experiment's, and its hyperparameters."""
+    return {
+        **{identity.short(n): v for n, v in about.get("hyperparameters", {}).items()},
+        **about.get("experiment", {}),
+    }
 
 
 def _brief(value: Any) -> Any:
@@ -103,16 +112,33 @@ def megabytes(run: Run, *names: str) -> np.ndarray:
     return np.cumsum(np.array(sent, float)) / 1e6
 
 
-def best(run: Run) -> float | None:
-    """The highest accuracy of any evaluation; None before the first that is a number."""
-    accuracies = series(run, "accuracy")[1]
-    return max(accuracies[np.isfinite(accuracies)].tolist(), default=None)
+def measures(run: Run) -> list[str]:
+    """The names that the run's evaluations of the test set have, `test_loss` last."""
+    found: dict[str, None] = {}
+    for record in run.records:
+        if "test_loss" in record:
+            names = list(record)
+            start = names.index("broadcast") + 1 if "broadcast" in names else 0
+            found |= dict.fromkeys(n for n in names[start:] if n not in ("personal", "test_loss"))
+    return [*found, "test_loss"] if any("test_loss" in r for r in run.records) else [*found]
 
 
-def reached(run: Run, accuracy: float) -> tuple[int, float] | None:
-    """(round, megabytes) of the first evaluation at `accuracy` or above; None if there is none."""
-    rounds, accuracies = series(run, "accuracy")
-    hits = rounds[accuracies >= accuracy]
+def falls(measure: str) -> bool:
+    """True if less of a measure is better, as its name says."""
+    return measure.endswith(("loss", "perplexity", "error", "mse", "mae"))
+
+
+def best(run: Run, measure: str = "accuracy") -> float | None:
+    """The best value in any evaluation; None before the first that is a number."""
+    values = series(run, measure)[1]
+    values = values[np.isfinite(values)].tolist()
+    return (min if falls(measure) else max)(values, default=None)
+
+
+def reached(run: Run, goal: float, measure: str = "accuracy") -> tuple[int, float] | None:
+    """(round, megabytes) of the first evaluation at `goal` or better; None if there is none."""
+    rounds, values = series(run, measure)
+    hits = rounds[values <= goal if falls(measure) else values >= goal]
     if not hits.size:
         return None
     first = int(hits[0])

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 import jax
 
-from jaxfed.cli import calling, errors, following, options, recorded, report
+from jaxfed.cli import calling, errors, following, options, recorded, studies, tables
 from jaxfed.cli.options import Config
 from jaxfed.cli.watching import Watch
 from jaxfed.simulation import checkpoint, lock, run_folder, signals, stored
@@ -54,7 +54,8 @@ def command(arguments: list[str], watch: Watch) -> None:
         print(f"trials   {len(trials)}, {len(trials) - len(left)} of them finished", flush=True)
         for trial in left:
             _go(trial, config, arguments[0], watch)
-    print(report.table([recorded.read(trial.folder) for trial in trials]))
+    groups = studies.grouped([recorded.read(trial.folder) for trial in trials])
+    print(tables.text(tables.table(groups)))
 
 
 # ---------------------------------------------------------------------- which trials there are

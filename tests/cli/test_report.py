@@ -1,12 +1,14 @@
 """Reports: what a run left in its folder, in a table and in pictures."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from matplotlib import image
 
-from jaxfed.cli import recorded, report
+import jaxfed
+from jaxfed.cli import main, plots, recorded, studies, tables
 
 
 def folder(
@@ -75,15 +77,23 @@ def test_reached_is_the_first_evaluation_at_or_above(tmp_path):
     assert recorded.reached(run, 0.99) is None
 
 
-def columns(table):
-    head, *rows = ([c.strip() for c in line.split("  ") if c.strip()] for line in table.split("\n"))
+def table(runs, goal=None):
+    return tables.text(tables.table(studies.grouped(runs), goal))
+
+
+def draw(runs, place):
+    return plots.draw(studies.grouped(runs), place)
+
+
+def columns(text):
+    head, *rows = ([c.strip() for c in line.split("  ") if c.strip()] for line in text.split("\n"))
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 def test_the_table_holds_what_the_run_holds(tmp_path):
     run = recorded.read(folder(tmp_path / "a", method="fedavg"))
     run.settings["rounds"] = 40
-    assert columns(report.table([run], accuracy=0.6)) == [
+    assert columns(table([run], 0.6)) == [
         {
             "run": "a",
             "method": "fedavg",
@@ -102,16 +112,16 @@ def test_the_table_holds_what_the_run_holds(tmp_path):
 def test_other_measures_have_a_column_where_a_run_has_them(tmp_path):
     with_it, without = (recorded.read(folder(tmp_path / name)) for name in "ab")
     with_it.records[-6]["matthews"], with_it.records[-1]["matthews"] = 0.2, 0.5
-    first, second = report.table([with_it, without]).split("\n")[1:]
+    first, second = table([with_it, without]).split("\n")[1:]
     assert "50.00%" in first
-    assert "f1" not in (head := report.table([with_it, without]).split("\n")[0])
+    assert "f1" not in (head := table([with_it, without]).split("\n")[0])
     assert head.split().index("matthews") == head.split().index("last") + 1
-    assert len(second.split()) == len(first.split()) - 1
+    assert second.split()[head.split().index("matthews")] == "-"
 
 
 def test_runs_are_compared_at_one_accuracy_of_the_best_among_them(tmp_path):
     slow, fast = (recorded.read(folder(tmp_path / f"r{rate}", rate=rate)) for rate in (0.02, 0.1))
-    first, second = columns(report.table([slow, fast]))
+    first, second = columns(table([slow, fast]))
     goal = f"{95 * (1 - 0.9**20):.2f}%"
     assert first[f"round of {goal}"] == "-"
     assert second[f"round of {goal}"] == "20"
@@ -120,9 +130,9 @@ def test_runs_are_compared_at_one_accuracy_of_the_best_among_them(tmp_path):
 
 def test_a_run_that_has_just_begun_has_a_line(tmp_path):
     place = folder(tmp_path / "a", rounds=0)
-    (line,) = columns(report.table([recorded.read(place)]))
+    (line,) = columns(table([recorded.read(place)]))
     assert (line["rounds"], line["best"], line["MB up"]) == ("0", "-", "-")
-    assert report.draw([recorded.read(place)], tmp_path / "plots") == []
+    assert draw([recorded.read(place)], tmp_path / "plots") == []
 
 
 def test_runs_are_told_apart_by_the_settings_in_which_they_differ(tmp_path):
@@ -133,7 +143,7 @@ def test_runs_are_told_apart_by_the_settings_in_which_they_differ(tmp_path):
         recorded.read(folder(tmp_path / "c", **same, rank=8)),
         recorded.read(folder(tmp_path / "d", **same)),
     ]
-    assert report.legend(runs) == ["rank=4", "rank=8 (b)", "rank=8 (c)", "d"]
+    assert studies.legend(runs) == ["rank=4", "rank=8 (b)", "rank=8 (c)", "d"]
 
 
 LINES = ["accuracy_by_round", "accuracy_by_megabytes", "loss_by_round", "accuracy_over_clients"]
@@ -143,7 +153,7 @@ LINES = ["accuracy_by_round", "accuracy_by_megabytes", "loss_by_round", "accurac
 def test_every_plot_is_drawn_and_shows_something(tmp_path, clients, classes):
     labels = np.random.default_rng(0).integers(0, 9, (clients, classes))
     run = recorded.read(folder(tmp_path / "a", labels=labels))
-    plots = report.draw([run], tmp_path / "a" / "plots")
+    plots = draw([run], tmp_path / "a" / "plots")
     assert [p.stem for p in plots] == [*LINES, "labels_by_client"]
     for plot in plots:
         assert plot.suffix == ".png"
@@ -152,9 +162,9 @@ def test_every_plot_is_drawn_and_shows_something(tmp_path, clients, classes):
 
 def test_only_what_was_recorded_is_drawn(tmp_path):
     run = recorded.read(folder(tmp_path / "a", personal=False))
-    assert [p.stem for p in report.draw([run], tmp_path)] == LINES[:3]
+    assert [p.stem for p in draw([run], tmp_path)] == LINES[:3]
     run = recorded.read(folder(tmp_path / "b", every=0))
-    assert [p.stem for p in report.draw([run], tmp_path)] == ["loss_by_round"]
+    assert [p.stem for p in draw([run], tmp_path)] == ["loss_by_round"]
 
 
 def test_many_runs_share_a_plot_and_keep_their_own_labels(tmp_path):
@@ -165,7 +175,7 @@ def test_many_runs_share_a_plot_and_keep_their_own_labels(tmp_path):
         )
         for s in range(3)
     ]
-    plots = report.draw(runs, tmp_path / "plots")
+    plots = draw(runs, tmp_path / "plots")
     assert [p.stem for p in plots] == [*LINES, *(f"labels_by_client_r{s}" for s in range(3))]
 
 
@@ -173,10 +183,131 @@ def test_many_runs_share_a_plot_and_keep_their_own_labels(tmp_path):
 def test_a_diverged_run_is_drawn_too(tmp_path, plot):
     run = recorded.read(folder(tmp_path / "a"))
     run.records[-1] |= {"loss": float("nan"), "accuracy": float("nan"), "personal": {}}
-    assert plot in [p.stem for p in report.draw([run], tmp_path)]
-    assert columns(report.table([run]))[0]["best"] == f"{100 * (1 - 0.9**15):.2f}%"
+    assert plot in [p.stem for p in draw([run], tmp_path)]
+    assert columns(table([run]))[0]["best"] == f"{100 * (1 - 0.9**15):.2f}%"
 
 
 def test_smoothing_keeps_a_constant_and_a_straight_middle():
-    np.testing.assert_allclose(report._smooth(np.full(9, 3.0), 4), 3)
-    np.testing.assert_allclose(report._smooth(np.arange(9.0), 3)[1:-1], np.arange(1, 8))
+    np.testing.assert_allclose(plots._smooth(np.full(9, 3.0), 4), 3)
+    np.testing.assert_allclose(plots._smooth(np.arange(9.0), 3)[1:-1], np.arange(1, 8))
+
+
+# ---------------------------------------------------------------------- groups of runs
+
+
+ENDS = {"fedlora": (0.02, 0.03, 0.04), "fedloru": (0.06, 0.08, 0.10)}  # rates of three seeds
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Folders of two methods with three seeds each."""
+    return [
+        folder(tmp_path / f"{method}{seed}", rate=rate, method=method, seed=seed, rank=4)
+        for method, rates in ENDS.items()
+        for seed, rate in enumerate(rates)
+    ]
+
+
+def end(rate, rounds=20):
+    return 1 - (1 - rate) ** rounds
+
+
+def test_the_interval_is_students():
+    """Of two numbers, t with one degree of freedom is the tangent of 0.475 pi."""
+    found = studies.statistic([1.0, 3.0])
+    half = np.tan(0.475 * np.pi) * np.sqrt(2) / np.sqrt(2)
+    expected = (2, np.sqrt(2), 2 - half, 2 + half, 2)
+    np.testing.assert_allclose(found, expected)
+    alone = studies.statistic([5.0])
+    assert (alone.mean, alone.count) == (5, 1)
+    assert np.isnan(alone.low)
+
+
+def test_runs_that_differ_in_their_seed_are_one_group(study):
+    groups = studies.grouped([recorded.read(p) for p in study], ["seed"])
+    assert [g.name for g in groups] == ["method=fedlora", "method=fedloru"]
+    assert [g.keys for g in groups] == [((0,), (1,), (2,))] * 2
+    rows = tables.table(groups, 0.55).rows
+    for row, rates in zip(rows, ENDS.values(), strict=True):
+        ends = [end(rate) for rate in rates]
+        np.testing.assert_allclose(row["last"][:2], (np.mean(ends), np.std(ends, ddof=1)))
+    assert rows[0]["round of 55.00%"].mean == 20
+    assert rows[0]["round of 55.00%"].count == 1
+    np.testing.assert_allclose(rows[1]["round of 55.00%"][0], (15 + 10 + 10) / 3)
+    np.testing.assert_allclose(rows[1]["MB to 55.00%"][0], 3 * (15 + 10 + 10) / 3)
+
+
+def test_differences_are_paired_by_seed(study):
+    groups = studies.grouped([recorded.read(p) for p in study], ["seed"])
+    top, found = studies.differences(groups, "accuracy")
+    gaps = [end(a) - end(b) for a, b in zip(*ENDS.values(), strict=True)]
+    assert top == "method=fedloru"
+    np.testing.assert_allclose(found["method=fedlora"], studies.statistic(gaps))
+    assert "3" in tables.paired(groups).split("\n")[1].split()
+
+
+def test_curves_of_a_group_are_means_with_their_interval(study):
+    group = studies.grouped([recorded.read(p) for p in study], ["seed"])[1]
+    group.runs[0].records.pop()  # which has not come as far
+    curve = plots._by_round("accuracy", group)
+    np.testing.assert_array_equal(curve.x, [5, 10, 15])
+    ends = studies.statistic([end(rate, 15) for rate in ENDS["fedloru"]])
+    np.testing.assert_allclose((curve.y[-1], *(b[-1] for b in curve.band)), ends[:1] + ends[2:4])
+
+
+def test_a_task_without_accuracy_is_reported_by_its_own_measure(tmp_path):
+    runs = [recorded.read(folder(tmp_path / f"r{s}", seed=s)) for s in range(2)]
+    for run in runs:
+        for record in run.records:
+            if "accuracy" in record:
+                record["test_perplexity"] = 30 - record["round"] + len(run.name)
+                del record["accuracy"], record["personal"]
+    assert studies.main_measure(runs) == "test_perplexity"
+    (row,) = tables.table(studies.grouped(runs, ["seed"])).rows
+    assert row["best"].mean == row["last"].mean == 12
+    assert row["round of 12.6"].mean == 20
+    assert next(p.stem for p in draw(runs, tmp_path)) == "test_perplexity_by_round"
+
+
+def test_files_for_a_paper_and_a_spreadsheet(study, tmp_path, capsys):
+    where = {n: tmp_path / f"out.{n}" for n in ("csv", "latex")}
+    files = [word for n, path in where.items() for word in (f"--{n}", path)]
+    given = ["report", *study, "--group", "seed", *files, "--to", tmp_path / "plots"]
+    main.main([str(word) for word in given])
+    printed = capsys.readouterr().out
+    assert "accuracy less that of method=fedloru" in printed
+    head, *rows = (line.split(",") for line in where["csv"].read_text().splitlines())
+    cells = dict(zip(head, rows[1], strict=True))
+    ends = [end(rate) for rate in ENDS["fedloru"]]
+    np.testing.assert_allclose(float(cells["last mean"]), np.mean(ends))
+    assert (cells["group"], cells["runs"]) == ("method=fedloru", "3")
+    lines = where["latex"].read_text().splitlines()
+    assert lines[0].startswith(r"\begin{tabular}{l")
+    assert all(line.count("&") == lines[2].count("&") for line in lines[4:6])
+    assert rf"{100 * np.mean(ends):.2f}\%" in lines[5]
+    assert (tmp_path / "plots" / "accuracy_by_round.png").exists()
+
+
+def test_a_group_by_nothing_is_refused(study):
+    with pytest.raises(
+        ValueError, match=r"no run has a setting 'sed' to group by; they have .*seed"
+    ):
+        studies.grouped([recorded.read(study[0])], ["sed"])
+
+
+def test_results_are_a_frame_of_all_records(study):
+    pytest.importorskip("pandas")
+    frame = jaxfed.results(*study)
+    assert len(frame) == 6 * 20
+    found = frame[frame["round"] == 20].groupby("method")["accuracy"].mean()
+    for method, rates in ENDS.items():
+        np.testing.assert_allclose(found[method], np.mean([end(rate) for rate in rates]))
+    one = frame[(frame["run"] == "fedlora0") & (frame["round"] == 3)].iloc[0]
+    assert (one["megabytes"], one["rank"], one["clients"]) == (9.0, 4, 4)
+    assert frame["personal/accuracy/p10"].notna().sum() == 6 * 4
+
+
+def test_without_pandas_there_is_a_sentence(study, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxfed\[results\]'"):
+        jaxfed.results(*study)

@@ -1,0 +1,152 @@
+"""Runs that differ in their seed alone are one group: means, intervals, paired differences."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from jaxfed.cli.recorded import Run, best, falls, measures, reached, series
+
+
+class Group(NamedTuple):
+    """Runs that are the same but for the settings by which they were grouped."""
+
+    name: str
+    runs: tuple[Run, ...]
+    keys: tuple[tuple, ...]  # of each run: its values of those settings
+
+
+class Statistic(NamedTuple):
+    """Of `count` numbers: mean, standard deviation, and Student's 95 % interval of the mean.
+
+    With one number there is no deviation, and the interval is nan.
+    """
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    count: int
+
+
+def statistic(values: Sequence[float] | np.ndarray) -> Statistic:
+    """The statistic of n > 0 numbers: mean +- t s / sqrt(n), t of n - 1 degrees of freedom."""
+    x = np.asarray(values, float)
+    mean, n = float(x.mean()), len(x)
+    if n < 2:
+        return Statistic(mean, np.nan, np.nan, np.nan, n)
+    deviation = float(x.std(ddof=1))
+    half = float(special.stdtrit(n - 1, 0.975)) * deviation / n**0.5
+    return Statistic(mean, deviation, mean - half, mean + half, n)
+
+
+def grouped(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
+    """The runs in groups that agree in every setting but those in `by`; without any, one a run.
+
+    A group is named by the settings in which groups differ. ValueError if no run has a setting of
+    that name.
+    """
+    if not by:
+        return [Group(n, (run,), ((),)) for n, run in zip(legend(runs), runs, strict=True)]
+    by = [name.replace("-", "_") for name in by]
+    known = dict.fromkeys(name for run in runs for name in run.settings)
+    if unknown := [name for name in by if name not in known]:
+        raise ValueError(
+            f"no run has a setting {unknown[0]!r} to group by; they have {', '.join(known)}"
+        )
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        rest = {n: v for n, v in _settings(run).items() if n not in by}
+        together.setdefault(repr(sorted(rest.items())), []).append(run)
+    firsts = [found[0] for found in together.values()]
+    return [
+        Group(name, tuple(found), tuple(tuple(run.settings.get(n) for n in by) for run in found))
+        for name, found in zip(legend(firsts, without=by), together.values(), strict=True)
+    ]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return {"config": run.config, **run.settings}
+
+
+def legend(runs: Sequence[Run], without: Sequence[str] = ()) -> list[str]:
+    """A label for each run: the settings in which the runs differ, or its folder's name."""
+    settings = [{n: v for n, v in _settings(run).items() if n not in without} for run in runs]
+    names = list(dict.fromkeys(name for one in settings for name in one))
+    differ = [n for n in names if len({repr(one.get(n)) for one in settings}) > 1]
+    labels = [
+        ", ".join(f"{n}={one[n]}" for n in differ if one.get(n) is not None) for one in settings
+    ]
+    if without and len(runs) == 1:
+        method = settings[0].get("method", runs[0].config)
+        return [runs[0].name if method is None else str(method)]
+    return [
+        (label if labels.count(label) == 1 else f"{label} ({run.name})") if label else run.name
+        for label, run in zip(labels, runs, strict=True)
+    ]
+
+
+def main_measure(runs: Sequence[Run]) -> str:
+    """The measure by which runs are compared: accuracy where there is one, else their first own."""
+    found = [name for run in runs for name in measures(run)]
+    if "accuracy" in found or not found:
+        return "accuracy"
+    return found[0]
+
+
+def common(each: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(rounds [n], values [runs, n]) at the rounds that all of (rounds, values) have."""
+    counts = Counter(int(t) for rounds, _ in each for t in rounds)
+    shared = np.array(sorted(t for t, n in counts.items() if n == len(each)), int)
+    return shared, np.stack([values[np.isin(rounds, shared)] for rounds, values in each])
+
+
+def goal_of(runs: Sequence[Run], measure: str) -> float | None:
+    """A level to compare runs at: 95 % of the best, or 1 / 0.95 of it where less is better."""
+    found = [value for run in runs if (value := best(run, measure)) is not None]
+    if not found:
+        return None
+    return min(found) / 0.95 if falls(measure) else 0.95 * max(found)
+
+
+def last(run: Run, measure: str) -> float | None:
+    """The value in the newest evaluation; None without one."""
+    values = series(run, measure)[1]
+    return float(values[-1]) if values.size else None
+
+
+def over_runs(values: Sequence[float | None]) -> Statistic | None:
+    """The statistic of those that are numbers; None without any."""
+    found = [value for value in values if value is not None and np.isfinite(value)]
+    return statistic(found) if found else None
+
+
+def to_goal(group: Group, goal: float, measure: str) -> tuple[Statistic | None, Statistic | None]:
+    """(rounds, megabytes) to the goal, over the runs that reach it."""
+    found = [hit for run in group.runs if (hit := reached(run, goal, measure)) is not None]
+    return over_runs([hit[0] for hit in found]), over_runs([hit[1] for hit in found])
+
+
+def differences(groups: Sequence[Group], measure: str) -> tuple[str, dict[str, Statistic]]:
+    """(the best group, {other group: its last value minus the best's, paired by key}).
+
+    A pair is a run of each with equal values of the settings that the runs were grouped by.
+    """
+    ends = [{k: last(r, measure) for k, r in zip(g.keys, g.runs, strict=True)} for g in groups]
+    means = [over_runs(list(end.values())) for end in ends]
+    scores = [s.mean if s else np.nan for s in means]
+    if np.isnan(scores).all():
+        return "", {}
+    top = int(np.nanargmin(scores) if falls(measure) else np.nanargmax(scores))
+    found = {}
+    for group, end in zip(groups, ends, strict=True):
+        pairs = [
+            mine - theirs
+            for key, mine in end.items()
+            if mine is not None and (theirs := ends[top].get(key)) is not None
+        ]
+        if group is not groups[top] and (paired := over_runs(pairs)) is not None:
+            found[group.name] = paired
+    return groups[top].name, found

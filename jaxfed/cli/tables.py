@@ -1,0 +1,199 @@
+"""Tables of runs and of groups of runs: plain text, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxfed.analysis.look import aligned
+from jaxfed.cli import studies
+from jaxfed.cli.recorded import best, falls, measures, megabytes, series
+from jaxfed.cli.studies import Group, Statistic
+
+
+class Table(NamedTuple):
+    """Rows of numbers over runs, and how each column is written."""
+
+    rows: list[dict[str, Any]]  # {column: Statistic, text, or None}
+    formats: dict[str, Callable[[float], str]]  # of the columns that hold numbers
+    runs: list[int]  # how many each row is of
+
+
+def table(groups: Sequence[Group], goal: float | None = None) -> Table:
+    """One row a group.
+
+    When runs first reached `goal` (of the accuracy, or of the task's own measure), in rounds and
+    megabytes, is what makes them comparable; by default see studies.goal_of. Seconds a round are
+    the median of a run.
+    """
+    runs = [run for group in groups for run in group.runs]
+    measure = studies.main_measure(runs)
+    goal = studies.goal_of(runs, measure) if goal is None else goal
+    others = [n for n in dict.fromkeys(n for r in runs for n in measures(r)) if n != measure]
+    others = [n for n in others if n != "test_loss"]
+    kinds = {n: _kind(n, runs) for n in (measure, *others)}
+    reached = "goal" if goal is None else kinds[measure](goal)
+    formats: dict[str, Callable[[float], str]] = {
+        **dict.fromkeys(("best", "last"), kinds[measure]),
+        **{n: kinds[n] for n in others},
+        f"round of {reached}": "{:.4g}".format,
+        **dict.fromkeys((f"MB to {reached}", "MB up", "MB down"), _number),
+        "s/round": "{:.3g}".format,
+    }
+    rows = []
+    for group in groups:
+        hits = (None, None) if goal is None else studies.to_goal(group, goal, measure)
+        up, down = (
+            [megabytes(r, *n) for r in group.runs] for n in (("up",), ("down", "broadcast"))
+        )
+        numbers = [
+            studies.over_runs([best(run, measure) for run in group.runs]),
+            *(studies.over_runs([studies.last(run, n) for run in group.runs]) for n in kinds),
+            *hits,
+            *(studies.over_runs([x[-1] if x.size else None for x in each]) for each in (up, down)),
+            studies.over_runs([_median(series(run, "seconds")[1]) for run in group.runs]),
+        ]
+        rows.append(_names(group) | dict(zip(formats, numbers, strict=True)))
+    empty = {n for n in ("method", *others) if not any(row.get(n) for row in rows)}
+    rows = [{n: v for n, v in row.items() if n not in empty} for row in rows]
+    return Table(rows, formats, [len(group.runs) for group in groups])
+
+
+def _names(group: Group) -> dict[str, Any]:
+    """The columns that say which runs a row is of."""
+    done = [(len(run.records), run.settings.get("rounds")) for run in group.runs]
+    rounds = list(dict.fromkeys(f"{n}/{p}" if p and p != n else f"{n}" for n, p in done))
+    shown = (
+        rounds[0] if len(rounds) == 1 else f"{min(n for n, _ in done)}-{max(n for n, _ in done)}"
+    )
+    if group.keys == ((),):
+        run = group.runs[0]
+        return {"run": run.name, "method": str(run.settings.get("method", "")), "rounds": shown}
+    return {"group": group.name, "runs": str(len(group.runs)), "rounds": shown}
+
+
+def _median(values: np.ndarray) -> float | None:
+    return float(np.median(values)) if values.size else None
+
+
+def _kind(measure: str, runs: Sequence) -> Callable[[float], str]:
+    """How a measure is written: a share in percent, anything else as a number."""
+    values = [abs(x) for run in runs for x in series(run, measure)[1] if np.isfinite(x)]
+    return _number if falls(measure) or max(values, default=0) > 1 else _percent
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def text(found: Table) -> str:
+    """The table in columns of plain text: of several runs, mean +- deviation [95 % interval].
+
+    Of costs there is no interval, and of equal numbers no deviation.
+    """
+    rows = [
+        {n: _cell(found, n, v, of) for n, v in row.items()}
+        for row, of in zip(found.rows, found.runs, strict=True)
+    ]
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+    return aligned(cells, left=("run", "group", "method"))
+
+
+def _cell(found: Table, name: str, value: Any, of: int) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, Statistic):
+        return value
+    write = found.formats[name]
+    some = f" ({value.count} of {of})" if value.count < of else ""
+    if value.count < 2 or not value.deviation:
+        return write(value.mean) + some
+    mean = f"{write(value.mean)} +- {write(value.deviation)}"
+    costs = (
+        " " in name or "/" in name
+    )  # rounds, megabytes and seconds, whose interval is in the CSV
+    return mean + some if costs else f"{mean} [{write(value.low)}, {write(value.high)}]"
+
+
+def paired(groups: Sequence[Group]) -> str:
+    """Differences from the best group in the last evaluation, paired; "" if there is no pair."""
+    runs = [run for group in groups for run in group.runs]
+    measure = studies.main_measure(runs)
+    top, found = studies.differences(groups, measure)
+    if not found:
+        return ""
+    points = _kind(measure, runs) is _percent
+    head = [f"{measure} less that of {top}", "pairs", "mean", "95 % interval"]
+    rows = [
+        [name, f"{s.count}", _signed(s.mean, points), _interval(s, points)]
+        for name, s in found.items()
+    ]
+    return aligned([head, *rows], left=(head[0],))
+
+
+def _signed(value: float, points: bool) -> str:
+    return f"{100 * value:+.2f} points" if points else f"{value:+.4g}"
+
+
+def _interval(s: Statistic, points: bool) -> str:
+    if s.count < 2:
+        return "-"
+    low, high = (f"{100 * x:+.2f}" if points else f"{x:+.4g}" for x in (s.low, s.high))
+    return f"[{low}, {high}]"
+
+
+def as_csv(found: Table) -> str:
+    """The table as CSV, numbers in full; a statistic has a column for each of its parts."""
+    flat = [dict(_flat(row, found)) for row in found.rows]
+    head = list(dict.fromkeys(name for row in flat for name in row))
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, head, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return lines.getvalue()
+
+
+def _flat(row: dict[str, Any], found: Table) -> Any:
+    several = max(found.runs, default=1) > 1
+    for name, value in row.items():
+        if not isinstance(value, Statistic):
+            yield name, "" if value is None else value
+        elif not several:
+            yield name, value.mean
+        else:
+            parts = value._asdict().items()
+            yield from ((f"{name} {part}", x) for part, x in parts if x == x)
+
+
+def as_latex(found: Table) -> str:
+    """The table as a LaTeX tabular with the rules of booktabs: mean and deviation."""
+    names = [n for n in (found.rows[0] if found.rows else {}) if n != "runs"]
+    left = ("run", "group", "method")
+    lines = [
+        rf"\begin{{tabular}}{{{''.join('l' if n in left else 'r' for n in names)}}}",
+        r"\toprule",
+        " & ".join(map(_escaped, names)) + r" \\",
+        r"\midrule",
+        *(" & ".join(_latex(found, n, row[n]) for n in names) + r" \\" for row in found.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex(found: Table, name: str, value: Any) -> str:
+    if not isinstance(value, Statistic):
+        return "--" if value is None else _escaped(value)
+    mean, deviation = (_escaped(found.formats[name](x)) for x in (value.mean, value.deviation))
+    return mean if value.count < 2 or not value.deviation else rf"{mean} $\pm$ {deviation}"
+
+
+def _escaped(words: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in words)
