@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 from jaxfed.cli import recorded
@@ -19,7 +20,7 @@ def results(*directories: str | os.PathLike) -> Any:
     """
     if not directories:
         raise ValueError("give the folders of runs: jaxfed.results(DIR, ...)")
-    runs = [recorded.read(directory) for directory in directories]
+    runs = [recorded.read(Path(directory)) for directory in directories]
     rows = [row for run in runs for row in _rows(run)]
     return pandas().DataFrame(rows)
 

@@ -19,7 +19,7 @@ class Group(NamedTuple):
 
 
 class Statistic(NamedTuple):
-    """Of `count` numbers: mean, standard deviation, and Student's 95 % interval of the mean.
+    """Of `size` numbers: mean, standard deviation, and Student's 95 % interval of the mean.
 
     With one number there is no deviation, and the interval is nan.
     """
@@ -28,7 +28,7 @@ class Statistic(NamedTuple):
     deviation: float
     low: float
     high: float
-    count: int
+    size: int
 
 
 def statistic(values: Sequence[float] | np.ndarray) -> Statistic:

@@ -111,8 +111,8 @@ def _cell(found: Table, name: str, value: Any, of: int) -> str:
     if not isinstance(value, Statistic):
         return value
     write = found.formats[name]
-    some = f" ({value.count} of {of})" if value.count < of else ""
-    if value.count < 2 or not value.deviation:
+    some = f" ({value.size} of {of})" if value.size < of else ""
+    if value.size < 2 or not value.deviation:
         return write(value.mean) + some
     mean = f"{write(value.mean)} +- {write(value.deviation)}"
     costs = (
@@ -131,7 +131,7 @@ def paired(groups: Sequence[Group]) -> str:
     points = _kind(measure, runs) is _percent
     head = [f"{measure} less that of {top}", "pairs", "mean", "95 % interval"]
     rows = [
-        [name, f"{s.count}", _signed(s.mean, points), _interval(s, points)]
+        [name, f"{s.size}", _signed(s.mean, points), _interval(s, points)]
         for name, s in found.items()
     ]
     return aligned([head, *rows], left=(head[0],))
@@ -142,7 +142,7 @@ def _signed(value: float, points: bool) -> str:
 
 
 def _interval(s: Statistic, points: bool) -> str:
-    if s.count < 2:
+    if s.size < 2:
         return "-"
     low, high = (f"{100 * x:+.2f}" if points else f"{x:+.4g}" for x in (s.low, s.high))
     return f"[{low}, {high}]"
@@ -191,7 +191,7 @@ def _latex(found: Table, name: str, value: Any) -> str:
     if not isinstance(value, Statistic):
         return "--" if value is None else _escaped(value)
     mean, deviation = (_escaped(found.formats[name](x)) for x in (value.mean, value.deviation))
-    return mean if value.count < 2 or not value.deviation else rf"{mean} $\pm$ {deviation}"
+    return mean if value.size < 2 or not value.deviation else rf"{mean} $\pm$ {deviation}"
 
 
 def _escaped(words: str) -> str:

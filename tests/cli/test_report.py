@@ -219,7 +219,7 @@ def test_the_interval_is_students():
     expected = (2, np.sqrt(2), 2 - half, 2 + half, 2)
     np.testing.assert_allclose(found, expected)
     alone = studies.statistic([5.0])
-    assert (alone.mean, alone.count) == (5, 1)
+    assert (alone.mean, alone.size) == (5, 1)
     assert np.isnan(alone.low)
 
 
@@ -232,7 +232,7 @@ def test_runs_that_differ_in_their_seed_are_one_group(study):
         ends = [end(rate) for rate in rates]
         np.testing.assert_allclose(row["last"][:2], (np.mean(ends), np.std(ends, ddof=1)))
     assert rows[0]["round of 55.00%"].mean == 20
-    assert rows[0]["round of 55.00%"].count == 1
+    assert rows[0]["round of 55.00%"].size == 1
     np.testing.assert_allclose(rows[1]["round of 55.00%"][0], (15 + 10 + 10) / 3)
     np.testing.assert_allclose(rows[1]["MB to 55.00%"][0], 3 * (15 + 10 + 10) / 3)
 
