@@ -1,5 +1,7 @@
 """Four CPU devices, before anything else asks for a backend, and one place for what is shared.
 
+On a computer with a GPU the tests run on its CPU, unless JAX_PLATFORMS says otherwise.
+
 The tiers: `-m quick`, the default (all but `full`), and `-m ""` for every test.
 
 What XLA compiles is kept from one run of the tests to the next, also for the programs that they
@@ -19,6 +21,7 @@ CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 MOST = 2**30  # bytes in it, above which it is emptied
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if metadata.version("jaxlib").startswith("0.10."):  # later ones refuse the flag's name
     flags = os.environ.get("XLA_FLAGS", "")

@@ -9,7 +9,7 @@ from jaxfed import trees
 from jaxfed.data import text
 from jaxfed.data.federated import Split
 from jaxfed.lowrank.factors import Theta
-from jaxfed.simulation import flops, ledger
+from jaxfed.simulation import flops, ledger, targets
 
 
 def weights(base: dict[str, Any], theta: Theta) -> str:
@@ -96,6 +96,41 @@ def working(chunks: Mapping[int, int]) -> str:
     return "memory   " + ", ".join(
         f"{in_bytes(n)} for a round of {chunk} client{'s' * (chunk > 1)} at once"
         for chunk, n in chunks.items()
+    )
+
+
+def elsewhere(where: targets.Target, tried: Sequence[targets.Compiled]) -> str:
+    """A round on each device of a target, of the last chunk that was compiled for it."""
+    last, device = tried[-1], where.device
+    lines = [
+        f"target   {where.name}: {len(where.devices)} x {where.devices[0].device_kind}, each with "
+        f"{in_bytes(where.room)} for a program; compiled here, without autotuning"
+    ]
+    for found in tried:
+        needed = found.arguments + found.temporary
+        lines.append(
+            f"memory   {in_bytes(found.arguments)} arguments and {in_bytes(found.temporary)} "
+            f"temporary for {found.chunk} clients at once: {needed / where.room:.2g} of what is "
+            f"there, which {'fits' if found.fits else 'does not fit'}"
+        )
+    if not last.fits:
+        return "\n".join(lines)
+    moved = ", ".join(
+        f"{n:g} {kind} of {in_bytes(size)}" for kind, n, size in last.work.collectives
+    )
+    times = targets.seconds(device, last.work)
+    largest = max(times, key=lambda name: times[name])
+    each = ", ".join(f"{t:.3g} s of {name}" for name, t in times.items() if t)
+    products = last.work.wide + last.work.narrow
+    return "\n".join(
+        [
+            *lines,
+            f"network  {moved or 'nothing between devices'}",
+            f"kernels  {last.step.kernels:,.0f} a local step, {last.work.kernels:,.0f} a round",
+            f"work     {in_flops(products)} in products, {in_bytes(last.work.bytes)} read and "
+            "written by kernels",
+            f"bound    at least {times[largest]:.3g} s a round, by {largest} ({each})",
+        ]
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import logging
 import os
 import platform
 import signal
@@ -28,8 +29,10 @@ from jaxfed.cli import (
 )
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
-from jaxfed.simulation import costs, lock, stored
+from jaxfed.simulation import costs, lock, stored, targets, tuning
 from jaxfed.simulation.prepare import Origin, prepare
+
+log = logging.getLogger(__name__)
 
 USAGE = """jaxfed: federated learning with low-rank updates, clients as an array axis
 
@@ -37,7 +40,8 @@ USAGE = """jaxfed: federated learning with low-rank updates, clients as an array
   jaxfed sweep CONFIG [--name value ...]     run all combinations of settings with several values
   jaxfed resume DIR [--name value ...]       go on with a run that was stopped
   jaxfed report DIR [DIR ...] [--group seed] table and plots of one run, or of several together
-  jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training
+  jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training;
+                                             with --for h100:8 or --for tpu:v5e:2x2 on such devices
   jaxfed analyse DIR [--name value ...]      Hessian spectra, likeness of clients, ranks of updates
   jaxfed export DIR --npz F | --hf FOLDER | --peft FOLDER   the model, for other programs
 
@@ -92,11 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _help(command: str) -> None:
     """Prints the options that a command has with any config or run, and ends."""
     settings = f"`jaxfed {command} CONFIG --help` lists the config's settings as well.\n\nArgs:\n"
+    target = f"With --for {targets.EXAMPLES}, a round is compiled for devices that are not here. "
     further = {"rounds": (int | None, None), "allow": (tuple[str, ...], ())}
     options_of: dict[str, tuple[str, type]] = {
         "run": (" CONFIG", launching.with_launch({}, {}, settings)),
         "sweep": (" CONFIG", launching.with_launch({}, {}, settings)),
-        "describe": (" CONFIG", launching.with_launch({}, {}, settings)),
+        "describe": (" CONFIG", launching.with_launch({}, {}, target + settings)),
         "resume": (" DIR", launching.with_launch(further, {}, RESUME)),
         "report": ("", report.Report),
         "analyse": (" DIR", probe.Probe),
@@ -170,12 +175,18 @@ Args:
 
 
 def _describe(arguments: list[str], watch: Watch) -> None:
+    name, arguments = options.taken("for", arguments)
+    where = None if name is None else targets.target(name)
     _, experiment, _, launch = calling.read(arguments, "describe", watch)
-    host = dataclasses.replace(launch.host, chunk=1, fuse=1)
+    if where is not None and launch.host.devices is not None:
+        raise ValueError(f"--for {name} says how many devices there are; leave --devices out")
+    devices = launch.host.devices if where is None else 1
+    host = dataclasses.replace(launch.host, devices=devices, chunk=1, fuse=1)
     prepared = prepare(experiment, host, compiling=False)
     server, wire = prepared.state.server, costs.mean_wire(prepared)
-    most = -(-experiment.cohort // len(prepared.machine.devices))
-    chunks = sorted({1, most}) if launch.host.chunk == "auto" else [launch.host.chunk]
+    most = -(-experiment.cohort // len((where or prepared.machine).devices))
+    asked = launch.host.chunk
+    cost = costs.compute(prepared)
     parts = {
         "the server": trees.nbytes(server),
         "what clients keep": prepared.population.held,
@@ -186,11 +197,18 @@ def _describe(arguments: list[str], watch: Watch) -> None:
         "",
         describe.parameters(server.base, server.theta, wire),
         describe.traffic(wire, experiment.rounds, experiment.cohort, costs.merges(prepared)),
-        describe.compute(costs.compute(prepared), experiment.rounds, experiment.cohort),
+        describe.compute(cost, experiment.rounds, experiment.cohort),
         describe.population(experiment.data.train, experiment.cohort),
         describe.held(parts),
-        describe.working({n: costs.memory(prepared, n) for n in chunks}),
     ]
+    if where is None:
+        chunks = sorted({1, most}) if asked == "auto" else [asked]
+        lines.append(describe.working({n: costs.memory(prepared, n) for n in chunks}))
+    else:
+        log.info("compiling a round for %s", name)
+        chunks = tuning.chunk_candidates(most) if asked == "auto" else [asked]
+        tried = costs.elsewhere(prepared, where, chunks, cost.client.turns)
+        lines.append(describe.elsewhere(where, tried))
     watch.clear()
     print("\n".join(lines))
 

@@ -10,7 +10,7 @@ import linecache
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_origin
@@ -147,6 +147,18 @@ def parse(options: Any, arguments: list[str], program: str) -> Any:
     _check_paths(parsed, arguments, program)
     found = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(options)}
     return dataclasses.replace(parsed, **{n: _at_home(value) for n, value in found.items()})
+
+
+def taken(name: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(the value of --name, the other arguments) of an option that is no field of options."""
+    for i, word in enumerate(arguments):
+        if word == f"--{name}":
+            if i + 1 == len(arguments) or arguments[i + 1].startswith("--"):
+                raise ValueError(f"--{name} has no value; give one")
+            return arguments[i + 1], [*arguments[:i], *arguments[i + 2 :]]
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2], [*arguments[:i], *arguments[i + 1 :]]
+    return None, list(arguments)
 
 
 def _check_paths(parsed: Any, arguments: list[str], program: str) -> None:

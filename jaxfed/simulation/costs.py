@@ -1,11 +1,13 @@
 """What a prepared run costs: FLOPs and memory, without running it."""
 
 import dataclasses
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from jaxfed import trees
-from jaxfed.simulation import compilation, engine, flops, ledger, tuning
+from jaxfed.simulation import compilation, engine, flops, ledger, targets, tuning
 from jaxfed.simulation.prepare import Prepared
 
 
@@ -22,9 +24,11 @@ def compute(p: Prepared) -> flops.Round:
         pairs[1].ravel(),
     )
     share = np.tile(clients, e.rounds)
-    return flops.Round(
-        *(part._replace(flops=float(np.average(part.flops, weights=share))) for part in found)
-    )
+
+    def mean(of_each: np.ndarray | float) -> float:
+        return float(np.average(np.broadcast_to(of_each, share.shape), weights=share))
+
+    return flops.Round(*(p._replace(flops=mean(p.flops), turns=mean(p.turns)) for p in found))
 
 
 def mean_wire(p: Prepared) -> ledger.Wire:
@@ -51,3 +55,13 @@ def memory(p: Prepared, chunk: int) -> int:
     step = compilation.jitted_rounds(p.algorithm, p.experiment, machine)
     program = step.lower(p.state.server, first.states, first.examples, first.plan).compile()
     return tuning.temporary_bytes(program)
+
+
+def elsewhere(
+    p: Prepared, where: targets.Target, chunks: Sequence[int], turns: float
+) -> list[targets.Compiled]:
+    """A round compiled for devices that are not here; see targets.compiled."""
+    first = p.supply.block(range(1))
+    arguments = (p.state.server, first.states, first.examples, first.plan)
+    make = partial(compilation.jitted_rounds, p.algorithm, p.experiment)
+    return targets.compiled(where, make, arguments, chunks, turns)

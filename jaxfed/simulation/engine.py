@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from jaxfed import algorithm as contract
 from jaxfed.algorithm import Algorithm, Cohort, Data, ForEachClient, Leaf, PyTree
@@ -230,15 +230,29 @@ def compiled(
     """
     if len(machine.devices) == 1:
         return jax.jit(function, donate_argnums=donate)
-    whole = NamedSharding(machine.mesh, PartitionSpec())
-    return jax.jit(function, donate_argnums=donate, out_shardings=whole)
+    return jax.jit(function, donate_argnums=donate, out_shardings=_everywhere(machine))
 
 
 def place(tree: PyTree, machine: Machine) -> PyTree:
     """The tree copied to every device of the machine, as `compiled` functions expect it."""
+    return jax.device_put(tree, _everywhere(machine))
+
+
+def placed_shapes(tree: PyTree, machine: Machine) -> PyTree:
+    """The shapes of what `place` would give, for a machine that is not here."""
+    where = _everywhere(machine)
+
+    def shape(leaf: Leaf) -> jax.ShapeDtypeStruct:
+        kind = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=where)
+
+    return jax.tree.map(shape, tree)
+
+
+def _everywhere(machine: Machine) -> Sharding:
     if len(machine.devices) == 1:
-        return jax.device_put(tree, machine.devices[0])
-    return jax.device_put(tree, NamedSharding(machine.mesh, PartitionSpec()))
+        return SingleDeviceSharding(machine.devices[0])
+    return NamedSharding(machine.mesh, PartitionSpec())
 
 
 def distinct(tree: PyTree) -> PyTree:

@@ -38,9 +38,11 @@ class Count(NamedTuple):
 
     flops: Any  # a float; or [n], one for each of n settings of what is known
     unbounded: int = 0
+    turns: Any = 0  # as flops, of the longest loop whose length is no constant of the program
 
     def plus(self, other: "Count") -> "Count":
-        return Count(self.flops + other.flops, self.unbounded + other.unbounded)
+        turns = np.maximum(self.turns, other.turns)
+        return Count(self.flops + other.flops, self.unbounded + other.unbounded, turns)
 
     def times(self, factor: Any) -> "Count":
         return self._replace(flops=self.flops * factor)
@@ -105,7 +107,9 @@ def counted_round(
         return _count(traced, known, len(count))
 
     each = [cost(*client) for client in clients]
-    one = Count(sum(c.flops for c in each), sum(c.unbounded for c in each))
+    one = Count(0.0)
+    for part in each:
+        one = one.plus(part)
     return Round(one, cost(whole, (server, cohort._replace(round=ROUND))))
 
 
@@ -263,7 +267,7 @@ def _while(eqn: core.JaxprEqn, values: Callable, n: int) -> Count:
     times = _length(eqn, values)
     if times is None:
         return test.plus(step)._replace(unbounded=test.unbounded + step.unbounded + 1)
-    return step.times(times).plus(test.times(times + 1.0))
+    return step.times(times).plus(test.times(times + 1.0)).plus(Count(0.0, turns=times))
 
 
 def _of_consts(eqn: core.JaxprEqn, values: Callable, first: int, number: int) -> Known:

@@ -12,6 +12,7 @@ import sys
 import termios
 from pathlib import Path
 from py_compile import PycInvalidationMode
+from types import SimpleNamespace
 
 import launched
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 
 import jaxfed
 from jaxfed.cli import describe, main, options
-from jaxfed.simulation import flops
+from jaxfed.simulation import flops, hlo, targets
 
 SMALL = launched.SMALL
 QUICK = ("--chunk", "5", "--fuse", "1", "--devices", "1")
@@ -171,6 +172,39 @@ def test_describe_tells_size_traffic_and_memory_without_training(capsys, tmp_pat
     assert all_rounds == pytest.approx(20 * one, rel=0.02)  # all are printed in three digits
     assert 5 * client < 1.02 * one < 6 * client  # and the server's part
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.quick
+def test_a_round_elsewhere_is_told_with_its_memory_and_its_bound():
+    """Two chunks were tried on a device of 100 bytes, 1 FLOP/s and 1 byte/s."""
+    device = targets.Device(100.0, 1.0, 1.0, 1.0)
+    where = targets.Target("tpu:x:1", "tpu", device, (SimpleNamespace(device_kind="X"),), {})
+    work = hlo.Work(30, 50, 20, 10, (("all-reduce", 1, 5),))
+    tried = [
+        targets.Compiled(4, 40, 80, work, work, False),
+        targets.Compiled(2, 40, 40, work, hlo.Work(3), True),
+    ]
+    printed = describe.elsewhere(where, tried)
+    assert "40 B arguments and 80 B temporary for 4 clients at once: 1.2 of" in printed
+    assert "40 B temporary for 2 clients at once: 0.8 of what is there, which fits" in printed
+    assert "1 all-reduce of 5 B" in printed
+    assert "3 a local step, 30 a round" in printed
+    assert "at least 50 s a round, by memory (30 s of arithmetic, 50 s of memory)" in printed
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--for", "h1:1"], "'h1:1' is no target"),
+        (["--for"], "--for has no value"),
+        (["--for=nothing"], "'nothing' is no target"),
+    ],
+)
+def test_describe_refuses_a_target_that_is_none(arguments, sentence, capsys):
+    with pytest.raises(SystemExit):
+        command("describe", SMALL, *arguments)
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.quick
