@@ -1,6 +1,10 @@
 """Tasks: a model, its loss, and what of it is trained."""
 
 from jaxfed.tasks.classifier import classification as classification
+from jaxfed.tasks.generation import beam_search as beam_search
+from jaxfed.tasks.generation import generate as generate
+from jaxfed.tasks.generation import greedy as greedy
+from jaxfed.tasks.generation import sampled as sampled
 from jaxfed.tasks.language import next_token as next_token
 from jaxfed.tasks.measures import f1 as f1
 from jaxfed.tasks.measures import matthews as matthews
