@@ -10,8 +10,12 @@ from jaxfed.algorithms.general.fedavg import fedavg
 from jaxfed.algorithms.general.fedopt import fedopt
 from jaxfed.algorithms.general.fedper import fedper
 from jaxfed.algorithms.row import Row, Setting
+from jaxfed.algorithms.shared.fedhm import fedhm
 from jaxfed.algorithms.shared.fedlora import fedlora
 from jaxfed.algorithms.shared.fedloru import fedloru
+from jaxfed.algorithms.shared.florist import florist
+from jaxfed.algorithms.shared.lora_a2 import lora_a2
+from jaxfed.algorithms.shared.ravan import ravan
 from jaxfed.combine import compress
 from jaxfed.lowrank import forms, restarts, rules
 from jaxfed.tasks.task import Task
@@ -83,6 +87,13 @@ def _pfedpara(task: Task, s: Setting) -> Algorithm:
     return combine.parametrised(make, task, form=forms.SHIFTED)
 
 
+def _fedsb(task: Task, s: Setting) -> Algorithm:
+    def make(task: Task) -> Algorithm:
+        return fedavg(task, s.work, client_optimizer=s.sgd)
+
+    return combine.parametrised(make, task, form=forms.square())
+
+
 def _compressed(
     name: str, made: compress.Compressor, feedback: Callable | None, keeps: str, source: str
 ) -> Row:
@@ -135,6 +146,28 @@ AGGREGATED = (
         "B; a merge is broadcast every tau rounds",
         "nothing",
         "RAC-LoRA and Fed-RAC-LoRA, arXiv 2410.08305",
+    ),
+    Row(
+        "florist",
+        florist,
+        "factors",
+        lambda task, s: florist(
+            task, s.work, energy=0.9, client_optimizer=s.sgd, cohort_size=s.cohort
+        ),
+        "A and B up, the first components of the change of W down",
+        "nothing",
+        "Ramesh and Dass, MLSys 2026",
+    ),
+    Row(
+        "lora-a2",
+        lora_a2,
+        "factors",
+        lambda task, s: lora_a2(
+            task, s.work, components=max(1, s.rank // 2), client_optimizer=s.sgd
+        ),
+        "A and B down, the best components of B or A up",
+        "nothing",
+        "Koo et al., ACL 2025",
     ),
     Row(
         "raflora",
@@ -193,6 +226,33 @@ FORMS = (
         "the first pair, W = (A_1 B_1) o (A_2 B_2 + 1)",
         "the second pair",
         "Nam et al., ICLR 2022",
+    ),
+    Row(
+        "fedsb",
+        fedavg,
+        "factors",
+        _fedsb,
+        "a core R of each layer, W + s A R B",
+        "nothing",
+        "Fed-SB, arXiv 2502.15436 (here with W's own directions)",
+    ),
+    Row(
+        "ravan",
+        ravan,
+        "factors",
+        lambda task, s: ravan(task, s.work, heads=1, client_optimizer=s.sgd),
+        "a core H_i of each head, W + s sum_i s_i A_i H_i B_i",
+        "nothing",
+        "Raje et al., NeurIPS 2025",
+    ),
+    Row(
+        "fedhm",
+        fedhm,
+        "scratch",
+        lambda task, s: fedhm(task, s.work, client_optimizer=s.sgd, ranks=s.ranks),
+        "the r_k best components of W, and their product back",
+        "nothing",
+        "Yao et al., arXiv 2111.14655",
     ),
 )
 COMPRESSED = tuple(

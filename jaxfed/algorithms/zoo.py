@@ -38,10 +38,14 @@ from jaxfed.algorithms.personal.pf2lora import pf2lora
 from jaxfed.algorithms.personal.pfedlora import pfedlora
 from jaxfed.algorithms.personal.pfedloru import pfedloru
 from jaxfed.algorithms.row import Row
+from jaxfed.algorithms.shared.fedhm import fedhm
 from jaxfed.algorithms.shared.fedlora import fedlora
 from jaxfed.algorithms.shared.fedloru import fedloru
+from jaxfed.algorithms.shared.florist import florist
 from jaxfed.algorithms.shared.hetlora import hetlora
+from jaxfed.algorithms.shared.lora_a2 import lora_a2
 from jaxfed.algorithms.shared.mfedloru import mfedloru
+from jaxfed.algorithms.shared.ravan import ravan
 
 __all__ = [
     "apfl",
@@ -52,6 +56,7 @@ __all__ = [
     "feddpa_f",
     "feddpa_t",
     "feddyn",
+    "fedhm",
     "fedlin",
     "fedlora",
     "fedloru",
@@ -60,12 +65,15 @@ __all__ = [
     "fedprox",
     "fedrep",
     "fedsa",
+    "florist",
     "hetlora",
+    "lora_a2",
     "mfedloru",
     "perfedavg",
     "pf2lora",
     "pfedlora",
     "pfedloru",
+    "ravan",
     "scaffold",
 ]
 

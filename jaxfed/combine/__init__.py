@@ -4,6 +4,7 @@ from jaxfed.combine import compress as compress
 from jaxfed.combine.absence import unreliable as unreliable
 from jaxfed.combine.compress import compressed as compressed
 from jaxfed.combine.deployment import fine_tuned as fine_tuned
+from jaxfed.combine.forms import gradient_of as gradient_of
 from jaxfed.combine.forms import parametrised as parametrised
 from jaxfed.combine.guard import skip_nonfinite as skip_nonfinite
 from jaxfed.combine.listing import accumulate_list as accumulate_list

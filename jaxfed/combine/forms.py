@@ -1,8 +1,10 @@
 """An algorithm whose clients train another form of the factors: FedPara, Fed-SB, Ravan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxfed.algorithm import Algorithm
 from jaxfed.data import values
@@ -19,6 +21,16 @@ def parametrised(make: Callable[[Task], Algorithm], task: Task, *, form: Form) -
     cannot be merged into the base in training, so `combine.accumulate` refuses it.
     """
     values.function("make", make, "a function of a task, such as lambda task: fedavg(task, ...)")
+    fed = make(formed(task, form))
+    return fed._replace(
+        task=task,
+        deploy=lambda server, state: form.plain(*fed.deploy(server, state)),
+        sends_change=False,
+    )
+
+
+def formed(task: Task, form: Form) -> Task:
+    """The task whose theta is the form."""
     values.kind("form", form, Form, "one of lowrank.forms, such as forms.HADAMARD")
 
     def init(key):
@@ -33,9 +45,23 @@ def parametrised(make: Callable[[Task], Algorithm], task: Task, *, form: Form) -
     def evaluate(base, theta, batch):
         return task.evaluate(*form.plain(base, theta), batch)
 
-    fed = make(task._replace(init=init, loss=loss, evaluate=evaluate))
-    return fed._replace(
-        task=task,
-        deploy=lambda server, state: form.plain(*fed.deploy(server, state)),
-        sends_change=False,
-    )
+    return task._replace(init=init, loss=loss, evaluate=evaluate)
+
+
+def gradient_of(task: Task, examples: Mapping[str, Any]) -> Callable[[dict, Theta], dict]:
+    """(base, theta) -> {path: the gradient of the mean loss of these examples by the whole weight}.
+
+    For `forms.square`, whose A and B follow the first gradient: Fed-SB takes it of a few examples.
+    """
+    count = len(next(iter(examples.values())))
+
+    def gradient(base, theta):
+        batch = {**examples, "mask": jnp.ones(count, jnp.float32)}
+        weights = {p: base[p] for p in theta.factors}
+
+        def loss(weights):
+            return task.loss({**base, **weights}, theta, batch, jax.random.key(0))
+
+        return jax.grad(loss)(weights)
+
+    return gradient

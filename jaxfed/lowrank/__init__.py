@@ -20,6 +20,7 @@ from jaxfed.lowrank.factors import beside as beside
 from jaxfed.lowrank.factors import check_unstacked as check_unstacked
 from jaxfed.lowrank.factors import concat as concat
 from jaxfed.lowrank.factors import cosine as cosine
+from jaxfed.lowrank.factors import cut as cut
 from jaxfed.lowrank.factors import fresh as fresh
 from jaxfed.lowrank.factors import from_product as from_product
 from jaxfed.lowrank.factors import inner as inner

@@ -226,6 +226,11 @@ def truncate(f: Factors, rank: jax.Array | int) -> Factors:
     return dataclasses.replace(f, a=f.a * kept, b=f.b * rows)
 
 
+def cut(theta: Theta, rank: jax.Array | int) -> Theta:
+    """Theta with the components of all factors from `rank` on set to zero."""
+    return theta._replace(factors={p: truncate(f, rank) for p, f in theta.factors.items()})
+
+
 @jax.custom_batching.sequential_vmap
 def thin_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One after the other under vmap: on a CPU, batched ones may wait for threads for ever."""

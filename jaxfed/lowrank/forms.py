@@ -2,9 +2,14 @@
 
     HADAMARD   W + (A_1 B_1) o (A_2 B_2)         FedPara (Nam et al., ICLR 2022), LoHa
     SHIFTED    W + (A_1 B_1) o (A_2 B_2 + 1)     pFedPara, whose second pair stays at home
+    square     W + s A R B, A and B fixed        Fed-SB (arXiv 2502.15436)
+    heads      W + s sum_i s_i A_i H_i B_i       Ravan (Raje et al., NeurIPS 2025); A_i, B_i fixed
+    SEPARABLE  W + s A B, of kernels k x k as    FedHM (Yao et al., arXiv 2111.14655)
+               matrices [k in, k out]
 
 o multiplies entry by entry. The row-wise Kronecker products of the two A and of the two B are plain
-factors of rank r_1 r_2 with this product, so a model, a merge and an evaluation know nothing new.
+factors of rank r_1 r_2 with this product. Each form is so written as plain factors, and a model, a
+merge and an evaluation know nothing new. What is fixed lies in the base.
 `combine.parametrised` gives an algorithm a form.
 """
 
@@ -18,7 +23,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.lowrank.factors import Factors, Theta, check_unstacked, concat, product, uniform
+from jaxfed.data import values
+from jaxfed.lowrank.factors import (
+    Factors,
+    Theta,
+    check_unstacked,
+    concat,
+    from_product,
+    merge,
+    orthonormal,
+    product,
+    thin_svd,
+    uniform,
+)
 
 SECOND = "@2"  # follows a path: its second pair of factors
 CORE = "@core"  # follows a path: what stands between its factors
@@ -108,3 +125,149 @@ HADAMARD = Form(_two_pairs, partial(_united, shifted=False))
 
 SHIFTED = Form(_two_pairs, partial(_united, shifted=True))
 """pFedPara: (A_1 B_1) o (A_2 B_2 + 1). The leaves with "@2" in their path stay with clients."""
+
+
+# ---------------------------------------------------------------------- between fixed factors
+
+FIXED = "fixed/"  # base["fixed/PATH/a"] and b hold the fixed factors of the weight at PATH
+SCALES = "@scales"  # follows a path: one scale for each head, while a client trains
+
+
+def square(along: Callable[[dict, Theta], Mapping[str, jax.Array]] | None = None) -> Form:
+    """The form whose r x r core R alone is trained, from zero: r^2 numbers for each weight.
+
+    A and B are the first r singular vectors, on either side, of the matrix {path: ...} that
+    `along(base, theta)` gives: for Fed-SB the first gradient (`combine.gradient_of`). By default
+    they are W's own, as in LoRA-XS (arXiv 2405.17604). The mean of R is the mean of the products.
+    """
+
+    def begin(base, theta, key):
+        matrices = merge(base, theta) if along is None else along(base, theta)
+
+        def fixed(p, f):
+            inputs = f.a.shape[:-1]
+            matrix = matrices[p].reshape(math.prod(inputs), -1).astype(f.a.dtype)
+            u, _, vt = thin_svd(matrix)
+            if f.rank > len(vt):
+                raise ValueError(f"rank={f.rank} is above {p}'s smaller side, {len(vt)}")
+            return u[:, : f.rank].reshape(*inputs, f.rank), vt[: f.rank].reshape(f.b.shape)
+
+        cores = {p: jnp.zeros((f.rank, f.rank), f.a.dtype) for p, f in theta.factors.items()}
+        return _around_cores(base, theta, fixed, cores)
+
+    return Form(begin, _with_cores)
+
+
+def heads(count: int) -> Form:
+    """The form of so many heads, whose r x r cores H_i alone are trained, from zero.
+
+    All A_i together have orthonormal columns, drawn at random, and all B_i orthonormal rows;
+    ValueError if count times r is above a weight's smaller side.
+    """
+    values.whole("count", count, 1)
+
+    def begin(base, theta, key):
+        def fixed(p, f):
+            width = count * f.rank
+            sides = math.prod(f.a.shape[:-1]), math.prod(f.b.shape[1:])
+            if width > min(sides):
+                raise ValueError(
+                    f"{count} heads of rank {f.rank} are above {p}'s smaller side, {min(sides)}; "
+                    "use fewer, or a lower rank"
+                )
+            keys = jax.random.split(jax.random.fold_in(key, zlib.crc32(p.encode())))
+            drawn = (jax.random.normal(k, (n, width)) for k, n in zip(keys, sides, strict=True))
+            a, bt = (orthonormal(x.astype(f.a.dtype)) for x in drawn)
+            return a.reshape(*f.a.shape[:-1], width), bt.T.reshape(width, *f.b.shape[1:])
+
+        cores = {p: jnp.zeros((count, f.rank, f.rank), f.a.dtype) for p, f in theta.factors.items()}
+        return _around_cores(base, theta, fixed, cores)
+
+    return Form(begin, _with_cores)
+
+
+def folded(theta: Theta) -> Theta:
+    """Theta with s_i H_i in the place of H_i and of the scales."""
+    full = {p: w for p, w in theta.full.items() if not p.endswith(SCALES)}
+    for p, scales in theta.full.items():
+        if p.endswith(SCALES):
+            core = p.removesuffix(SCALES) + CORE
+            full[core] = full[core] * scales[:, None, None]
+    return theta._replace(full=full)
+
+
+def _around_cores(
+    base: dict, theta: Theta, fixed: Callable, cores: dict[str, jax.Array]
+) -> tuple[dict, Theta]:
+    """(base with fixed factors, s a and b; theta with cores in the place of factors).
+
+    W takes the product of the task's factors, so the model begins where the task's does.
+    """
+    check_unstacked(theta.factors)
+    base = merge(base, theta)
+    for p, f in theta.factors.items():
+        a, b = fixed(p, f)
+        base |= {f"{FIXED}{p}/a": f.scale * a, f"{FIXED}{p}/b": b}
+    return base, Theta({**theta.full, **{p + CORE: c for p, c in cores.items()}}, {})
+
+
+def _with_cores(base: Mapping, theta: Theta) -> tuple[dict, Theta]:
+    """Plain factors s a and R b; of heads, those of all heads beside each other."""
+    weights = {p: w for p, w in base.items() if not p.startswith(FIXED)}
+    theta, factors = folded(theta), {}
+    for name, core in theta.full.items():
+        if name.endswith(CORE):
+            p = name.removesuffix(CORE)
+            a, b = (base[f"{FIXED}{p}/{side}"] for side in "ab")
+            rows = core.shape[-1]
+            each = core.reshape(-1, rows, rows)  # [heads, r, r]
+            inner = jnp.einsum("hqr,hrn->hqn", each, b.reshape(len(each), rows, -1))
+            factors[p] = Factors(a, inner.reshape(b.shape), 1.0)
+    full = {p: w for p, w in theta.full.items() if not p.endswith(CORE)}
+    return weights, Theta(full, factors)
+
+
+# ---------------------------------------------------------------------- kernels as matrices
+
+
+def reshaped(kernel: jax.Array) -> jax.Array:
+    """A convolution [h, w, in, out] as the tensor [w, in, h, out], a matrix of w in by h out.
+
+    Other weights as they are.
+    """
+    return jnp.transpose(kernel, (1, 2, 0, 3)) if kernel.ndim == 4 else kernel
+
+
+def restored(tensor: jax.Array) -> jax.Array:
+    """The kernel of which `reshaped` makes this tensor."""
+    return jnp.transpose(tensor, (2, 0, 1, 3)) if tensor.ndim == 4 else tensor
+
+
+def _separable(base: dict, theta: Theta, key: jax.Array) -> tuple[dict, Theta]:
+    """Factors a [w, in, r], b [r, h, out] of each convolution, the best of the task's product."""
+    check_unstacked(theta.factors)
+
+    def one(f):
+        if f.a.ndim != 4:
+            return f
+        return from_product(reshaped(product(f)), 2, f.rank, f.scale)
+
+    return base, theta._replace(factors={p: one(f) for p, f in theta.factors.items()})
+
+
+def _joint(base: Mapping, theta: Theta) -> tuple[dict, Theta]:
+    """Plain factors of rank h r: a[h', w, in, (h, r)] = [h' = h] a[w, in, r], b[(h, r), out]."""
+
+    def one(f):
+        if f.a.ndim != 3 or f.b.ndim != 3:
+            return f
+        rank, high, out = f.b.shape
+        a = jnp.einsum("gh,wir->gwihr", jnp.eye(high, dtype=f.a.dtype), f.a)
+        b = jnp.swapaxes(f.b, 0, 1).reshape(high * rank, out)
+        return dataclasses.replace(f, a=a.reshape(*a.shape[:3], high * rank), b=b)
+
+    return dict(base), theta._replace(factors={p: one(f) for p, f in theta.factors.items()})
+
+
+SEPARABLE = Form(_separable, _joint)
+"""A k x k convolution as a k x 1 one after a 1 x k one, of r channels between them."""

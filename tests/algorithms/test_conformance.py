@@ -24,10 +24,11 @@ REPRESENTATIVE = {"fedavg steps", "scaffold", "fedloru", "hetlora", "ditto", "pf
 USUAL = REPRESENTATIVE | (set(algorithms.ROWS) - algorithms.SIBLINGS)
 
 RULES = {"fedex", "flora", "flexlora", "fedmomentum", "fedsvd", "ffa", "rolora", "rac", "raflora"}
-RULES |= {"accumulated fedex"}
+RULES |= {"accumulated fedex", "florist", "fedhm"}
 REWRITTEN = RULES - {"ffa", "rolora", "rac"}
 COMPRESSED = {"fedavg-topk", "fedavg-ef14", "fedavg-ef21", "powersgd", "fedavg-quantised", "flasc"}
-DECLARED = RULES | COMPRESSED | {"hetlora", "mfedloru", "fdlora", "feddpa-f", "unreliable scaffold"}
+DECLARED = RULES | COMPRESSED | {"hetlora", "mfedloru", "fdlora", "feddpa-f", "lora-a2"}
+DECLARED |= {"unreliable scaffold"}
 
 
 def marks(name, *others):

@@ -1,6 +1,7 @@
 """Algorithms whose clients train another form of the factors."""
 
 import algorithms
+import bilinear as bl
 import jax
 import numpy as np
 import optax
@@ -8,7 +9,7 @@ import oracle
 import pytest
 from algorithms import DRAWS, LORA, SCRATCH, UNEQUAL
 
-from jaxfed import combine, lowrank, tasks
+from jaxfed import combine, local, lowrank, tasks
 from jaxfed.algorithms import fedavg
 from jaxfed.lowrank import forms
 
@@ -69,3 +70,45 @@ def test_what_has_no_factors_or_is_no_form_is_refused():
         fed.init(jax.random.key(0))
     with pytest.raises(TypeError, match="form is a function"):
         combine.parametrised(inner, task, form=forms.hadamard)
+
+
+def test_a_step_of_fed_sb_along_the_first_gradient_is_the_best_of_its_rank(x64):
+    """One client, one step: W <- W - eta s^2 G_1, with G_1 the best of rank 1 for G."""
+    problem = bl.bilinear([8], rank=1)
+    begun = problem.weight + problem.start.product
+    form = forms.square(combine.gradient_of(problem.task, problem.world.examples))
+    work = local.Work(8, steps=1, shuffle=False)
+
+    def make(task):
+        return fedavg(task, work, client_optimizer=optax.sgd(0.1))
+
+    fed = combine.parametrised(make, problem.task, form=form)
+    server, states, _ = oracle.rounds(fed, problem.world, [[0]])
+    base, theta = fed.deploy(server, states[0])
+    u, sigma, vt = np.linalg.svd(problem.gradient(0, begun), full_matrices=False)
+    step = 0.1 * problem.start.scale**2 * sigma[0] * np.outer(u[:, 0], vt[0])
+    np.testing.assert_allclose(lowrank.merge(base, theta)["w"], begun - step, rtol=1e-10)
+
+
+def test_the_mean_of_cores_is_the_mean_of_the_products(x64):
+    """Fed-SB of three unequal clients: the deployed change is that of the clients' models."""
+    problem, seen = bl.bilinear([4, 6, 10], rank=2), []
+
+    def make(task):
+        work = local.Work(10, steps=3, shuffle=False)
+        return fedavg(task, work, client_optimizer=optax.sgd(0.1))
+
+    form = forms.square()
+    fed = combine.parametrised(make, problem.task, form=form)
+
+    def verb(client, base, message, cohort):
+        reply = oracle.loop(client, base, message, cohort)
+        trained = optax.tree.add(message, reply.upload)
+        for i in range(3):
+            one = jax.tree.map(lambda x, i=i: x[i], trained)
+            seen.append(np.asarray(lowrank.merge(*form.plain(base, one))["w"]))
+        return reply
+
+    server, states, _ = oracle.rounds(fed, problem.world, [[0, 1, 2]], verb)
+    found = lowrank.merge(*fed.deploy(server, states[0]))["w"]
+    np.testing.assert_allclose(found, np.tensordot([0.2, 0.3, 0.5], seen, 1), rtol=1e-10)

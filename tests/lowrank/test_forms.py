@@ -87,3 +87,75 @@ def test_parameters_of_a_convolution_are_those_of_the_authors_table(share):
     )
     assert isinstance(theta, Theta)
     assert trees.size(theta) == PUBLISHED[share]
+
+
+# ---------------------------------------------------------------------- between fixed factors
+
+
+def kept(shape, inputs, rank):
+    """(base, theta) of a random kernel beside factors whose product is zero."""
+    rng = np.random.default_rng(0)
+    select = lowrank.Select(factors="kernel", rank=rank, alpha=3.0)
+    kernel = {"kernel": jnp.asarray(rng.normal(size=shape))}
+    return lowrank.split(kernel, {"kernel": Layer(shape, inputs)}, select, KEY)
+
+
+@pytest.mark.parametrize(("shape", "inputs"), [((7, 9), 1), ((3, 3, 2, 5), 3)])
+def test_a_square_core_stands_between_the_first_singular_vectors(x64, shape, inputs):
+    base, start = kept(shape, inputs, 2)
+    begun, theta = forms.square().begin(base, start, KEY)
+    core = jnp.asarray(np.random.default_rng(1).normal(size=(2, 2)))
+    assert trees.size(theta) == 4
+    np.testing.assert_array_equal(
+        lowrank.merged(*forms.square().plain(begun, theta))["kernel"], base["kernel"]
+    )
+    moved = Theta({"kernel" + forms.CORE: core}, {})
+    plain = lowrank.merged(*forms.square().plain(begun, moved))["kernel"]
+    matrix = np.asarray(base["kernel"]).reshape(-1, shape[-1])
+    u, _, vt = np.linalg.svd(matrix, full_matrices=False)
+    change = (plain - base["kernel"]).reshape(matrix.shape)
+    inside = u[:, :2].T @ change @ vt[:2].T  # R, up to the signs of singular vectors
+    np.testing.assert_allclose(np.abs(inside), 1.5 * np.abs(core), rtol=1e-9)
+    np.testing.assert_allclose(u[:, :2] @ inside @ vt[:2], change, atol=1e-12)
+
+
+def test_heads_add_up_and_do_not_overlap(x64):
+    base, start = kept((7, 9), 1, 2)
+    begun, theta = forms.heads(3).begin(base, start, KEY)
+    rng = np.random.default_rng(1)
+    cores, scales = rng.normal(size=(3, 2, 2)), rng.normal(size=3)
+    full = {"kernel" + forms.CORE: jnp.asarray(cores)}
+    moved = Theta({**full, "kernel" + forms.SCALES: jnp.asarray(scales)}, {})
+    plain = lowrank.merged(*forms.heads(3).plain(begun, moved))["kernel"]
+    a, b = (np.asarray(begun[f"fixed/kernel/{side}"]) for side in "ab")
+    a = a / 1.5
+    np.testing.assert_allclose(a.T @ a, np.eye(6), atol=1e-12)
+    np.testing.assert_allclose(b @ b.T, np.eye(6), atol=1e-12)
+    change = sum(
+        s * a[:, 2 * i : 2 * i + 2] @ h @ b[2 * i : 2 * i + 2]
+        for i, (s, h) in enumerate(zip(scales, cores, strict=True))
+    )
+    np.testing.assert_allclose(plain, base["kernel"] + 1.5 * change, rtol=1e-10)
+    assert trees.size(theta) == 3 * 4
+    assert np.linalg.matrix_rank(change) == 6  # from 12 numbers, where A and B would be 96
+
+
+def test_heads_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="4 heads of rank 2 are above kernel's smaller side, 7"):
+        forms.heads(4).begin(*kept((7, 9), 1, 2), KEY)
+
+
+# ---------------------------------------------------------------------- kernels as matrices
+
+
+def test_a_separable_kernel_is_the_one_of_its_tensor(x64):
+    """W[h, w, in, out] = s sum_r a[w, in, r] b[r, h, out]."""
+    base, start = selected((2, 3, 4, 5), 3, 2)
+    _, theta = forms.SEPARABLE.begin(base, start, KEY)
+    f = theta.factors["kernel"]
+    assert (f.a.shape, f.b.shape) == ((3, 4, 2), (2, 2, 5))
+    whole = f.scale * jnp.einsum("wir,rho->hwio", f.a, f.b)
+    plain = lowrank.merged(*forms.SEPARABLE.plain(base, theta))["kernel"]
+    np.testing.assert_allclose(plain, whole, rtol=1e-12)
+    np.testing.assert_allclose(forms.restored(lowrank.product(f)), whole, rtol=1e-12)
+    np.testing.assert_array_equal(forms.restored(forms.reshaped(whole)), whole)

@@ -222,6 +222,9 @@ SIBLINGS = {
     "fedavg-median",
     "fedavg-trimmed",
     "krum",
+    "fedsb",
+    "florist",
+    "lora-a2",
 }
 """Those that differ in one choice from another, which goes the same way through the code.
 

@@ -85,7 +85,7 @@ def fedlora(
 
     def client(base, theta, k):
         rank = None if ranks is None else jnp.asarray(ranks, jnp.int32)[k.id]
-        start = theta if rank is None else _cut(theta, rank)
+        start = theta if rank is None else lowrank.cut(theta, rank)
         trained, metrics = local.sgd(partial(task.loss, base), optimizer, start, k, work)
         merged = jax.tree.map(lambda n: jnp.where(k.round > 0, n, 0), change(base, theta))
         received = lowrank.nbytes(theta, rank, rule.receives), merged
@@ -126,7 +126,3 @@ def fedlora(
         broadcast=merge if rule.exact else no_broadcast,
         clients=None if ranks is None else len(ranks),
     )
-
-
-def _cut(theta: Theta, rank: jax.Array) -> Theta:
-    return theta._replace(factors={p: lowrank.truncate(f, rank) for p, f in theta.factors.items()})

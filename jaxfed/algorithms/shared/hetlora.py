@@ -86,7 +86,7 @@ def hetlora(
         return jnp.asarray(ranks, jnp.int32)[i]
 
     def client(base, theta, k):
-        start, t = _truncate(theta, k.state), jnp.floor(gamma * k.state).astype(jnp.int32)
+        start, t = lowrank.cut(theta, k.state), jnp.floor(gamma * k.state).astype(jnp.int32)
 
         def loss(theta, batch, key):
             return task.loss(base, theta, batch, key) + penalty * _tails(theta, t)
@@ -95,7 +95,7 @@ def hetlora(
         idle = _tails(trained, t) < _tails(start, t)
         rank = jnp.where(idle, jnp.maximum(t, least), k.state)  # self-pruning
         return Reply(
-            upload=_truncate(trained, rank),
+            upload=lowrank.cut(trained, rank),
             state=rank,
             metrics={**metrics, "rank": rank},
             received=lowrank.nbytes(theta, k.state),
@@ -111,7 +111,7 @@ def hetlora(
         return server._replace(theta=theta), reply.state, reply.metrics
 
     def deploy(server, state):  # a client that was never drawn has no rank: it deploys all of theta
-        return server.base, _truncate(server.theta, jnp.where(state > 0, state, most))
+        return server.base, lowrank.cut(server.theta, jnp.where(state > 0, state, most))
 
     return Algorithm(
         init,
@@ -122,10 +122,6 @@ def hetlora(
         clients=None if ranks is None else len(ranks),
         sends_change=False,
     )
-
-
-def _truncate(theta: Theta, rank: jax.Array) -> Theta:
-    return theta._replace(factors={p: lowrank.truncate(f, rank) for p, f in theta.factors.items()})
 
 
 def _tails(theta: Theta, t: jax.Array) -> jax.Array:

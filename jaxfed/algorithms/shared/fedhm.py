@@ -1,0 +1,115 @@
+"""FedHM: Yao et al., arXiv 2111.14655: a whole model on the server, factors on the clients.
+
+    server:   A, B <- the best factors of W of rank r, sqrt of the singular values on either side
+    client k: trains the first r_k components of A and B in W's place, and uploads them
+    W <- s sum_k p_k A_k B_k
+
+A convolution k x k is the matrix [k in, k out] (`forms.SEPARABLE`), as in the authors' code.
+Clients may add the decay of the product, lambda/2 ||s A B||^2, to their loss.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed import aggregate, local, lowrank
+from jaxfed.algorithm import Algorithm, PyTree, Reply
+from jaxfed.combine.forms import formed
+from jaxfed.data import values
+from jaxfed.lowrank import forms
+from jaxfed.lowrank.factors import Theta
+from jaxfed.lowrank.rules import stacked
+from jaxfed.tasks.task import Task
+
+
+class Server(NamedTuple):
+    """The server's state."""
+
+    base: PyTree  # frozen; without the weights that have factors
+    theta: Theta  # trained: the best factors of `whole`
+    whole: dict[str, jax.Array]  # W, as `forms.reshaped` has it
+
+
+def fedhm(
+    task: Task,
+    work: local.Work,
+    *,
+    client_optimizer: optax.GradientTransformation,
+    ranks: Sequence[int] | None = None,
+    decay: float = 0.0,
+) -> Algorithm:
+    """FedHM over the weights with factors; the others that are trained are averaged.
+
+    The server's whole W is what is deployed. Clients keep nothing.
+
+    Args:
+        task: the model and its loss; the task's factors tell paths and r. W begins at their
+            product plus the weight that they stand beside.
+        work: local work of a client in each round.
+        client_optimizer: of the local steps; restarted in each round.
+        ranks: r_k of each client of the population; None trains all r components.
+        decay: lambda, the weight of the products' decay.
+    """
+    local.accepting(client_optimizer)
+    values.number("decay", decay, 0.0)
+    if ranks is not None:
+        values.wholes("ranks", ranks, 1)
+    inner = formed(task, forms.SEPARABLE)
+
+    def best(theta, whole):
+        return theta._replace(
+            factors={
+                p: lowrank.from_product(whole[p], f.a.ndim - 1, f.rank, f.scale)
+                for p, f in theta.factors.items()
+            }
+        )
+
+    def init(key):
+        base, theta = inner.init(key)
+        whole = {
+            p: forms.reshaped(base[p]).astype(f.a.dtype) + lowrank.product(f)
+            for p, f in theta.factors.items()
+        }
+        rest = {p: w for p, w in base.items() if p not in whole}
+        return Server(rest, best(theta, whole), whole)
+
+    def client(base, theta, k):
+        rank = None if ranks is None else jnp.asarray(ranks, jnp.int32)[k.id]
+        start = theta if rank is None else lowrank.cut(theta, rank)
+        zeros = {
+            p: forms.restored(jnp.zeros((*f.a.shape[:-1], *f.b.shape[1:]), f.a.dtype))
+            for p, f in theta.factors.items()
+        }
+
+        def loss(theta, batch, key):
+            squares = sum(lowrank.inner(f, f) for f in theta.factors.values())
+            return inner.loss({**base, **zeros}, theta, batch, key) + decay / 2 * squares
+
+        trained, metrics = local.sgd(loss, client_optimizer, start, k, work)
+        size = lowrank.nbytes(theta, rank)
+        return Reply(trained, (), metrics, received=size, sent=size)
+
+    def run_round(server, cohort, for_each_client):
+        reply = for_each_client(client, server.base, server.theta, cohort)
+        mean = aggregate.weighted_mean(reply.upload, cohort.weight)
+        whole = {
+            p: lowrank.product(stacked(f, cohort.weight)) for p, f in reply.upload.factors.items()
+        }
+        return Server(server.base, best(mean, whole), whole), reply.state, reply.metrics
+
+    def deploy(server, state):
+        weights = {p: forms.restored(w) for p, w in server.whole.items()}
+        return {**server.base, **weights}, Theta(server.theta.full, {})
+
+    return Algorithm(
+        init,
+        lambda server, key: (),
+        run_round,
+        deploy,
+        task,
+        clients=None if ranks is None else len(ranks),
+        sends_change=False,
+    )
