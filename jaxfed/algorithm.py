@@ -31,19 +31,25 @@ PyTree: TypeAlias = Any
 Leaf: TypeAlias = Any  # a jax.Array; or, in a tree of the same form, its shape or its axis
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("examples", "start"), meta_fields=("most",))
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("examples", "start", "width"),
+    meta_fields=("most",),
+)
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Whose examples are whose: rows start : start + count of `examples` belong to a client.
 
     `examples` is a tree of arrays [M, ...] that all clients share (it is never copied per client),
     `start` the first row of each client ([K] in a cohort, a scalar inside a client), and `most` the
-    static upper bound on a client's count.
+    static upper bound on a client's count. `width` is the `most` of these data alone, if `most` is
+    a bound for several data sets that share a program: random orders depend on it.
     """
 
     examples: PyTree
     start: Leaf
     most: int
+    width: Leaf | None = None  # [], shared by all clients
 
 
 class Cohort(NamedTuple):
@@ -240,7 +246,7 @@ def upload_shapes(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[
 
 def axes(cohort: Cohort) -> Cohort:
     """The axis of each field of a cohort that runs over clients; None for what clients share."""
-    data = dataclasses.replace(cohort.data, examples=None, start=0)
+    data = dataclasses.replace(cohort.data, examples=None, start=0, width=None)
     return Cohort(0, data, 0, 0, 0, 0, None, None)
 
 

@@ -88,9 +88,18 @@ def _orders(key: jax.Array, data: Data, count: jax.Array, work: Work) -> jax.Arr
     """A random order of the client's examples for each pass [passes, most]; None: as they lie."""
     if not work.shuffle:
         return None
-    draws = jax.random.uniform(key, (work.passes, data.most))
+    draws = _draws(key, work.passes, data)
     mine = jnp.arange(data.most) < count
     return jnp.argsort(jnp.where(mine, draws, 2.0), axis=1).astype(jnp.int32)
+
+
+def _draws(key: jax.Array, passes: int, data: Data) -> jax.Array:
+    """Uniform draws [passes, most]; those of each pass are the same for any bound `most`."""
+    if data.width is None:
+        return jax.random.uniform(key, (passes, data.most))
+    # An array [passes, width] has its draws in a row, and a longer row begins with the same draws.
+    place = jnp.arange(passes)[:, None] * data.width + jnp.arange(data.most)
+    return jax.random.uniform(key, (passes * data.most,))[place]
 
 
 def sgd(

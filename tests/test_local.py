@@ -279,3 +279,12 @@ def test_a_schedule_by_round_keeps_the_type_of_the_updates(x64):
     scaled = local.scale_by_round(local.cosine(0.1, 5))
     update, _ = scaled.update(jnp.ones(2, jnp.float32), scaled.init(()), round=jnp.asarray(2))
     assert update.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("most", [7, 12])
+def test_the_order_of_examples_is_the_same_for_any_bound_on_their_number(most):
+    work = local.Work(2, epochs=3)
+    mine = local._orders(jax.random.key(0), Data((), jnp.int32(0), 7), jnp.int32(6), work)
+    data = Data((), jnp.int32(0), most, jnp.int32(7))
+    bound = local._orders(jax.random.key(0), data, jnp.int32(6), work)
+    np.testing.assert_array_equal(mine[:, :6], bound[:, :6])

@@ -5,6 +5,7 @@ is there before the first begins: a sweep that was killed goes on by the same co
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import re
@@ -18,10 +19,14 @@ from typing import Any, NamedTuple, get_args, get_origin
 import jax
 
 from jaxfed.cli import calling, errors, following, options, recorded, studies, tables
+from jaxfed.cli.launching import Launch
 from jaxfed.cli.options import Config
 from jaxfed.cli.watching import Watch
+from jaxfed.data.federated import Size
 from jaxfed.simulation import checkpoint, lock, run_folder, signals, stored
+from jaxfed.simulation.experiment import Host
 from jaxfed.simulation.prepare import Origin, prepare
+from jaxfed.simulation.programs import Programs
 
 SWEEP: dict[str, tuple] = {"text": (str,), "trials": (dict,)}  # of sweep.json
 
@@ -46,14 +51,13 @@ def command(arguments: list[str], watch: Watch) -> None:
         out, trials = _trials(config, arguments[1:])
     with _held(out):
         left = [trial for trial in trials if not _is_finished(trial.folder)]
-        for trial in left:  # what is wrong with the last trial is an error before the first
-            calling.call(config, trial.arguments, "sweep")
+        shared = _sharing(config, left)
         _begin(out, config, trials)
         watch.clear()
         print(f"folder   {out}")
         print(f"trials   {len(trials)}, {len(trials) - len(left)} of them finished", flush=True)
         for trial in left:
-            _go(trial, config, arguments[0], watch)
+            _go(trial, config, arguments[0], watch, shared[_kind(trial)])
     groups = studies.grouped([recorded.read(trial.folder) for trial in trials])
     print(tables.text(tables.table(groups)))
 
@@ -184,22 +188,60 @@ def _is_finished(folder: Path) -> bool:
 # ---------------------------------------------------------------------- one trial
 
 
-def _go(trial: Trial, config: Config, given: str, watch: Watch) -> None:
+class Shared(NamedTuple):
+    """What trials share that differ in numbers only: programs, and a Host without "auto"."""
+
+    programs: Programs
+    host: list[Host]  # none before the first trial
+
+
+def _sharing(config: Config, trials: Sequence[Trial]) -> dict[str, Shared]:
+    """{kind: what trials of that kind share}, once each of them could be built."""
+    sizes: dict[str, Size] = {}
+    for trial in trials:  # what is wrong with the last is an error before the first
+        experiment, _, _ = calling.call(config, trial.arguments, "sweep")
+        sizes[_kind(trial)] = experiment.data.size.or_more(sizes.get(_kind(trial)))
+    return {kind: Shared(Programs(size), []) for kind, size in sizes.items()}
+
+
+def _kind(trial: Trial) -> str:
+    """Equal for trials that may share programs: they differ in the seed and in real numbers."""
+    rest = {n: v for n, v in trial.settings.items() if n != "seed" and not isinstance(v, float)}
+    return repr(rest)
+
+
+def _host(launch: Launch, shared: Shared) -> Host:
+    """How a trial is run: on one device unless several are asked for, with nothing measured twice.
+
+    On a CPU this device has all cores.
+    """
+    asked = dataclasses.replace(launch.host, devices=launch.host.devices or 1)
+    for done in shared.host:
+        again = {n: getattr(done, n) for n in ("chunk", "fuse") if getattr(asked, n) == "auto"}
+        return dataclasses.replace(asked, **again)
+    return asked
+
+
+def _go(trial: Trial, config: Config, given: str, watch: Watch, shared: Shared) -> None:
     """Runs a trial, or goes on with it. If it diverges, that is its result, and a warning."""
     experiment, settings, launch = calling.call(config, trial.arguments, "sweep")
+    host = _host(launch, shared)
     about = {
         "config": given,
         "directory": str(config.directory),
         "arguments": trial.arguments,
-        "launch": launch.remembered(),
+        "launch": {**launch.remembered(), **dataclasses.asdict(host)},
     }
     prepared = prepare(
         experiment,
-        launch.host,
+        host,
         trial.folder,
         resume=not run_folder.why_not_begun(trial.folder),
         origin=Origin(config.text, settings, about),
+        programs=shared.programs,
     )
+    chunk = prepared.machine.chunk or experiment.cohort
+    shared.host.append(dataclasses.replace(host, chunk=chunk, fuse=prepared.fuse))
     watch.rounds_begin()
     done = [prepared.state.done]
     try:

@@ -3,7 +3,7 @@
 import dataclasses
 import reprlib
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +36,20 @@ class Split:
         return bool((self.count == self.count[0]).all())
 
 
+class Size(NamedTuple):
+    """What data need at most, so that several data sets can share the programs of the largest."""
+
+    rows: int  # of training examples
+    most: int  # of them, for a client
+    own_rows: int  # of the clients' own test examples
+    own_most: int
+    tested: int  # clients that have any
+
+    def or_more(self, other: "Size | None") -> "Size":
+        """The size that both fit in."""
+        return self if other is None else Size(*map(max, self, other))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Federated:
     """What each client trains on, its own test examples (maybe none), and the global test set."""
@@ -48,6 +62,13 @@ class Federated:
     @property
     def clients(self) -> int:
         return self.train.clients
+
+    @property
+    def size(self) -> Size:
+        """What these data need."""
+        rows, own_rows = (int(split.count.sum()) for split in (self.train, self.personal))
+        tested = int(np.count_nonzero(self.personal.count))
+        return Size(rows, self.train.most, own_rows, self.personal.most, tested)
 
     def number(self, client: Hashable) -> int:
         """The number of a client given by its name, or by its number if no name is a number.
@@ -189,6 +210,15 @@ def label_table(split: Split, classes: int, *, label: str = "label") -> np.ndarr
     owner = np.repeat(np.arange(split.clients), split.count)
     table = np.bincount(owner * classes + labels, minlength=split.clients * classes)
     return table.reshape(split.clients, classes)
+
+
+def filled_up(examples: Examples, rows: int) -> Examples:
+    """The examples, followed by zeros so that there are so many rows."""
+
+    def longer(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
+
+    return {name: x if len(x) == rows else longer(x) for name, x in examples.items()}
 
 
 def capacity(split: Split, cohort: int) -> int:

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import jax
 
+from jaxfed import trees
 from jaxfed.algorithm import Cohort, PyTree
+from jaxfed.data.federated import filled_up
 from jaxfed.simulation import engine, participation, population
 from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation.programs import Programs
 
 
 class Block(NamedTuple):
@@ -45,6 +48,19 @@ class Supply:
         plan = jax.tree.map(lambda x: x[0], first.plan)
         made = partial(engine.cohort, seed=e.seed, most=e.data.train.most)
         return jax.eval_shape(made, first.states, first.examples, plan)
+
+
+def placed(
+    e: Experiment, host: Host, machine: engine.Machine, programs: Programs | None
+) -> PyTree | None:
+    """The training examples on the devices; None if each cohort's are to be sent later."""
+    examples, stream = e.data.train.examples, host.stream
+    if stream is None:
+        stream = trees.nbytes(examples) > engine.memory_limit(machine) // 2
+    if stream:
+        return None
+    rows = e.data.size.rows if programs is None else programs.size.rows
+    return engine.place(filled_up(examples, rows), machine)
 
 
 def ranges(e: Experiment, h: Host, fuse: int, done: int) -> Iterator[range]:

@@ -10,10 +10,17 @@ import jax
 from jaxfed.algorithm import Algorithm
 from jaxfed.simulation import blocks, engine, participation, tuning
 from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation.programs import Programs
 
 
 def chosen(
-    algorithm: Algorithm, host: Host, supply: blocks.Supply, server: Any, done: int, before: Mapping
+    algorithm: Algorithm,
+    host: Host,
+    supply: blocks.Supply,
+    server: Any,
+    done: int,
+    before: Mapping,
+    programs: Programs | None,
 ) -> tuple[engine.Machine, int, Any]:
     """(machine, fuse, jitted rounds): chunk and fuse as asked for, as before, or as measured."""
     e, machine, people = supply.experiment, supply.machine, supply.population
@@ -23,7 +30,7 @@ def chosen(
     made: dict[int | None, Any] = {}
 
     def make(machine: engine.Machine) -> Any:
-        return made.setdefault(machine.chunk, jitted_rounds(algorithm, e, machine))
+        return made.setdefault(machine.chunk, jitted_rounds(algorithm, e, machine, programs))
 
     first = supply.block(range(1))
     arguments = (server, first.states, first.examples, first.plan)
@@ -75,8 +82,14 @@ def bits(machine: engine.Machine, chunk: Any, fuse: Any) -> dict[str, Any]:
     }
 
 
-def jitted_rounds(algorithm: Algorithm, e: Experiment, machine: engine.Machine) -> Any:
-    """The jitted rounds on this machine; see engine.rounds."""
+def jitted_rounds(
+    algorithm: Algorithm, e: Experiment, machine: engine.Machine, programs: Programs | None = None
+) -> Any:
+    """The jitted rounds on this machine; see engine.rounds. Of `programs`, if there are any."""
     verb = engine.for_each_client(machine, uniform=e.data.train.uniform)
-    rounds = engine.rounds(algorithm, verb, e.seed, e.data.train.most)
-    return engine.compiled(rounds, machine, donate=(0, 1))
+    most = e.data.train.most
+    if programs is None:
+        rounds = engine.rounds(algorithm, verb, e.seed, most)
+        return engine.compiled(rounds, machine, donate=(0, 1))
+    rounds = engine.rounds(algorithm, verb, e.seed, programs.size.most, width=most)
+    return programs.compiled(rounds, machine, donate=(0, 1))

@@ -179,17 +179,19 @@ class Plan(NamedTuple):
     weight: Leaf  # [R, K] its share in the average; shares sum to one in each round
 
 
-def rounds(algorithm: Algorithm, verb: ForEachClient, seed: int, most: int) -> Callable:
+def rounds(
+    algorithm: Algorithm, verb: ForEachClient, seed: int, most: int, width: int | None = None
+) -> Callable:
     """(server, states, examples, plan) -> (server, states, metrics [R, ...]): R rounds in one call.
 
     Not jitted yet; see `compiled`. All randomness comes from (seed, round, client id) by fold_in
     and is never stored, so a round's randomness depends on its number alone. The metrics include an
-    Account.
+    Account. For `most` and `width` see algorithm.Data.
     """
 
     def one_round(examples, carry, plan):
         server, states = carry
-        here = cohort(states, examples, plan, seed, most)
+        here = cohort(states, examples, plan, seed, most, width)
         server, new, metrics = account.run_round(algorithm, server, here, verb)
         states = jax.tree.map(lambda s, n: s.at[plan.slot].set(n, mode="drop"), states, new)
         return (server, states), metrics
@@ -205,13 +207,21 @@ def rounds(algorithm: Algorithm, verb: ForEachClient, seed: int, most: int) -> C
     return run
 
 
-def cohort(states: PyTree, examples: PyTree, plan: Plan, seed: int, most: int) -> Cohort:
+def cohort(
+    states: PyTree,
+    examples: PyTree,
+    plan: Plan,
+    seed: int,
+    most: int,
+    width: int | None = None,
+) -> Cohort:
     """The cohort of one round of the plan (its fields [K], its round a scalar)."""
     key = jax.random.fold_in(jax.random.key(seed), plan.round)
     clients_key, round_key = jax.random.split(key)
     return Cohort(
         state=jax.tree.map(lambda s: s.at[plan.slot].get(mode="clip"), states),
-        data=Data(examples, plan.start, most),
+        # In an array, as the programs that several runs share take arrays as arguments.
+        data=Data(examples, plan.start, most, None if width is None else jnp.array([width])[0]),
         count=plan.count,
         weight=jnp.asarray(plan.weight, float),
         key=jax.vmap(partial(jax.random.fold_in, clients_key))(plan.id),

@@ -24,9 +24,10 @@ from jaxfed.algorithm import (
     Reply,
     check_names,
 )
-from jaxfed.data.federated import Federated, Split, length
+from jaxfed.data.federated import Federated, Split, filled_up, length
 from jaxfed.simulation import engine
 from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.programs import Programs
 from jaxfed.tasks.task import Task, check_sums
 
 PERCENTILES = (10, 50, 90)
@@ -237,7 +238,11 @@ def _not_finite(numbers: dict, prefix: str = "") -> list[str]:
 
 
 def evaluation(
-    e: Experiment, algorithm: Algorithm, machine: engine.Machine, at_once: int
+    e: Experiment,
+    algorithm: Algorithm,
+    machine: engine.Machine,
+    at_once: int,
+    programs: Programs | None = None,
 ) -> Evaluation:
     """The evaluation of this experiment; test examples are on the devices, nothing is compiled yet.
 
@@ -245,21 +250,27 @@ def evaluation(
     """
     if e.evaluate_every:
         check_sums(e.task, e.data.test)
+    compiled: Callable = engine.compiled if programs is None else programs.compiled
     devices, personal = len(machine.devices), e.data.personal
-    batch = max(1, min(e.evaluate_batch, personal.most))
+    size = e.data.size if programs is None else programs.size
+    batch = max(1, min(e.evaluate_batch, size.own_most))
     chunk = max(1, 2000 // batch)  # clients, so that some 2000 examples are evaluated at once
     one, some = (engine.for_each_client(dataclasses.replace(machine, chunk=n)) for n in (1, chunk))
     count, has = length(e.data.test), np.flatnonzero(personal.count)
     sums = {
         "test": global_model(algorithm, e.task, one, count, devices, e.evaluate_batch),
-        "personal": personal_models(algorithm, e.task, some, personal.most, batch),
+        "personal": personal_models(algorithm, e.task, some, size.own_most, batch),
     }
     order = has[engine.deal(personal.count[has], devices)]
-    order = np.pad(order, (0, -len(order) % devices), constant_values=-1)
+    if len(order):
+        order = np.pad(
+            order, (0, -size.tested % devices + size.tested - len(order)), constant_values=-1
+        )
     width = min(len(order) // devices, chunk * max(1, at_once // (chunk * devices)))
+    own = filled_up(personal.examples, size.own_rows)
     return Evaluation(
-        {name: engine.compiled(function, machine) for name, function in sums.items()},
-        engine.place({"test": e.data.test, "personal": personal.examples}, machine),
+        {name: compiled(function, machine) for name, function in sums.items()},
+        engine.place({"test": e.data.test, "personal": own}, machine),
         e.data,
         parts(order, devices, width) if len(has) else [],
         e.task.summary,

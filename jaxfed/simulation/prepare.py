@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import combine, trees
-from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithm import Algorithm
 from jaxfed.data.federated import Federated, label_table
 from jaxfed.simulation import (
     blocks,
@@ -31,6 +31,7 @@ from jaxfed.simulation import (
     run_folder,
 )
 from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation.programs import Programs
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +107,13 @@ def prepare(
     allow: Sequence[str] = (),
     origin: Origin | None = None,
     compiling: bool = True,
+    programs: Programs | None = None,
 ) -> Prepared:
     """A run of the experiment, ready for its first round; `close` it, or run it to its end.
 
     With a directory, its lock is held, and nothing else is written before all is checked, measured
-    and compiled. `compiling=False` leaves compilation to the first call. Raises ValueError for what
+    and compiled. `compiling=False` leaves compilation to the first call. Several runs that are
+    given the same `programs` share what is compiled. Raises ValueError for what
     does not fit, and OSError for a folder that is in use, holds a run already, or has none to
     resume.
     """
@@ -131,7 +134,8 @@ def prepare(
         identity.check_allowed(changed, allow)
 
         algorithm = working(e.algorithm, host)
-        first = partial(first_server, algorithm, e.seed)
+        init = algorithm.init if programs is None else programs.compiled(algorithm.init, machine)
+        first = partial(first_server, init, e.seed)
         log.info("restoring the newest checkpoint" if resume else "drawing the first weights")
         server = None if resume else first()
         people = _population(e, algorithm, host, machine, first, server, folder, resume)
@@ -147,13 +151,13 @@ def prepare(
         state = state._replace(server=engine.place(state.server, machine))
         del server  # else there are two
 
-        supply = blocks.Supply(e, machine, people, _examples(e, host, machine))
+        supply = blocks.Supply(e, machine, people, blocks.placed(e, host, machine, programs))
         before = run_folder.read_host(folder) if resume and folder else {}
         shapes = trees.shapes(state.server)
         wire, exact = ledger.most(algorithm, shapes, supply.cohort())
         ledger.check_merges(algorithm, shapes, e.rounds)
         machine, fuse, step = compilation.chosen(
-            algorithm, host, supply, state.server, state.done, before
+            algorithm, host, supply, state.server, state.done, before, programs
         )
         prepared = Prepared(
             experiment=e,
@@ -168,7 +172,7 @@ def prepare(
             wire_is_exact=exact,
             base_bytes=trees.nbytes(state.server.base),
             step=step,
-            evaluate=evaluate.evaluation(e, algorithm, machine, people.at_once),
+            evaluate=evaluate.evaluation(e, algorithm, machine, people.at_once, programs),
             folder=folder,
             checkpoints=checkpoints,
             held=held,
@@ -186,10 +190,10 @@ def working(algorithm: Algorithm, host: Host) -> Algorithm:
     return combine.skip_nonfinite(algorithm) if host.nonfinite == "skip" else algorithm
 
 
-def first_server(algorithm: Algorithm, seed: int) -> Any:
+def first_server(init: Callable, seed: int) -> Any:
     """The server before the first round, in arrays of our own: rounds donate them."""
     # Not jitted: weights that were read from a file would be constants of the program.
-    leaves, structure = jax.tree.flatten(algorithm.init(jax.random.key(seed)))
+    leaves, structure = jax.tree.flatten(init(jax.random.key(seed)))
     for i, leaf in enumerate(leaves):  # one after the other, so that no second model is held
         leaves[i] = jnp.copy(leaf)
         del leaf
@@ -321,14 +325,6 @@ def _restored(
 
 def _checkpointed(server: Any, owed: np.ndarray, people: population.Population) -> dict:
     return {"server": server, "states": people.kinds, "owed": owed}
-
-
-def _examples(e: Experiment, host: Host, machine: engine.Machine) -> PyTree | None:
-    """The training examples on the devices; None if each cohort's are to be sent later."""
-    examples, stream = e.data.train.examples, host.stream
-    if stream is None:
-        stream = trees.nbytes(examples) > engine.memory_limit(machine) // 2
-    return None if stream else engine.place(examples, machine)
 
 
 def _compile(p: Prepared, compiling: bool) -> None:

@@ -13,8 +13,8 @@ from jaxfed.cli import main
 
 SMALL = launched.SMALL
 QUICK = ("--chunk", "5", "--fuse", "2", "--devices", "1")
-NAMES = ("learning_rate=0.01", "learning_rate=0.1")
-ASKED = (SMALL, "--rounds", 2, "--learning-rate", ".01", "0.1", *QUICK)
+NAMES = tuple(f"seed={seed},learning_rate={rate}" for seed in (0, 1) for rate in (0.01, 0.1))
+ASKED = (SMALL, "--rounds", 2, "--seed", 0, 1, "--learning-rate", ".01", "0.1", *QUICK)
 
 
 def command(*arguments):
@@ -37,19 +37,22 @@ def numbers(folder):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """The folder of a sweep over two rates."""
+    """The folder of a sweep over two rates and two seeds, which deal the data otherwise."""
     folder = tmp_path_factory.mktemp("sweep") / "s"
     command("sweep", *ASKED, "--out", folder)
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_trial_is_the_run_of_its_settings(swept, name, tmp_path):
+def test_a_trial_is_the_run_of_its_settings(swept, tmp_path):
+    for name in NAMES:
+        saved = json.loads((swept / name / "settings.json").read_text())
+        assert [saved["settings"][n] for n in ("seed", "learning_rate")] == [
+            float(part.partition("=")[2]) for part in name.split(",")
+        ]
+    name = NAMES[3]
     saved = json.loads((swept / name / "settings.json").read_text())
-    assert saved["settings"]["learning_rate"] == float(name.partition("=")[2])
-    if name == NAMES[1]:
-        command("run", SMALL, *saved["arguments"][:-1], tmp_path / "r")
-        assert numbers(swept / name) == pytest.approx(numbers(tmp_path / "r"), rel=1e-4)
+    command("run", SMALL, *saved["arguments"][:-1], tmp_path / name)
+    assert numbers(swept / name) == pytest.approx(numbers(tmp_path / name), rel=1e-4)
 
 
 def test_only_trials_that_are_not_finished_are_run(swept, capsys):
@@ -57,11 +60,11 @@ def test_only_trials_that_are_not_finished_are_run(swept, capsys):
     shutil.rmtree(swept / NAMES[0])
     command("sweep", *ASKED, "--out", swept)
     printed = capsys.readouterr().out
-    assert "2, 1 of them finished" in printed
+    assert "4, 3 of them finished" in printed
     assert printed.count("finished ") == 1
     after = [(swept / name / "metrics.jsonl").stat().st_mtime_ns for name in NAMES]
     assert after[0] > before[0]
-    assert after[1] == before[1]
+    assert after[1:] == before[1:]
 
 
 def test_report_and_resume_read_a_trial(swept, capsys):
@@ -75,12 +78,12 @@ def test_report_and_resume_read_a_trial(swept, capsys):
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ((SMALL, "--rounds", 3, "--learning-rate", 0.01, 0.1), "other settings, or is none of"),
+        ((*ASKED, "--rank", 3), "other settings, or is none of"),
         ((SMALL, "--rounds", 2, "--learning-rate", 0.1, 0.2), "other settings, or is none of"),
     ],
 )
 def test_the_folder_of_another_sweep_is_refused(swept, asked, reason, capsys):
-    assert reason in sentence(capsys, "sweep", *asked, *QUICK, "--out", swept)
+    assert reason in sentence(capsys, "sweep", *asked, "--out", swept)
 
 
 def test_a_folder_that_holds_something_else_is_refused(swept, capsys, tmp_path):
