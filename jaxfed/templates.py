@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import lowrank
+from jaxfed import local, lowrank
 from jaxfed.algorithm import Algorithm, Client, PyTree
 from jaxfed.data import values
+from jaxfed.lowrank import gates
 from jaxfed.lowrank.factors import Factors, Theta
-from jaxfed.tasks.task import Task
+from jaxfed.tasks.task import Task, having
 
 
 class Server(NamedTuple):
@@ -94,6 +95,59 @@ def mixture(
 
     shared = theta._replace(factors=weighed(theta.factors, w))
     return lowrank.joined(shared, weighed(own, w_own))
+
+
+class Instances(NamedTuple):
+    """A client's deployed model whose two adapters are weighed for each example."""
+
+    theta: Theta  # shared
+    own: dict[str, Factors]
+    seen: jax.Array  # [S, d] features of some of the client's training examples
+
+
+def instance_wise(task: Task, a: float) -> Task:
+    """The task, also of models `Instances`.
+
+    Of an example x these have W + (1 - w(x)) s A B + w(x) s_own C D. There w(x) is the mean of
+    a cos(e(x), e_i) over the e_i in `seen`, and e the features of the model with the client's
+    adapter alone (FedDPA, arXiv 2403.19211). Zeros in `seen` count as a cosine of zero.
+    """
+    features = having(task, "features")
+
+    def weighed(run):
+        def weighing(base, model, batch, *key):
+            if not isinstance(model, Instances):
+                return run(base, model, batch, *key)
+            theta, own, seen = model
+            e = features(base, theta._replace(factors=own), batch)  # [B, d]
+            w = a * jnp.mean(_unit(e) @ _unit(seen).T, axis=1)  # [B]
+            mixed = gates.weighed(theta, own, jnp.stack([1 - w, w], axis=-1))
+            return run(base, mixed, batch, *key)
+
+        return run and weighing
+
+    changed = {name: weighed(getattr(task, name)) for name in ("loss", "evaluate", "predict")}
+    return task._replace(**changed, features=None)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """The rows [n, d], of length one; zeros stay."""
+    length = jnp.linalg.norm(x, axis=1, keepdims=True)
+    return x / jnp.where(length > 0, length, 1)
+
+
+def nothing_seen(task: Task, base: PyTree, theta: Theta, examples: int) -> jax.Array:
+    """Zeros [examples, d] in place of features."""
+    batch = {**having(task, "example"), "mask": jnp.ones(1)}
+    one = jax.eval_shape(having(task, "features"), base, theta, batch)
+    return jnp.zeros((examples, *one.shape[1:]), one.dtype)
+
+
+def features_of_some(task: Task, base: PyTree, theta: Theta, k, examples: int) -> jax.Array:
+    """Features [examples, d] of so many of client k's training examples, drawn with repetition."""
+    place = jax.random.randint(local.again(k, 3).key, (examples,), 0, jnp.maximum(k.count, 1))
+    drawn = jax.tree.map(lambda x: x[k.data.start + place], k.data.examples)
+    return having(task, "features")(base, theta, {**drawn, "mask": jnp.ones(examples)})
 
 
 def alone(

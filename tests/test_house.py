@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "lowrank": {"algorithm", "trees", "data.values"},
     "models": {"data.values"},
     "tasks": {"algorithm", "lowrank", "trees", "data.values"},
-    "templates": {"algorithm", "lowrank", "tasks", "data.values"},
+    "templates": {"algorithm", "local", "lowrank", "tasks", "data.values"},
     "combine": {"aggregate", "algorithm", "local", "lowrank", "tasks", "trees", "data.values"},
     "algorithms": {"aggregate", "algorithm", "algorithms.general", "algorithms.personal",
                    "algorithms.shared", "combine", "local", "lowrank", "tasks"},

@@ -1,10 +1,8 @@
 """The zoo: a table with one row for each method. Docs, configs and tests read it.
 
 A new algorithm touches three places: its file, its row and its name here, and its test. Rows that
-differ in one choice alone stand in `families`.
+differ in one choice alone stand in `families`, those whose clients keep factors in `personal_rows`.
 """
-
-import optax
 
 from jaxfed import combine
 from jaxfed.algorithms.families import (
@@ -31,12 +29,16 @@ from jaxfed.algorithms.general.fedrep import fedrep
 from jaxfed.algorithms.general.perfedavg import perfedavg
 from jaxfed.algorithms.general.scaffold import scaffold
 from jaxfed.algorithms.personal.fdlora import fdlora
+from jaxfed.algorithms.personal.fedalt import fedalt
+from jaxfed.algorithms.personal.feddat import feddat
 from jaxfed.algorithms.personal.feddpa_f import feddpa_f
 from jaxfed.algorithms.personal.feddpa_t import feddpa_t
+from jaxfed.algorithms.personal.fedms import fedms
 from jaxfed.algorithms.personal.fedsa import fedsa
 from jaxfed.algorithms.personal.pf2lora import pf2lora
 from jaxfed.algorithms.personal.pfedlora import pfedlora
 from jaxfed.algorithms.personal.pfedloru import pfedloru
+from jaxfed.algorithms.personal_rows import PERSONAL
 from jaxfed.algorithms.row import Row
 from jaxfed.algorithms.shared.fedhm import fedhm
 from jaxfed.algorithms.shared.fedlora import fedlora
@@ -52,7 +54,9 @@ __all__ = [
     "centralised",
     "ditto",
     "fdlora",
+    "fedalt",
     "fedavg",
+    "feddat",
     "feddpa_f",
     "feddpa_t",
     "feddyn",
@@ -60,6 +64,7 @@ __all__ = [
     "fedlin",
     "fedlora",
     "fedloru",
+    "fedms",
     "fedopt",
     "fedper",
     "fedprox",
@@ -246,88 +251,7 @@ ROWS = (
         "its rank",
         "Cho et al., EMNLP 2024",
     ),
-    Row(
-        "pfedloru",
-        pfedloru,
-        "scratch",
-        lambda task, s: pfedloru(task, s.work, **MERGES, rank=1, **s.own),
-        "A and B; a merge is broadcast every tau rounds",
-        "factors of its own",
-        "Park and Klabjan, arXiv 2409.12371",
-    ),
-    Row(
-        "pf2lora",
-        pf2lora,
-        "factors",
-        lambda task, s: pf2lora(
-            task,
-            s.work,
-            rank=1,
-            inner_rate=s.rate,
-            upper_optimizer=s.sgd,
-            keep_moments=False,
-            personal_head=False,
-        ),
-        "A and B",
-        "factors of its own",
-        "Hao et al., arXiv 2503.03920",
-    ),
-    Row(
-        "pfedlora",
-        pfedlora,
-        "factors",
-        lambda task, s: pfedlora(task, s.work, rank=1, **s.own),
-        "A and B",
-        "factors of its own",
-        "Yi et al., arXiv 2310.13283",
-    ),
-    Row(
-        "fdlora",
-        fdlora,
-        "factors",
-        lambda task, s: fdlora(
-            task,
-            s.work,
-            rounds=max(1, s.rounds - 2),
-            sync=2,
-            personal_work=s.own_work,
-            personal_optimizer=s.sgd,
-            inner_optimizer=s.sgd,
-            outer_optimizer=optax.sgd(0.7, momentum=0.9, nesterov=True),
-            shots=s.work.batch_size,
-            search=8,
-        ),
-        "A and B",
-        "factors of its own and two weights",
-        "Qi et al., arXiv 2406.07925",
-    ),
-    Row(
-        "feddpa-f",
-        feddpa_f,
-        "factors",
-        lambda task, s: feddpa_f(task, s.work, rounds=max(1, s.rounds // 2), a=0.4, **s.own),
-        "A and B, and nothing after the federation",
-        "its change of theta",
-        "Yang et al., NeurIPS 2024",
-    ),
-    Row(
-        "feddpa-t",
-        feddpa_t,
-        "factors",
-        lambda task, s: feddpa_t(task, s.work, rank=s.rank, a=0.4, **s.own),
-        "A and B",
-        "factors of its own",
-        "Yang et al., NeurIPS 2024",
-    ),
-    Row(
-        "fedsa",
-        fedsa,
-        "factors",
-        lambda task, s: fedsa(task, s.work, client_optimizer=s.sgd),
-        "A",
-        "B and the head",
-        "Guo et al., ICLR 2025",
-    ),
+    *PERSONAL,
     Row(
         "fedloru-scaffold",
         scaffold,

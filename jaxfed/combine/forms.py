@@ -10,7 +10,7 @@ from jaxfed.algorithm import Algorithm
 from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 from jaxfed.lowrank.forms import Form
-from jaxfed.tasks.task import Task
+from jaxfed.tasks.task import Task, through
 
 
 def parametrised(make: Callable[[Task], Algorithm], task: Task, *, form: Form) -> Algorithm:
@@ -39,13 +39,7 @@ def formed(task: Task, form: Form) -> Task:
             raise ValueError("no factors are trained that could have a form; select some")
         return form.begin(base, theta, jax.random.fold_in(key, 2))
 
-    def loss(base, theta, batch, key):
-        return task.loss(*form.plain(base, theta), batch, key)
-
-    def evaluate(base, theta, batch):
-        return task.evaluate(*form.plain(base, theta), batch)
-
-    return task._replace(init=init, loss=loss, evaluate=evaluate)
+    return through(task, form.plain)._replace(init=init)
 
 
 def gradient_of(task: Task, examples: Mapping[str, Any]) -> Callable[[dict, Theta], dict]:

@@ -16,7 +16,7 @@ from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.combine.merging import accumulate
 from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
-from jaxfed.tasks.task import Task
+from jaxfed.tasks.task import Task, through
 
 LIST = "list/"  # base["list/PATH/a"] and b hold the list of the weight at PATH
 
@@ -43,11 +43,11 @@ def accumulate_list(
         lowrank.check_unstacked(theta.factors)
         return {**base, **_listed(_empty(theta.factors, merges))}, theta
 
-    def loss(base, theta, batch, key):
+    def with_list(base, theta):
         weights, chain = parted(base, theta.factors)
-        return task.loss(weights, lowrank.joined(theta, chain), batch, key)
+        return weights, lowrank.joined(theta, chain)
 
-    inner = make(task._replace(init=init, loss=loss))
+    inner = make(through(task, with_list)._replace(init=init))
     fed = accumulate(inner, every=every, restart=append)
 
     def deploy(server, state):

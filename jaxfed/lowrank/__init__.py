@@ -11,6 +11,7 @@ embedding, a is [vocabulary, r].
 """
 
 from jaxfed.lowrank import forms as forms
+from jaxfed.lowrank import gates as gates
 from jaxfed.lowrank import restarts as restarts
 from jaxfed.lowrank import rules as rules
 from jaxfed.lowrank.factors import Factors as Factors
@@ -33,6 +34,7 @@ from jaxfed.lowrank.factors import principal as principal
 from jaxfed.lowrank.factors import product as product
 from jaxfed.lowrank.factors import truncate as truncate
 from jaxfed.lowrank.interception import apply as apply
+from jaxfed.lowrank.interception import features as features
 from jaxfed.lowrank.interception import layers as layers
 from jaxfed.lowrank.select import Select as Select
 from jaxfed.lowrank.select import everything as everything

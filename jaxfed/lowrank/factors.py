@@ -98,7 +98,12 @@ def drawn(
 
 
 def product(f: Factors) -> jax.Array:
-    """s a b, with the shape of the weight that it stands beside."""
+    """s a b, with the shape of the weight that it stands beside; ValueError for a gated adapter."""
+    if not isinstance(f, Factors):
+        raise ValueError(
+            f"a {type(f).__name__} adapter has another product for every input, so it does not "
+            "merge; run the model with the adapter beside its weights"
+        )
     if f.stack:
         return jax.vmap(product)(dataclasses.replace(f, stack=f.stack - 1))
     return f.scale * jnp.tensordot(f.a, f.b, axes=1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from jaxfed.lowrank.factors import Factors, Layer, Theta
+from jaxfed.lowrank.gates import Gated
 
 Act: TypeAlias = Callable[[nn.Module, str, str, Any, jax.Array], Any]
 
@@ -104,10 +105,52 @@ def apply(
         if path in stacked:
             f, own = _of_this_layer(module, f, key)
         drop = partial(_dropout, dropout, own, path)
+        if isinstance(f, Gated):
+            weights = _weights(module, method, f, x)
+            f, drop = f.factors, partial(_weigh, drop, weights)
         return y + _RULES[method](module, f, x, drop).astype(y.dtype)
 
     with nn.intercept_methods(at_layers(add)):
         return model.apply({"params": params}, *args, **kwargs)
+
+
+def features(
+    model: nn.Module, base: Mapping[str, jax.Array], theta: Theta, *args, **kwargs
+) -> jax.Array:
+    """The input [B, ...] of the last layer that model(*args) calls, such as a classifier's head.
+
+    Raises ValueError for a model without a layer that could carry factors.
+    """
+    inputs: list[jax.Array] = []
+
+    def note(module, method, path, y, x):
+        inputs.append(x)
+        return y
+
+    with nn.intercept_methods(at_layers(note)):
+        apply(model, base, theta, *args, **kwargs)
+    if not inputs:
+        raise ValueError("the model calls no dense layer whose input could serve as features")
+    return inputs[-1]
+
+
+def _weights(module: nn.Module, method: str, f: Gated, x: jax.Array) -> jax.Array:
+    """The weights of a gated adapter's components: [B, r], or [..., r] from a router."""
+    if not f.routed:
+        return f.spread(f.gate)
+    if method != "__call__":
+        raise ValueError(
+            f"{'/'.join(module.path)}: a router reads the inputs of a layer's call, and this one "
+            f"calls {method}; select other layers"
+        )
+    return f.spread(jax.nn.softmax(_down(module, f.router, x)))
+
+
+def _weigh(drop: Callable, weights: jax.Array, h: jax.Array) -> jax.Array:
+    """h [B, ..., r] after dropout, times the weights of its components."""
+    if weights.ndim < h.ndim:  # one for each example
+        weights = weights.reshape(len(h), *[1] * (h.ndim - 2), -1)
+    return drop(h) * weights
 
 
 def _beside_weights(factors: Mapping[str, Factors]) -> dict[str, jax.Array]:

@@ -68,11 +68,17 @@ def classification(
         params = begun_at(model, model_key, x, given, quiet)
         return lowrank.split(params, lowrank.layers(model, *x, **quiet), select, factor_key)
 
-    def loss(base, theta, batch, key):
+    def quietly(run, base, theta, batch):
+        x = arguments(batch, jax.random.key(0))
+        return run(model, base, theta, *x, **options(False, batch["mask"]))
+
+    def predict(base, theta, batch, key=None):
+        if key is None:
+            return quietly(lowrank.apply, base, theta, batch)
         augment_key, dropout_key, preprocess_key = jax.random.split(key, 3)
         if augment is not None:
             batch = {**batch, inputs[0]: augment(batch[inputs[0]], augment_key)}
-        logits = lowrank.apply(
+        return lowrank.apply(
             model,
             base,
             theta,
@@ -82,12 +88,15 @@ def classification(
             rngs={"dropout": dropout_key},
             **options(True, batch["mask"]),
         )
+
+    def features(base, theta, batch):
+        found = quietly(lowrank.features, base, theta, batch)
+        return found.reshape(len(found), -1)
+
+    def loss(base, theta, batch, key):
+        logits = predict(base, theta, batch, key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[label])  # [B]
         return jnp.sum(losses * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1)
-
-    def predict(base, theta, batch):
-        x = arguments(batch, jax.random.key(0))
-        return lowrank.apply(model, base, theta, *x, **options(False, batch["mask"]))
 
     def evaluate(base, theta, batch):
         logits = predict(base, theta, batch)
@@ -128,7 +137,8 @@ def classification(
         check(examples)
         calls.check_weights(model, base, theta, shapes(examples))
 
-    return Task(init, loss, evaluate, check_others, summary, predict, inputs)
+    one = one_each(examples, inputs)
+    return Task(init, loss, evaluate, check_others, summary, predict, inputs, features, one)
 
 
 def _classes(logits: tuple[int, ...], labels: Any) -> int:

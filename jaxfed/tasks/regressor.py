@@ -37,24 +37,28 @@ def regression(
         params = begun_at(model, model_key, x, {}, quiet)
         return lowrank.split(params, lowrank.layers(model, *x, **quiet), select, factor_key)
 
-    def halved_squares(base, theta, batch, **options):
+    def called(run, base, theta, batch, key=None):
+        given = options(key is not None, batch["mask"])
+        rngs = {} if key is None else {"rngs": {"dropout": key}}
+        return run(model, base, theta, *(batch[name] for name in inputs), **rngs, **given)
+
+    predict = partial(called, lowrank.apply)
+
+    def features(base, theta, batch):
+        found = called(lowrank.features, base, theta, batch)
+        return found.reshape(len(found), -1)
+
+    def halved_squares(base, theta, batch, key=None):
         """Their sum over the batch's real examples."""
-        said = applied(base, theta, batch, **options)
+        said = predict(base, theta, batch, key)
         return jnp.sum(jnp.sum((said - batch[target]) ** 2, axis=-1) * batch["mask"]) / 2
 
-    def applied(base, theta, batch, **options):
-        return lowrank.apply(model, base, theta, *(batch[name] for name in inputs), **options)
-
-    def predict(base, theta, batch):
-        return applied(base, theta, batch, **options(False, batch["mask"]))
-
     def loss(base, theta, batch, key):
-        given = options(True, batch["mask"])
-        total = halved_squares(base, theta, batch, rngs={"dropout": key}, **given)
+        total = halved_squares(base, theta, batch, key)
         return total / jnp.maximum(jnp.sum(batch["mask"]), 1)
 
     def evaluate(base, theta, batch):
-        return {"loss": halved_squares(base, theta, batch, **options(False, batch["mask"]))}
+        return {"loss": halved_squares(base, theta, batch)}
 
     def check(examples):
         check_complete(examples, inputs, target)
@@ -76,4 +80,13 @@ def regression(
         check(examples)
         calls.check_weights(model, base, theta, list(one_each(examples, inputs).values()))
 
-    return Task(init, loss, evaluate, check_others, predict=predict, inputs=inputs)
+    return Task(
+        init,
+        loss,
+        evaluate,
+        check_others,
+        predict=predict,
+        inputs=inputs,
+        features=features,
+        example=one_each(examples, inputs),
+    )

@@ -42,11 +42,40 @@ class Task(NamedTuple):
     On the host; with leading axes [K] on both, of sums over K clients' examples, also on numbers.
     """
 
-    predict: Callable[[PyTree, PyTree, dict], jax.Array] | None = None
-    """(base, theta, batch) -> the model's outputs [B, ...], such as logits; None: it has none."""
+    predict: Callable[..., jax.Array] | None = None
+    """(base, theta, batch, key) -> the model's outputs [B, ...], such as logits; None: it has none.
+
+    With the key of a loss it has that loss's augmentation and dropout; without, it evaluates."""
 
     inputs: Sequence[str] = ()
     """The names of the arrays that `predict` reads, in the model's order."""
+
+    features: Callable[[PyTree, PyTree, dict], jax.Array] | None = None
+    """(base, theta, batch) -> the inputs of the model's last layer [B, d]; None: it has none."""
+
+    example: Mapping[str, jax.ShapeDtypeStruct] | None = None
+    """The shapes of one example [1, ...], by name, as `features` reads it."""
+
+
+def having(task: Task, what: str) -> Any:
+    """The task's `predict`, `features` or `example`; raises ValueError if it has none."""
+    found = getattr(task, what)
+    if found is None:
+        raise ValueError(
+            f"the task has no `{what}`, which this algorithm needs; give one, as in "
+            f"Task(init, loss, evaluate, {what}=...), or use tasks.classification"
+        )
+    return found
+
+
+def through(task: Task, change: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]) -> Task:
+    """The task of models that `change(base, theta)` turns into the task's own."""
+
+    def changed(run):
+        return run and (lambda base, theta, *given: run(*change(base, theta), *given))
+
+    names = ("loss", "evaluate", "predict", "features")
+    return task._replace(**{name: changed(getattr(task, name)) for name in names})
 
 
 def begun_at(

@@ -29,6 +29,7 @@ REWRITTEN = RULES - {"ffa", "rolora", "rac"}
 COMPRESSED = {"fedavg-topk", "fedavg-ef14", "fedavg-ef21", "powersgd", "fedavg-quantised", "flasc"}
 DECLARED = RULES | COMPRESSED | {"hetlora", "mfedloru", "fdlora", "feddpa-f", "lora-a2"}
 DECLARED |= {"unreliable scaffold"}
+DECLARED |= {"fedms"}
 
 
 def marks(name, *others):
@@ -231,7 +232,7 @@ def test_what_is_deployed_is_a_model_that_the_task_can_run(name):
         n: jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype)
         for n, x in algorithms.UNEQUAL.examples.items()
     } | {"mask": jax.ShapeDtypeStruct((4,), jnp.float32)}
-    sums = jax.eval_shape(algorithms.classifier(algorithms.WHOLE).evaluate, base, theta, batch)
+    sums = jax.eval_shape(fed.task.evaluate, base, theta, batch)
     assert {n: s.shape for n, s in sums.items()} == {"loss": (), "accuracy": ()}
 
 
@@ -246,6 +247,6 @@ def test_a_round_can_be_weighed_without_running_it(name):
     states = [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state)] * COHORT
     wire, exact = ledger.most(fed, server, oracle.cohort(algorithms.UNEQUAL, states, DRAWS[0], 0))
     times = 2 if "scaffold" in name or name == "fedlin" else 1
-    size = times * trees.nbytes(server.theta)
+    size = times * trees.nbytes((server.theta, getattr(server, "router", ())))
     assert wire == ledger.Wire(size, wire.up if name == "mfedloru" else size)
     assert exact == (name not in DECLARED)

@@ -25,7 +25,7 @@ def merges(row):
 
 
 FORMS = {row.name for row in families.FORMS}
-UNMERGED = {"fedsa"} | FORMS  # clients keep a factor, or train another form
+UNMERGED = {"fedsa", "pftt"} | FORMS  # clients keep a factor, or train another form
 
 
 QUICKER = ("fedavg", "scaffold", "fedex", "pf2lora", "fedadam")

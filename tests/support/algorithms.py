@@ -214,6 +214,8 @@ SIBLINGS = {
     "frlora",
     "fedloru-list",
     "fedrep",
+    "feddpa-instances",
+    "pftt",
     "accumulated fedex",
     "fedavg-topk",
     "fedavg-ef14",

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn import metrics
 
@@ -288,3 +289,29 @@ def test_a_linear_model_starts_at_zero():
 def test_targets_that_do_not_fit_are_refused(pairs, match):
     with pytest.raises(ValueError, match=match):
         tasks.regression(LINEAR, pairs)
+
+
+def test_predictions_with_a_key_are_those_of_the_loss():
+    """Augmented and dropped out as by the loss of the same key; without a key, as evaluated."""
+    examples = {
+        "image": np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32),
+        "label": np.arange(4) % 3,
+    }
+    task = tasks.classification(
+        models.MLP((), 3),
+        examples,
+        select=lowrank.Select(factors="kernel", rank=2, up="random"),
+        augment=lambda x, key: x + jax.random.normal(key, x.shape),
+        dropout=0.5,
+    )
+    base, theta = task.init(jax.random.key(0))
+    batch = {**examples, "mask": jnp.ones(4)}
+    seen = [task.predict(base, theta, batch, jax.random.key(i)) for i in (1, 1, 2)]
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert np.any(seen[0] != seen[2])
+    cross = optax.softmax_cross_entropy_with_integer_labels(seen[0], batch["label"]).mean()
+    np.testing.assert_allclose(task.loss(base, theta, batch, jax.random.key(1)), cross, rtol=1e-6)
+    quiet = task.predict(base, theta, batch)
+    total = optax.softmax_cross_entropy_with_integer_labels(quiet, batch["label"]).sum()
+    np.testing.assert_allclose(task.evaluate(base, theta, batch)["loss"], total, rtol=1e-6)
+    np.testing.assert_array_equal(task.features(base, theta, batch), examples["image"])

@@ -4,9 +4,8 @@ FedDPA-F trains in sequence:     (A, B) <- FedAvg; then (C_k, D_k) <- (A, B), tr
 FedDPA-T alternates each round:  (C_k, D_k) <- training of f_k(W + (1 - a) s A B + a s C_k D_k)
                                  (A_k, B_k) <- training of f_k(W + s A B), then averaged
 
-A client deploys W + (1 - a) s A B + a s C_k D_k with one `a` for all inputs. The paper instead uses
-an instance-wise weight: a times the cosine similarity between an input's embedding and those of
-some training examples. That needs the model's embeddings, which a Task does not provide.
+A client deploys W + (1 - a) s A B + a s C_k D_k with one `a` for all inputs, or with weights that
+depend on the input: see `feddpa_t`.
 """
 
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import one_layer
 import optax
 import oracle
 import pytest
@@ -99,3 +100,44 @@ def test_a_weight_that_is_no_share_is_refused(variant):
     options = {"rounds": 1} if variant is feddpa_f else {"rank": 1}
     with pytest.raises(ValueError, match=r"a=1\.5"):
         made(variant, bilinear(COUNT), a=1.5, **options)
+
+
+def test_instance_wise_weights_are_a_times_the_mean_cosine_to_what_a_client_has_seen(x64):
+    """The last layer of a model of one layer reads the images themselves."""
+    fed = feddpa_t(
+        one_layer.task(),
+        WORK,
+        rank=1,
+        a=A,
+        instances=4,
+        personal_work=PERSONAL,
+        client_optimizer=optax.sgd(0.1),
+        personal_optimizer=optax.sgd(0.2),
+    )
+    server, states, _ = oracle.rounds(fed, one_layer.WORLD, [[4, 7]])
+    (x, _), (mine, _) = one_layer.rows(2), one_layer.rows(4)
+    seen = np.asarray(states[4].seen)
+    assert all(np.any(np.all(np.isclose(row, mine), axis=1)) for row in seen)
+    cosine = (x @ seen.T) / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(seen, axis=1)
+    w = A * np.mean(cosine, axis=1)[:, None]
+    weight, _, _, s = one_layer.start()
+    shared = one_layer.added(one_layer.pair(server.theta), s, x)
+    own = one_layer.added(one_layer.pair(states[4].own), 1.0, x)
+    expected = x @ weight + server.theta.full[one_layer.BIAS] + (1 - w) * shared + w * own
+    batch = {"image": x, "label": np.zeros(len(x), np.int32), "mask": np.ones(len(x))}
+    deployed = fed.deploy(server, states[4])
+    np.testing.assert_allclose(fed.task.predict(*deployed, batch), expected, rtol=1e-6)
+    losses = optax.softmax_cross_entropy_with_integer_labels(expected, batch["label"])
+    np.testing.assert_allclose(fed.task.evaluate(*deployed, batch)["loss"], losses.sum(), rtol=1e-6)
+
+
+def test_without_an_example_seen_instance_wise_weights_leave_the_shared_adapter(x64):
+    options = {"rank": 1, "a": A, "client_optimizer": optax.sgd(0.1)}
+    options |= {"personal_optimizer": optax.sgd(0.1), "personal_work": PERSONAL}
+    fed = feddpa_t(one_layer.task(), WORK, instances=2, **options)
+    server = fed.init(jax.random.key(0))
+    deployed = fed.deploy(server, fed.init_client(server, jax.random.key(1)))
+    x, _ = one_layer.rows(3)
+    batch = {"image": x, "mask": np.ones(len(x))}
+    expected = one_layer.task().predict(server.base, server.theta, batch)
+    np.testing.assert_allclose(fed.task.predict(*deployed, batch), expected, rtol=1e-6)
