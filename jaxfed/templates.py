@@ -138,7 +138,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 def nothing_seen(task: Task, base: PyTree, theta: Theta, examples: int) -> jax.Array:
     """Zeros [examples, d] in place of features."""
-    batch = {**having(task, "example"), "mask": jnp.ones(1)}
+    batch = {**having(task, "example")(), "mask": jnp.ones(1)}
     one = jax.eval_shape(having(task, "features"), base, theta, batch)
     return jnp.zeros((examples, *one.shape[1:]), one.dtype)
 

@@ -137,7 +137,7 @@ def classification(
         check(examples)
         calls.check_weights(model, base, theta, shapes(examples))
 
-    one = one_each(examples, inputs)
+    one: Callable[[], dict] = partial(dict, one_each(examples, inputs))
     return Task(init, loss, evaluate, check_others, summary, predict, inputs, features, one)
 
 

@@ -55,8 +55,9 @@ def next_token(
         switches = calls.options(model, train, batch["mask"])
         return lowrank.apply(model, base, theta, *x, **switches, **options)
 
-    def predict(base, theta, batch):
-        return applied(base, theta, batch, False)
+    def predict(base, theta, batch, key=None):
+        noise = {"dropout": dropout, "key": key, "rngs": {"dropout": key}}
+        return applied(base, theta, batch, key is not None, **({} if key is None else noise))
 
     def compared(logits, batch):
         """(losses [B, L - 1], targets, weights of each) of the tokens from the second on."""
@@ -66,8 +67,7 @@ def next_token(
         return losses, target, weight.astype(losses.dtype)
 
     def loss(base, theta, batch, key):
-        noise = {"dropout": dropout, "key": key, "rngs": {"dropout": key}}
-        losses, _, weight = compared(applied(base, theta, batch, True, **noise), batch)
+        losses, _, weight = compared(predict(base, theta, batch, key), batch)
         return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)
 
     def evaluate(base, theta, batch):

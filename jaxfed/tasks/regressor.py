@@ -88,5 +88,5 @@ def regression(
         predict=predict,
         inputs=inputs,
         features=features,
-        example=one_each(examples, inputs),
+        example=partial(dict, one_each(examples, inputs)),
     )

@@ -53,8 +53,8 @@ class Task(NamedTuple):
     features: Callable[[PyTree, PyTree, dict], jax.Array] | None = None
     """(base, theta, batch) -> the inputs of the model's last layer [B, d]; None: it has none."""
 
-    example: Mapping[str, jax.ShapeDtypeStruct] | None = None
-    """The shapes of one example [1, ...], by name, as `features` reads it."""
+    example: Callable[[], dict[str, jax.ShapeDtypeStruct]] | None = None
+    """() -> {name: shape} of one example [1, ...], as `features` reads it."""
 
 
 def having(task: Task, what: str) -> Any:
