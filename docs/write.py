@@ -111,13 +111,15 @@ def zoo() -> str:
         lines += [
             f"**{family}**: {about}",
             "",
-            "| method | function | theta | sends | keeps | source |",
+            "| method | function | theta | sends | keeps | exact | source |",
         ]
-        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
         for row in importlib.import_module("jaxfed.algorithms.zoo").ROWS:
             if row.family == family:
                 function = f"`{row.function.__name__}`"
-                cells = (row.name, function, row.trains, row.sends, row.keeps, row.source)
+                exact = "yes" if row.exact else ""
+                about = (row.sends, row.keeps, exact, row.source)
+                cells = (row.name, function, row.trains, *about)
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

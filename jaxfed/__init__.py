@@ -15,6 +15,7 @@ from jaxfed import tasks as tasks
 from jaxfed.algorithm import Algorithm as Algorithm
 from jaxfed.algorithm import Cohort as Cohort
 from jaxfed.algorithm import Reply as Reply
+from jaxfed.analysis.certify.certificate import check as check
 from jaxfed.cli.frames import results as results
 from jaxfed.cli.loading import load as load
 from jaxfed.simulation.experiment import Experiment as Experiment

@@ -39,7 +39,8 @@ def _aggregated(name: str, rule: rules.Rule, sends: str, source: str) -> Row:
     def make(task: Task, s: Setting) -> Algorithm:
         return fedlora(task, s.work, rule=rule, client_optimizer=s.sgd, cohort_size=s.cohort)
 
-    return Row(name, fedlora, "factors", make, sends, "nothing", source)
+    exact = rule.exact or rule.trains_b is not None  # with one side in common, means are exact
+    return Row(name, fedlora, "factors", make, sends, "nothing", source, exact)
 
 
 def _rac(task: Task, s: Setting) -> Algorithm:
@@ -146,6 +147,7 @@ AGGREGATED = (
         "B; a merge is broadcast every tau rounds",
         "nothing",
         "RAC-LoRA and Fed-RAC-LoRA, arXiv 2410.08305",
+        exact=True,
     ),
     Row(
         "florist",

@@ -57,6 +57,8 @@ class Row(NamedTuple):
     sends: str  # the message and the upload of a round
     keeps: str  # a client's state between rounds
     source: str
+    exact: bool = False
+    """True if the model changes by the mean of the products that clients trained, and no other."""
 
     @property
     def family(self) -> str:

@@ -16,6 +16,7 @@ from jaxfed import trees
 from jaxfed.analysis import probe, tables
 from jaxfed.cli import (
     calling,
+    check,
     describe,
     errors,
     export,
@@ -26,6 +27,7 @@ from jaxfed.cli import (
     report,
     sweep,
     watching,
+    zoo,
 )
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
@@ -43,6 +45,8 @@ USAGE = """jaxfed: federated learning with low-rank updates, clients as an array
   jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training;
                                              with --for h100:8 or --for tpu:v5e:2x2 on such devices
   jaxfed analyse DIR [--name value ...]      Hessian spectra, likeness of clients, ranks of updates
+  jaxfed check NAME | FILE.py:FUNCTION       what holds for an algorithm; status 1 if it is broken
+  jaxfed zoo [NAME]                          the table of the methods, or one with its docstring
   jaxfed export DIR --npz F | --hf FOLDER | --peft FOLDER   the model, for other programs
 
 `jaxfed COMMAND --help` lists a command's options; `jaxfed --version` the versions.
@@ -62,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "describe": _describe,
         "analyse": _analyse,
         "export": export.command,
+        "check": check.command,
+        "zoo": zoo.command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -95,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _help(command: str) -> None:
     """Prints the options that a command has with any config or run, and ends."""
+    if command in (texts := {"check": check.HELP, "zoo": zoo.HELP}):
+        print(texts[command])
+        raise SystemExit(0)
     settings = f"`jaxfed {command} CONFIG --help` lists the config's settings as well.\n\nArgs:\n"
     target = f"With --for {targets.EXAMPLES}, a round is compiled for devices that are not here. "
     further = {"rounds": (int | None, None), "allow": (tuple[str, ...], ())}

@@ -261,7 +261,7 @@ def test_the_measured_chunk_is_the_fastest_of_those_that_were_timed():
 
 def test_clients_share_one_copy_of_the_examples():
     """Also when they are run in chunks: the examples' axis is never the clients'."""
-    axes = oracle.engine.contract.axes(
+    axes = engine.contract.axes(
         Cohort((), Data({"x": jnp.ones((9, 2))}, jnp.zeros(3, int), 4), *[jnp.ones(3)] * 4, 0, 0)
     )
     assert axes.data.examples is None

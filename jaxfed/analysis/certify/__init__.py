@@ -1,0 +1,1 @@
+"""Certificates: what holds for an algorithm, measured in a little world; `jaxfed check`."""

@@ -1,0 +1,53 @@
+"""The least bytes that an upload can be sent in, by the codes that the zoo's methods use."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxfed.algorithm import PyTree
+
+GRID = 2**16  # levels, above which numbers are no multiples of a step
+
+
+def least(uploads: Sequence[PyTree], previous: Sequence[PyTree] | None) -> int:
+    """Bytes that a client needs for its uploads of a round, given those of its round before.
+
+    A receiver that kept the last upload needs the change alone (EF21), if that is less.
+    """
+    whole = _bytes(uploads)
+    if previous is None:
+        return whole
+    change = jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), list(uploads), list(previous))
+    return min(whole, _bytes(change))
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(_leaf(np.asarray(x)) for x in jax.tree.leaves(tree))
+
+
+def _leaf(x: np.ndarray) -> int:
+    """The shortest of four codes: the non-zeros, the factors of a low rank, a codebook, a grid.
+
+    Positions of non-zeros, signs and headers are not counted, so this is a lower bound.
+    """
+    values = x[x != 0]
+    if not values.size or x.dtype.kind not in "fiu":
+        return 0
+    size = x.dtype.itemsize
+    codes = [values.size * size]
+    if x.ndim >= 2:
+        matrix = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        rank = int(np.linalg.matrix_rank(matrix, tol=1e-5 * np.abs(matrix).max()))
+        codes.append(rank * (sum(matrix.shape) - rank) * size)
+    levels = np.unique(np.abs(values))
+    codes.append(levels.size * size + values.size * _bits(levels.size) // 8)
+    step = np.diff(levels, prepend=0).min() if levels.size > 1 else levels[0]
+    multiples = levels / step
+    if multiples.max() < GRID and np.allclose(multiples, np.round(multiples), atol=1e-2):
+        codes.append(size + values.size * _bits(int(multiples.max()) + 1) // 8)
+    return min(codes)
+
+
+def _bits(levels: int) -> int:
+    return int(np.ceil(np.log2(max(levels, 1))))

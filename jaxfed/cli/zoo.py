@@ -1,0 +1,53 @@
+"""jaxfed zoo: the table of the methods, or one of them with its paper's pseudo-code."""
+
+import inspect
+import sys
+import textwrap
+
+from jaxfed.algorithms import zoo
+from jaxfed.algorithms.row import Row
+from jaxfed.analysis import look
+from jaxfed.cli.check import NAMES
+from jaxfed.cli.watching import Watch
+
+HELP = """jaxfed zoo         every method: family, theta, what is sent and kept, exact, source
+jaxfed zoo NAME    one of them, with the docstring of its file
+"""
+
+HEAD = ["method", "family", "theta", "sent", "kept", "exact", "source"]
+
+
+def command(arguments: list[str], watch: Watch) -> None:
+    """Carries out `jaxfed zoo [NAME]`."""
+    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
+        raise ValueError("give at most one method: jaxfed zoo, or jaxfed zoo NAME")
+    watch.clear()
+    print(one(arguments[0]) if arguments else table())
+
+
+def table() -> str:
+    """A line for each row."""
+    return look.aligned([HEAD, *map(_cells, zoo.ROWS)], left=tuple(HEAD))
+
+
+def one(name: str) -> str:
+    """A row with the docstrings of its function and of the function's file."""
+    if name not in NAMES:
+        raise ValueError(f"the zoo has no row {name!r}; `jaxfed zoo` lists them")
+    row = NAMES[name]
+    cells = zip(HEAD, _cells(row), strict=True)
+    function = row.function
+    paper = inspect.getdoc(sys.modules[function.__module__]) or ""
+    arguments = ", ".join(inspect.signature(function).parameters)
+    parts = [
+        "\n".join(f"{head:8}{cell}" for head, cell in cells),
+        paper,
+        f"{function.__module__}.{function.__name__}({arguments})",
+        textwrap.indent(inspect.getdoc(function) or "", "    "),
+    ]
+    return "\n\n".join(parts)
+
+
+def _cells(row: Row) -> list[str]:
+    exact = "yes" if row.exact else ""
+    return [row.name, row.family, row.trains, row.sends, row.keeps, exact, row.source]
