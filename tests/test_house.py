@@ -126,20 +126,12 @@ MAY_IMPORT = {
                       "cli.studies", "cli.tables", "cli.watching", "simulation.experiment",
                       "simulation.prepare", "simulation.processes", "simulation.run",
                       "simulation.run_folder", "simulation.signals"},
-<<<<<<< HEAD
     "cli.sweep": {"cli.calling", "cli.errors", "cli.following", "cli.launching", "cli.options",
                   "cli.recorded", "cli.studies", "cli.tables", "cli.watching", "data",
                   "simulation.checkpoint", "simulation.experiment", "simulation.lock",
                   "simulation.prepare", "simulation.programs", "simulation.run_folder",
                   "simulation.signals", "simulation.stored"},
-    "cli.main": {"analysis", "cli.calling", "cli.describe", "cli.errors", "cli.export",
-=======
-    "cli.sweep": {"cli.calling", "cli.errors", "cli.following", "cli.options", "cli.recorded",
-                  "cli.studies", "cli.tables", "cli.watching",
-                  "simulation.checkpoint", "simulation.lock", "simulation.prepare",
-                  "simulation.run_folder", "simulation.signals", "simulation.stored"},
     "cli.main": {"analysis", "cli.calling", "cli.check", "cli.describe", "cli.errors", "cli.export",
->>>>>>> ed10224 (jaxfed check and jaxfed zoo: a certificate for any algorithm, and the table of the methods)
                  "cli.following", "cli.launching", "cli.options", "cli.plots", "cli.report",
                  "cli.sweep", "cli.watching", "cli.zoo",
                  "simulation.costs", "simulation.lock", "simulation.prepare", "simulation.stored",
