@@ -101,7 +101,7 @@ def _started(algorithm: Algorithm, x64: bool) -> tuple[Any, PyTree]:
 
 def start(algorithm: Algorithm) -> tuple[Any, PyTree]:
     """(server, state of a client) before the first round, in JAX's own precision."""
-    return _started(algorithm, jax.config.jax_enable_x64)
+    return _started(algorithm, jax.dtypes.canonicalize_dtype(float).itemsize == 8)
 
 
 @dataclasses.dataclass(frozen=True)

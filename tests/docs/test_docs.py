@@ -54,8 +54,13 @@ def test_ffa_lora_as_shown_trains_biases_and_head_too():
 def test_declared_bytes_as_shown_are_those_of_what_crosses():
     """20 clients send a tenth of B, the biases and the head, each entry with its position."""
     entries = 2 * 16 * 128 + 2 * 128 + 128 * 10 + 10
-    up, _ = pages.printed(DOCS / "write_an_algorithm.md").splitlines()[-1].split()
+    lines = pages.printed(DOCS / "write_an_algorithm.md").splitlines()
+    up = next(line.split()[0] for line in lines if re.fullmatch(r"[0-9]+ [0-9.]+", line))
     assert int(up) == 20 * 8 * int(0.1 * entries)
+
+
+def test_the_algorithm_as_shown_passes_its_check():
+    assert pages.printed(DOCS / "write_an_algorithm.md").endswith("mine: the contract holds\n")
 
 
 # ---------------------------------------------------------------------- what is named exists

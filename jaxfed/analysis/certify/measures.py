@@ -234,7 +234,9 @@ def fixed_point(s: Subject) -> Line:
     if end <= tolerance() * begin:
         return Line(name, None, measured, "none: it ends at this optimum")
     still = abs(end - before) <= 0.05 * end
-    return Line(name, None, measured, "it stands still beside it" if still else "it still moves")
+    return Line(
+        name, None, measured, "it stands still beside it" if still else "it still moves at the end"
+    )
 
 
 TARGETS = {
