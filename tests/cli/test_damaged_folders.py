@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxfed.cli import main, report
+from jaxfed.cli import main, plots
 
 SMALL = Path(__file__).parents[1] / "support" / "small.py"
 
@@ -333,7 +333,7 @@ CASES = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("command", "name"), CASES)
 def test_a_damaged_folder_ends_in_one_sentence(command, name, folder, capsys, monkeypatch):
-    monkeypatch.setattr(report, "written", lambda plot, path: path)  # the pictures cost a second
+    monkeypatch.setattr(plots, "written", lambda plot, path: path)  # the pictures cost a second
     damage, resumed, reported = DAMAGES[name]
     damage(folder)
     said = resumed or reported if command == "resume" else reported  # a resumed run reports, too
