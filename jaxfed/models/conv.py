@@ -1,14 +1,19 @@
-"""Convolution and pooling for layers, in the form that is fastest on the current platform.
+"""Convolution and pooling for layers, in a form that clients can share, chosen for each platform.
 
-On a GPU, XLA's own convolution is best. On the CPU, it leaves its fast path inside scan and while,
-and also under vmap over kernels. A local step of FEMNIST's second layer then took 36 times as much
-CPU time as here, and 48 times as much under vmap over four clients. So on the CPU a convolution is
+XLA's own convolution does not suit clients as an array axis. On the CPU, it leaves its fast path
+inside scan and while, and also under vmap over kernels: a local step of FEMNIST's second layer took
+36 times as much CPU time as here, and 48 times as much under vmap over four clients. On a GPU or a
+TPU, vmap over kernels makes it a convolution in groups, one for each client, which is the slow path
+of NVIDIA's library. So a convolution is
 
-* Winograd's F(4 x 4, 3 x 3) for 3 x 3 kernels of stride 1: a quarter of the multiplications. With
-  gradients it took about half the CPU time of patches (14 instead of 33 ms for FEMNIST's second
-  layer, 75 instead of 140 ms for a ResNet's first with a frozen kernel). In float32 its error is up
-  to 1e-5 of the largest output; that of patches is 1e-6;
+* Winograd's F(4 x 4, 3 x 3) on the CPU for 3 x 3 kernels of stride 1: a quarter of the
+  multiplications. With gradients it took about half the CPU time of patches (14 instead of 33 ms
+  for FEMNIST's second layer, 75 instead of 140 ms for a ResNet's first with a frozen kernel). In
+  float32 its error is up to 1e-5 of the largest output; that of patches is 1e-6. GPUs and TPUs
+  multiply float32 in fewer digits, which its transforms would lose;
 * patches [positions, k k C] times the kernel [k k C, O] in all other cases.
+
+The platform is the one that the program is compiled for, which need not be here.
 
 Both use only operations whose transposes are as cheap as they are. So plain autodiff gives fast
 gradients and Hessian-vector products, and skips inputs that are not differentiated. Under vmap over
@@ -17,6 +22,7 @@ the same x share its patches or its transform, because XLA removes the second co
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -69,7 +75,7 @@ def convolve(
     layout = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     dilated = lhs_dilation is not None and max(lhs_dilation) > 1
     ours = layout == channels_last and feature_group_count == 1 and not dilated
-    if jax.default_backend() != "cpu" or not ours:
+    if not ours:
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -91,10 +97,13 @@ def convolve(
         and min(kernel.shape[-2:]) >= _ENOUGH_CHANNELS
         and x.dtype in (jnp.float32, jnp.float64)  # narrower types would lose too many digits
     ):
-        return _winograd(x, kernel, padding, precision)
-    return _patches(x, kernel, window_strides, padding, dilation) @ kernel.reshape(
-        -1, kernel.shape[-1]
-    )
+        return lax.platform_dependent(
+            x,
+            kernel,
+            cpu=partial(_winograd, padding=padding, precision=precision),
+            default=partial(_product, strides=(1, 1), padding=padding, dilation=(1, 1)),
+        )
+    return _product(x, kernel, window_strides, padding, dilation)
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
@@ -106,6 +115,18 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
     return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
+
+
+def _product(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+) -> jax.Array:
+    """Patches times the kernel as a matrix: [B, H, W, C] -> [B, H', W', O]."""
+    patches = _patches(x, kernel, strides, padding, dilation)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _patches(

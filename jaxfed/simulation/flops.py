@@ -8,8 +8,7 @@ counted in the same way, as often as it runs.
 
 What the count is of:
 
-* the program of the platform at hand: on the CPU convolutions are Winograd's or patches
-  (models/conv.py), so theirs are not those of the same model on a GPU;
+* the program of the platform at hand: convolutions of the CPU may be Winograd's (models/conv.py);
 * flops as XLA has them: integers count as floats do; exp, log, tanh and their like are
   "transcendentals" and count nothing, and so does what comes from a library, such as an SVD; of
   what makes random bits, which is a loop of XLA's own, one turn in five counts;
@@ -160,7 +159,9 @@ def _inlined(closed: core.ClosedJaxpr, inputs: Sequence, done: dict) -> list:
 
     for eqn in closed.jaxpr.eqns:
         given = [read(v) for v in eqn.invars]
-        if eqn.primitive.name in CALLS:
+        if branch := _for_this_platform(eqn):
+            found = _inlined(branch, given[1:], done)
+        elif eqn.primitive.name in CALLS:
             # A checkpoint computes again on purpose, so it shares no results.
             found = _inlined(_inner(eqn), given, {} if eqn.primitive.name == "remat2" else done)
         else:
@@ -183,10 +184,9 @@ def _once(eqn: core.JaxprEqn, given: Sequence, done: dict) -> list:
 
 def _hashable(key: Any) -> bool:
     try:
-        hash(key)
+        return hash(key) is not None
     except TypeError:
         return False
-    return True
 
 
 def _identity(value: Any) -> Any:
@@ -199,6 +199,13 @@ def _inner(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
     kinds = core.ClosedJaxpr, core.Jaxpr  # one class from JAX 0.12 on
     (inner,) = (value for value in eqn.params.values() if isinstance(value, kinds))
     return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+
+
+def _for_this_platform(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
+    """The branch for the platform at hand, of what jax.lax.platform_dependent made."""
+    listed = eqn.params.get("branches_platforms") or ()
+    here = [i for i, names in enumerate(listed) if names is None or jax.default_backend() in names]
+    return eqn.params["branches"][here[0]] if here else None
 
 
 def _turns(eqn: core.JaxprEqn) -> bool:

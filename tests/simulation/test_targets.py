@@ -1,13 +1,19 @@
 """Programs compiled for GPUs and TPUs that are not here; without the wheels these are skipped."""
 
 import importlib.util
+import re
 
+import elsewhere
 import jax
 import launched
+import optax
 import pytest
+import workloads
 
+from jaxfed import local, lowrank, models, tasks, trees
+from jaxfed.algorithms import fedavg
 from jaxfed.cli import main
-from jaxfed.simulation import targets
+from jaxfed.simulation import hlo, targets
 
 
 def installed(*modules):
@@ -85,3 +91,45 @@ def test_describe_compiles_a_round_for_a_target(capsys):
     assert "which fits" in printed
     assert "all-reduce" in printed
     assert "by launches" in printed
+
+
+# ---------------------------------------------------------------------- programs of rounds
+# optimised: as users compile them
+
+
+@pytest.mark.full
+@GPU
+def test_clients_with_kernels_of_their_own_need_no_convolution_in_groups(optimised):
+    """FEMNIST's network, every weight trained: otherwise five convolutions in 4 groups."""
+    program = hlo.parsed(elsewhere.workload(targets.target("h100:1"), "W2", clients=4))
+    assert hlo.grouped(program) == []
+
+
+@pytest.mark.full
+@GPU
+def test_low_rank_convolutions_need_no_groups_either(optimised):
+    examples = elsewhere.images(4 * 8, side=8)
+    select = lowrank.Select(factors="^layer.*conv", full="head", rank=4)
+    network = models.ResNet((1, 1), 10, widths=(32, 64))
+    task = tasks.classification(network, examples, select=select)
+    fed = fedavg(task, local.Work(8, epochs=1), client_optimizer=optax.sgd(0.1))
+    text = elsewhere.text(targets.target("h100:1"), fed, examples, 4, 8)
+    assert hlo.grouped(hlo.parsed(text)) == []
+    assert not re.search(r"f32\[4,(3,3,32,64|288,64|576,64)\]", text)  # a client's copy
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "name", [pytest.param("h100:4", marks=GPU), pytest.param("tpu:v5e:2x2", marks=TPU)]
+)
+def test_devices_sum_what_is_trained_and_share_one_base(name, optimised):
+    """Two clients a device: each product with the base is one of both clients' batches."""
+    text = elsewhere.workload(targets.target(name), "W3", clients=8)
+    found = elsewhere.collectives(text)
+    trained = trees.nbytes(workloads.arrays("W3", 1).factors)
+    number, size = found["all-reduce"]
+    assert number <= (1 if name.startswith("h100") else 2)
+    assert trained <= size < 1.01 * trained
+    assert not re.search(r"f32\[2,(784,1024|1024,784|1024,1024)\]", text)
+    batch = workloads.WORKLOADS["W3"].batch
+    assert re.search(rf"(f32|bf16)\[({2 * batch},(784|1024)|2,{batch},(784|1024))\]", text)
