@@ -21,5 +21,6 @@ from jaxfed.cli.loading import load as load
 from jaxfed.simulation.experiment import Experiment as Experiment
 from jaxfed.simulation.experiment import Host as Host
 from jaxfed.simulation.run import run as run
+from jaxfed.simulation.stopping import patience as patience
 
 __version__ = metadata.version("jaxfed")

@@ -2,9 +2,12 @@
 
 import inspect
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -30,6 +33,7 @@ def begun(arguments: list[str], command: str) -> tuple[Path, dict]:
         there = {
             "resume": "go on with it there, with jaxfed.run(..., resume=True)",
             "analyse": "analyse it there, with jaxfed.analysis.probe.of_run(experiment, directory)",
+            "rerun": "run it there, with jaxfed.run(experiment, NEW)",
             "export": "read it there, with jaxfed.load(directory, experiment=experiment).params()",
         }
         raise FileNotFoundError(
@@ -62,6 +66,33 @@ def config_of(arguments: list[str], command: str, watch: Watch) -> Config:
     config = options.read(path)
     prepare_jax(launching.early(arguments[1:]), watch)
     return config
+
+
+def about(config: Config, given: str, arguments: list[str], launch: Launch) -> dict[str, Any]:
+    """Where a run comes from, for its settings.json: the config as `given`, and its arguments.
+
+    Beside them the packages that are installed, and the commit of the config's git repository.
+    """
+    packages = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {
+        "config": given,
+        "directory": str(config.directory),
+        "arguments": arguments,
+        "launch": launch.remembered(),
+        "environment": dict(sorted(packages.items(), key=lambda item: str(item[0]).lower())),
+        "commit": commit(config.path.parent),
+    }
+
+
+def commit(folder: Path) -> str | None:
+    """The commit that is checked out there, with -dirty if files differ; None without git."""
+    words = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        asked = [*words, "--exclude=*"]
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if not found.returncode else None
 
 
 def prepare_jax(launch: Launch, watch: Watch) -> None:

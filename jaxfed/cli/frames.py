@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxfed.cli import recorded
-from jaxfed.simulation import run_folder
+from jaxfed.data import values
+from jaxfed.simulation import by_client, run_folder
 
 
-def results(*directories: str | os.PathLike) -> Any:
+def results(*directories: str | os.PathLike, clients: bool = False) -> Any:
     """A pandas.DataFrame with a row for each recorded round of these runs, which may still go on.
+
+    With `clients`, a row for each client that has test examples of its own, at each evaluation:
+    "client" is its number or the name of its user, "examples" how many it has.
 
     Columns: "run" (the folder's name), the run's settings, and the record's numbers, named by where
     they stand ("accuracy", "personal/accuracy/p10"); "megabytes" is what was sent so far, by all
@@ -20,8 +24,11 @@ def results(*directories: str | os.PathLike) -> Any:
     """
     if not directories:
         raise ValueError("give the folders of runs: jaxfed.results(DIR, ...)")
-    runs = [recorded.read(Path(directory)) for directory in directories]
-    rows = [row for run in runs for row in _rows(run)]
+    values.kind("clients", clients, bool, "True or False")
+    places = [Path(directory) for directory in directories]
+    runs = [(place, recorded.read(place)) for place in places]
+    make = _by_client if clients else lambda place, run: _rows(run)
+    rows = [row for place, run in runs for row in make(place, run)]
     return pandas().DataFrame(rows)
 
 
@@ -43,5 +50,19 @@ def _rows(run: recorded.Run) -> list[dict[str, Any]]:
         for record, total in zip(run.records, sent, strict=True)
     ]
     names = {name for record in records for name in record}
-    settings = {f"setting/{n}" if n in names else n: v for n, v in run.settings.items()}
-    return [{"run": run.name, **settings, **record} for record in records]
+    return [{"run": run.name, **_settings(run, names), **record} for record in records]
+
+
+def _settings(run: recorded.Run, names: set[str]) -> dict[str, Any]:
+    return {f"setting/{n}" if n in names else n: v for n, v in run.settings.items()}
+
+
+def _by_client(place: Path, run: recorded.Run) -> list[dict[str, Any]]:
+    lines = [found for _, found in by_client.lines(place)]
+    known = _settings(run, {name for line in lines for name in line})
+    return [
+        {"run": run.name, **known, "round": line["round"], **dict(zip(columns, row, strict=True))}
+        for line in lines
+        for columns in [[n for n in line if n != "round"]]
+        for row in zip(*(line[n] for n in columns), strict=True)
+    ]

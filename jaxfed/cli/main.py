@@ -25,6 +25,7 @@ from jaxfed.cli import (
     options,
     plots,
     report,
+    rerun,
     sweep,
     watching,
     zoo,
@@ -41,6 +42,7 @@ USAGE = """jaxfed: federated learning with low-rank updates, clients as an array
   jaxfed run CONFIG [--name value ...]       run a config; --help lists its settings
   jaxfed sweep CONFIG [--name value ...]     run all combinations of settings with several values
   jaxfed resume DIR [--name value ...]       go on with a run that was stopped
+  jaxfed rerun DIR [--out NEW]               the same run again, from its folder alone
   jaxfed report DIR [DIR ...] [--group seed] table and plots of one run, or of several together
   jaxfed describe CONFIG [--name value ...]  parameters, bytes, FLOPs and memory, without training;
                                              with --for h100:8 or --for tpu:v5e:2x2 on such devices
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "export": export.command,
         "check": check.command,
         "zoo": zoo.command,
+        "rerun": rerun.command,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -115,6 +118,7 @@ def _help(command: str) -> None:
         "report": ("", report.Report),
         "analyse": (" DIR", probe.Probe),
         "export": (" DIR", export.Export),
+        "rerun": (" DIR", rerun.Rerun),
     }
     what, accepted = options_of[command]
     options.parse(accepted, ["--help"], f"jaxfed {command}{what}")
@@ -142,12 +146,7 @@ def _plain(text: str) -> str:
 
 def _run(arguments: list[str], watch: Watch) -> None:
     config, experiment, settings, launch = calling.read(arguments, "run", watch)
-    about = {
-        "config": arguments[0],
-        "directory": str(config.directory),
-        "arguments": arguments[1:],
-        "launch": launch.remembered(),
-    }
+    about = calling.about(config, arguments[0], arguments[1:], launch)
     out = launch.out or following.new_folder(config.path.stem)
     origin = Origin(config.text, settings, about)
     following.go(experiment, launch, out, watch, origin=origin)

@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from jaxfed.analysis import look
 from jaxfed.analysis.look import COLOURS, DASHES, written
 from jaxfed.cli import studies
-from jaxfed.cli.recorded import Run, falls, megabytes, series
+from jaxfed.cli.recorded import Run, megabytes, series
 from jaxfed.cli.studies import Group
-from jaxfed.simulation import stored
+from jaxfed.simulation import records, stored
 
 
 def draw(groups: Sequence[Group], directory: str | Path) -> list[Path]:
@@ -33,6 +33,7 @@ def draw(groups: Sequence[Group], directory: str | Path) -> list[Path]:
         (f"{measure}_by_megabytes", partial(_by_megabytes, measure), partial(_sent_plot, measure)),
         ("loss_by_round", _loss_by_round, _loss_plot),
         (f"{measure}_over_clients", partial(_over_clients, measure), partial(_spread, measure)),
+        (f"{measure}_by_client", partial(_by_client, measure), partial(_sorted, measure)),
     ):
         shown = [c for c in map(curve, groups) if c.x.size]
         if shown:
@@ -53,7 +54,8 @@ def _titled(plot: Callable[[], Figure], many: bool) -> Figure:
     figure = plot()
     if many:
         axes = figure.axes[0]
-        axes.set_title(f"{axes.get_title(loc='left')}; mean of runs, 95 % interval", loc="left")
+        if axes.collections:
+            axes.set_title(f"{axes.get_title(loc='left')}; mean of runs, 95 % interval", loc="left")
     return figure
 
 
@@ -125,7 +127,7 @@ def _over_clients(measure: str, group: Group) -> Curve:
 
 
 def _measure_plot(measure: str, curves: Sequence[Curve]) -> Figure:
-    name, share = _named(measure), not falls(measure)
+    name, share = _named(measure), not records.falls(measure)
     return _lines(f"{name} by round", "round", f"{name.lower()}, test set", curves, share=share)
 
 
@@ -142,7 +144,7 @@ def _sent_plot(measure: str, curves: Sequence[Curve]) -> Figure:
         f"sent up and down by all clients together ({unit})",
         f"{_named(measure).lower()}, test set",
         [curve._replace(x=curve.x / size) for curve in curves],
-        share=not falls(measure),
+        share=not records.falls(measure),
     )
     if min(ends) > 0 and max(ends) > 8 * min(ends):
         figure.axes[0].set_xscale("log")
@@ -164,8 +166,28 @@ def _spread(measure: str, curves: Sequence[Curve]) -> Figure:
         "round",
         f"{name} on clients' own test data",
         curves,
-        share=not falls(measure),
+        share=not records.falls(measure),
     )
+
+
+def _by_client(measure: str, group: Group) -> Curve:
+    """The clients of all runs of a group, from the worst to the best, in the newest evaluation."""
+    name = "loss" if measure == "test_loss" else measure
+    y = np.sort([x for run in group.runs for x in run.clients.get(name, []) if x is not None])
+    return Curve(group.name, (np.arange(len(y)) + 0.5) / max(1, len(y)), y)
+
+
+def _sorted(measure: str, curves: Sequence[Curve]) -> Figure:
+    name = measure.removeprefix("test_").replace("_", " ")
+    figure = _lines(
+        f"{name.capitalize()} of each client, in the newest evaluation",
+        "share of clients at or below",
+        f"{name} on a client's own test data",
+        curves,
+        share=not records.falls(measure),
+    )
+    figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
 
 
 def _lines(title: str, x: str, y: str, curves: Sequence[Curve], *, share: bool = False) -> Figure:

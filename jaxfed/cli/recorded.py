@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfed.simulation import identity, run_folder, stored
+from jaxfed.simulation import by_client, identity, records, run_folder, stored
 
 LARGEST = 1e300  # of a number in a record, so that sums stay finite
 
@@ -21,6 +21,8 @@ class Run:
     settings: dict
     records: list[dict]  # one a round
     labels: np.ndarray | None  # [N, classes] how many examples of each label a client has
+    clients: dict[str, list] = dataclasses.field(default_factory=dict)
+    """The newest evaluation by client, {"client", "examples", measure: [n]}; {} without one."""
 
 
 def read(directory: str | Path) -> Run:
@@ -45,7 +47,26 @@ def read(directory: str | Path) -> Run:
         settings={_brief(n): _brief(v) for n, v in given.items()} | planned,
         records=[r for _, r in run_folder.records(metrics)] if metrics.exists() else [],
         labels=_labels(clients) if clients.exists() else None,
+        clients=_newest(directory),
     )
+
+
+def _newest(folder: Path) -> dict[str, list]:
+    """The lines of the last round in clients.jsonl, joined."""
+    newest: list[dict] = []
+    for _, found in by_client.lines(folder):
+        newest = [*(f for f in newest if f["round"] == found["round"]), found]
+    names = [n for n in (newest[0] if newest else {}) if n != "round"]
+    joined: dict[str, list] = {n: [x for f in newest for x in f.get(n, [])] for n in names}
+    for name in (n for n in names if n != "client"):
+        for x in joined[name]:
+            right = x is None or (isinstance(x, int | float) and not isinstance(x, bool))
+            if not right or abs(x or 0) > LARGEST:
+                raise ValueError(
+                    f"{folder / by_client.NAME} is damaged ({name} has {_brief(repr(x))}, no "
+                    "number); put a copy of it back"
+                )
+    return joined
 
 
 def _from_python(about: dict) -> dict:
@@ -123,22 +144,17 @@ def measures(run: Run) -> list[str]:
     return [*found, "test_loss"] if any("test_loss" in r for r in run.records) else [*found]
 
 
-def falls(measure: str) -> bool:
-    """True if less of a measure is better, as its name says."""
-    return measure.endswith(("loss", "perplexity", "error", "mse", "mae"))
-
-
 def best(run: Run, measure: str = "accuracy") -> float | None:
     """The best value in any evaluation; None before the first that is a number."""
     values = series(run, measure)[1]
     values = values[np.isfinite(values)].tolist()
-    return (min if falls(measure) else max)(values, default=None)
+    return (min if records.falls(measure) else max)(values, default=None)
 
 
 def reached(run: Run, goal: float, measure: str = "accuracy") -> tuple[int, float] | None:
     """(round, megabytes) of the first evaluation at `goal` or better; None if there is none."""
     rounds, values = series(run, measure)
-    hits = rounds[values <= goal if falls(measure) else values >= goal]
+    hits = rounds[values <= goal if records.falls(measure) else values >= goal]
     if not hits.size:
         return None
     first = int(hits[0])

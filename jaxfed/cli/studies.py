@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from jaxfed.cli.recorded import Run, best, falls, measures, reached, series
+from jaxfed.cli.recorded import Run, best, measures, reached, series
+from jaxfed.simulation import records
 
 
 class Group(NamedTuple):
@@ -108,7 +109,7 @@ def goal_of(runs: Sequence[Run], measure: str) -> float | None:
     found = [value for run in runs if (value := best(run, measure)) is not None]
     if not found:
         return None
-    return min(found) / 0.95 if falls(measure) else 0.95 * max(found)
+    return min(found) / 0.95 if records.falls(measure) else 0.95 * max(found)
 
 
 def last(run: Run, measure: str) -> float | None:
@@ -139,7 +140,7 @@ def differences(groups: Sequence[Group], measure: str) -> tuple[str, dict[str, S
     scores = [s.mean if s else np.nan for s in means]
     if np.isnan(scores).all():
         return "", {}
-    top = int(np.nanargmin(scores) if falls(measure) else np.nanargmax(scores))
+    top = int(np.nanargmin(scores) if records.falls(measure) else np.nanargmax(scores))
     found = {}
     for group, end in zip(groups, ends, strict=True):
         pairs = [

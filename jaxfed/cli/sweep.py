@@ -226,12 +226,8 @@ def _go(trial: Trial, config: Config, given: str, watch: Watch, shared: Shared) 
     """Runs a trial, or goes on with it. If it diverges, that is its result, and a warning."""
     experiment, settings, launch = calling.call(config, trial.arguments, "sweep")
     host = _host(launch, shared)
-    about = {
-        "config": given,
-        "directory": str(config.directory),
-        "arguments": trial.arguments,
-        "launch": {**launch.remembered(), **dataclasses.asdict(host)},
-    }
+    launched = dataclasses.replace(launch, host=host)
+    about = calling.about(config, given, trial.arguments, launched)
     prepared = prepare(
         experiment,
         host,

@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxfed.analysis.look import aligned
 from jaxfed.cli import studies
-from jaxfed.cli.recorded import best, falls, measures, megabytes, series
+from jaxfed.cli.recorded import best, measures, megabytes, series
 from jaxfed.cli.studies import Group, Statistic
+from jaxfed.simulation import records
 
 
 class Table(NamedTuple):
@@ -81,7 +82,7 @@ def _median(values: np.ndarray) -> float | None:
 def _kind(measure: str, runs: Sequence) -> Callable[[float], str]:
     """How a measure is written: a share in percent, anything else as a number."""
     values = [abs(x) for run in runs for x in series(run, measure)[1] if np.isfinite(x)]
-    return _number if falls(measure) or max(values, default=0) > 1 else _percent
+    return _number if records.falls(measure) or max(values, default=0) > 1 else _percent
 
 
 def _percent(share: float) -> str:

@@ -190,6 +190,16 @@ def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
     }
 
 
+def by_client(
+    summary: Callable, sums: dict, count: np.ndarray, ids: np.ndarray
+) -> dict[str, np.ndarray]:
+    """{"client": ids [n], "examples": [n], name: numbers [n]} of clients with tests, in order."""
+    has = np.flatnonzero(count > 0)
+    has = has[np.argsort(ids[has])]
+    mine = {n: np.asarray(v, np.float64)[has] for n, v in sums.items()}
+    return {"client": ids[has], "examples": count[has], **summary(mine, count[has])}
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """(server, states_of) -> {"accuracy", "test_loss", "personal"?}; `evaluation` creates it."""
@@ -201,7 +211,11 @@ class Evaluation:
     summary: Callable  # the task's function of sums and count
 
     def __call__(self, server: Any, states_of: Callable) -> dict:
-        sums = self.sums["test"](server, self.examples["test"])
+        return self.measured(server, states_of)[0]
+
+    def measured(self, server: Any, states_of: Callable) -> tuple[dict, dict[str, np.ndarray]]:
+        """(what a call gives, the same by client as `by_client` gives it, or {})."""
+        sums, each = self.sums["test"](server, self.examples["test"]), dict[str, np.ndarray]()
         numbers = overall(self.summary, sums, length(self.data.test))
         numbers["test_loss"] = numbers.pop("loss")
         if self.parts:
@@ -212,6 +226,7 @@ class Evaluation:
 
             own = over_parts(measure, self.data.personal, self.parts, states_of)
             numbers["personal"] = spread(self.summary, *own)
+            each = by_client(self.summary, *own, np.concatenate(self.parts))
         if wrong := _not_finite(numbers):
             warnings.warn(
                 f"{', '.join(wrong)}: not finite, as the model's outputs on some test examples are "
@@ -219,7 +234,7 @@ class Evaluation:
                 "the test data, or lower the learning rate",
                 stacklevel=2,
             )
-        return numbers
+        return numbers, each
 
     def compile(self, server: Any, states_of: Callable) -> None:
         """Compiles what a call with these would."""

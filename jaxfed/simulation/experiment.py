@@ -1,6 +1,7 @@
 """What is run, and how: the settings of a run, checked as they are made."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxfed.algorithm import Algorithm
@@ -21,6 +22,8 @@ class Experiment:
     seed: int = 0
     evaluate_every: int = 10  # rounds, and after the last; 0: never
     evaluate_batch: int = 250
+    stop_when: Callable[[Sequence[dict]], bool] | None = None
+    """Sees all records so far after each evaluation, and ends the run by True; see `patience`."""
 
     def __post_init__(self) -> None:
         for name, kind in (("data", Federated), ("algorithm", Algorithm)):
@@ -50,6 +53,13 @@ class Experiment:
                     "a batch; rename it"
                 )
             self.task.check(examples)
+        if self.stop_when is not None:
+            values.function("stop_when", self.stop_when, "a function of the records, or None")
+            if not self.evaluate_every:
+                raise ValueError(
+                    "stop_when is asked after each evaluation, and evaluate_every=0 has none; give "
+                    "evaluate_every=1 or more"
+                )
         if self.evaluate_every and not length(self.data.test):
             raise ValueError("the test set is empty; give some rows, or evaluate_every=0")
 

@@ -11,7 +11,16 @@ import numpy as np
 
 from jaxfed import lowrank
 from jaxfed.algorithm import PyTree
-from jaxfed.simulation import checkpoint, engine, identity, keys, population, run_folder, stored
+from jaxfed.simulation import (
+    by_client,
+    checkpoint,
+    engine,
+    identity,
+    keys,
+    population,
+    run_folder,
+    stored,
+)
 from jaxfed.simulation.experiment import Experiment
 
 
@@ -80,6 +89,14 @@ class Loaded:
     def theta(self) -> PyTree:
         """The trained part of the server's model."""
         return self.deployed()[1]
+
+    @property
+    def clients(self) -> list[dict]:
+        """Each evaluation by client: {"round", "client": [n], "examples": [n], measure: [n]}.
+
+        Of more than 50,000 clients, several in turn have parts of one evaluation.
+        """
+        return [found for _, found in by_client.lines(self.directory)]
 
     def deployed(self, client: Hashable | None = None) -> tuple[PyTree, PyTree]:
         """(base, theta) that this client would run; None is a client that was never drawn.

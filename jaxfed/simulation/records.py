@@ -34,3 +34,8 @@ def record(t: int, plan: Plan, metrics: dict) -> dict:
     for name in ("down", "up"):
         made[name] = int(trees.as_number(getattr(account, name)).sum())
     return made
+
+
+def falls(measure: str) -> bool:
+    """True if less of a measure is better, as its name says."""
+    return measure.endswith(("loss", "perplexity", "error", "mse", "mae"))

@@ -18,7 +18,16 @@ import jax
 import numpy as np
 
 from jaxfed.data import values
-from jaxfed.simulation import blocks, engine, ledger, records, run_folder, signals
+from jaxfed.simulation import (
+    blocks,
+    by_client,
+    engine,
+    ledger,
+    records,
+    run_folder,
+    signals,
+    stopping,
+)
 from jaxfed.simulation.experiment import Experiment, Host
 from jaxfed.simulation.prepare import Prepared, State, prepare
 
@@ -36,7 +45,7 @@ def run(
     A record is {"round" (from 1), "loss", "seconds", "down", "up", "broadcast" (bytes, all clients
     together), "clients"}, and after an evaluation also "accuracy", "test_loss" and, if clients
     have test examples of their own, "personal": {name: {mean, min, p10, p50, p90,
-    union}}.
+    union}}. A directory's clients.jsonl has the last for each client.
 
     Everything is checked and compiled before this returns. With `resume`, the run in the directory
     goes on from its newest intact checkpoint, to `rounds`; all else in the experiment must be as it
@@ -103,8 +112,8 @@ def _blocks(
     p: Prepared, noted: Sequence[int], board: list[Any]
 ) -> Generator[list[dict], None, None]:
     """The records of block after block; the next is prepared while the devices work."""
-    state, saved, ranges = p.state, p.state.done, p.ranges()
-    upcoming = next(map(p.supply.block, ranges), None)
+    state, saved, ranges, over = p.state, p.state.done, p.ranges(), stopping.watched(p)
+    upcoming = None if over([]) else next(map(p.supply.block, ranges), None)
     begin = time.perf_counter()
     while (block := upcoming) is not None:
         server, states, metrics = p.step(state.server, block.states, block.examples, block.plan)
@@ -115,10 +124,13 @@ def _blocks(
         found, owed = _records_of(p, block, metrics, seconds, server, state.owed)
         state = State(server, owed, block.rounds.stop)
         stop = int(engine.largest(noted[0] if noted else 0, p.machine))
+        each: dict[str, np.ndarray] = {}
         if p.is_due(p.experiment.evaluate_every, state.done):
-            found[-1].update(p.evaluate(state.server, p.population.states_of))
-        _write(p, found, board)
-        if stop or p.is_due(p.host.checkpoint_every, state.done, at_end=True):
+            numbers, each = p.evaluate.measured(state.server, p.population.states_of)
+            found[-1].update(numbers)
+        _write(p, found, each, board)
+        ends = over(found)
+        if stop or ends or p.is_due(p.host.checkpoint_every, state.done, at_end=True):
             saved = _save(p, state, found[-1])
         try:
             yield found
@@ -129,6 +141,8 @@ def _blocks(
             raise
         if stop:
             raise signals.stopped_by(stop)
+        if ends:
+            return
         begin = time.perf_counter()
 
 
@@ -146,10 +160,15 @@ def _records_of(
     return found, owed
 
 
-def _write(p: Prepared, found: list[dict], board: list[Any]) -> None:
-    """Adds the records to metrics.jsonl and to TensorBoard's file, which the first of them open."""
+def _write(p: Prepared, found: list[dict], each: dict[str, np.ndarray], board: list[Any]) -> None:
+    """Adds the records to metrics.jsonl and to TensorBoard's file, which the first of them open.
+
+    And to clients.jsonl what an evaluation measured for `each` client.
+    """
     if p.folder is None or jax.process_index() != 0:
         return
+    if each:
+        by_client.append(p.folder, found[-1]["round"], each, p.experiment.data.names)
     run_folder.append(p.folder, found)
     with run_folder.writing(p.folder / "tensorboard"):
         if not board:

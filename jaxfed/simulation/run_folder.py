@@ -5,6 +5,7 @@ settings.json    what is run, and with which versions: the run has begun once th
 clients.npz      labels [N, classes]: how many examples of each label each client has
 host.json        chunk, fuse and devices, which a resumed run must share to end in the same bits
 metrics.jsonl    one record a round
+clients.jsonl    each evaluation by client: {"round", "client": [...], "examples": [...], ...}
 checkpoints/     see checkpoint.py
 clients/         what clients keep, at those checkpoints; see population.py
 tensorboard/     the records again
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfed.simulation import stored
+from jaxfed.simulation import by_client, stored
 from jaxfed.simulation.stored import replace, writing
 
 SETTINGS: dict[str, tuple] = {
@@ -34,6 +35,8 @@ SETTINGS: dict[str, tuple] = {
     "arguments": (list,),
     "settings": (dict,),
     "launch": (dict,),
+    "environment": (dict,),
+    "commit": (str, type(None)),
     "experiment": (dict,),
     "hyperparameters": (dict,),
     "checksums": (dict,),
@@ -46,6 +49,7 @@ HOST: dict[str, tuple] = {
 OURS = (
     "settings.json",
     "metrics.jsonl",
+    "clients.jsonl",
     "checkpoints",
     "clients",
     "host.json",
@@ -169,7 +173,11 @@ def records(path: Path) -> Iterator[tuple[bytes, dict]]:
 
 
 def keep_records(folder: Path, rounds: int) -> list[dict]:
-    """The records of the first `rounds` rounds; later ones, and a torn last line, are cut off."""
+    """The records of the first `rounds` rounds; later ones, and a torn last line, are cut off.
+
+    And in the same way what clients.jsonl has beyond these rounds.
+    """
+    by_client.keep(folder, rounds)
     path = folder / "metrics.jsonl"
     kept = list(itertools.islice(records(path), rounds)) if rounds and path.exists() else []
     if len(kept) < rounds:

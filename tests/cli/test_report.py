@@ -9,6 +9,7 @@ from matplotlib import image
 
 import jaxfed
 from jaxfed.cli import main, plots, recorded, studies, tables
+from jaxfed.simulation import by_client
 
 
 def folder(
@@ -305,6 +306,24 @@ def test_results_are_a_frame_of_all_records(study):
     one = frame[(frame["run"] == "fedlora0") & (frame["round"] == 3)].iloc[0]
     assert (one["megabytes"], one["rank"], one["clients"]) == (9.0, 4, 4)
     assert frame["personal/accuracy/p10"].notna().sum() == 6 * 4
+
+
+def test_a_frame_by_client_has_a_row_for_each_at_each_evaluation(tmp_path):
+    pytest.importorskip("pandas")
+    place = folder(tmp_path / "a", seed=3)
+    each = {"client": np.arange(3), "examples": np.full(3, 4), "accuracy": np.array([0.5, 1, 0])}
+    for t in (5, 10):
+        by_client.append(place, t, each, ("anna", "ben", "cleo"))
+    frame = jaxfed.results(place, clients=True)
+    assert frame.loc[3].to_dict() | {} == {
+        "run": "a", "rounds": 20, "seed": 3, "round": 10, "client": "anna", "examples": 4,
+        "accuracy": 0.5,
+    }  # fmt: skip
+    run = recorded.read(place)
+    assert (run.clients["client"], len(frame)) == (["anna", "ben", "cleo"], 6)
+    (group,) = studies.grouped([run])
+    np.testing.assert_array_equal(plots._by_client("accuracy", group).y, [0, 0.5, 1])
+    assert "accuracy_by_client" in [p.stem for p in draw([run], tmp_path)]
 
 
 def test_without_pandas_there_is_a_sentence(study, monkeypatch):

@@ -78,6 +78,11 @@ def test_a_clients_predictions_are_those_of_its_own_model(personal):
         said = found.predict(rows, client=f"user {k:02d}").argmax(-1)
         accuracies.append(np.mean(said == rows["label"]))
     assert np.mean(accuracies) == pytest.approx(record["personal"]["accuracy"]["mean"], abs=1e-6)
+    newest = found.clients[-1]
+    named = [f"user {k:02d}" for k in np.flatnonzero(own.count)]
+    assert (newest["round"], newest["client"]) == (2, named)
+    np.testing.assert_array_equal(newest["examples"], own.count[own.count > 0])
+    np.testing.assert_allclose(newest["accuracy"], accuracies, atol=1e-6)
     assert np.min(accuracies) == pytest.approx(record["personal"]["accuracy"]["min"], abs=1e-6)
     last = e.data.clients - 1
     common = found.predict(rows)

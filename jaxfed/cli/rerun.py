@@ -1,0 +1,98 @@
+"""`jaxfed rerun`: a run again, from what its folder holds."""
+
+import dataclasses
+import itertools
+import warnings
+from pathlib import Path
+
+import jax
+
+from jaxfed.cli import calling, following, options
+from jaxfed.cli.launching import HOST, Launch
+from jaxfed.cli.watching import Watch
+from jaxfed.simulation import identity, run_folder
+from jaxfed.simulation.experiment import Host
+from jaxfed.simulation.prepare import Origin
+
+
+@dataclasses.dataclass(frozen=True)
+class Rerun:
+    """A run again, from its folder: its config, arguments, devices and clients at once.
+
+    Data, settings and algorithm must be as they were. Other versions are a warning. At the end it
+    says whether the records are the same.
+
+    Args:
+        out: the new folder; by default runs/NAME-DATE-TIME.
+        allow: names of what may differ: a setting, config, data, algorithm.
+    """
+
+    out: Path | None = None
+    allow: tuple[str, ...] = ()
+
+
+def command(arguments: list[str], watch: Watch) -> None:
+    """Carries out `jaxfed rerun DIR [--out NEW]`."""
+    path, saved = calling.begun(arguments, "rerun")
+    asked = options.parse(Rerun, arguments[1:], f"jaxfed rerun {path}")
+    if saved.get("changes"):
+        raise ValueError(
+            f"{path} was resumed with changes, which settings.json lists; run it with `jaxfed run`"
+        )
+    if asked.out is not None and (why := run_folder.why_not_new(asked.out)):
+        raise FileExistsError(why)
+    launch = _launch(path, saved, watch)
+    config = options.stored(path, saved)
+    experiment, settings, _ = calling.call(config, saved["arguments"], "rerun")
+    experiment = dataclasses.replace(experiment, rounds=saved["experiment"]["rounds"])
+    changed = identity.changes(saved, identity.identity(experiment, settings, config.text))
+    if versions := changed.pop("versions", None):
+        warnings.warn(f"the run had {versions[0]}; here are {versions[1]}", stacklevel=1)
+    identity.check_allowed(changed, asked.allow)
+    out = asked.out or following.new_folder(path.resolve().name)
+    about = calling.about(config, str(saved.get("config")), saved["arguments"], launch)
+    origin = Origin(config.text, settings, about | {"directory": str(saved.get("directory"))})
+    following.go(experiment, launch, out, watch, origin=origin)
+    if jax.process_index() == 0:
+        print(compared(path, out))
+
+
+def _launch(path: Path, saved: dict, watch: Watch) -> Launch:
+    """How the run was carried out, as far as this machine has its devices; JAX is made ready."""
+    before = {f.name: saved["launch"][f.name] for f in HOST if f.name in saved["launch"]}
+    known = run_folder.read_host(path)
+    before |= {name: known[name] for name in ("chunk", "fuse", "devices") if name in known}
+    cpus = Launch(cpu_devices=saved["launch"].get("cpu_devices"))
+    calling.prepare_jax(cpus, watch)
+    if (before.get("devices") or 1) > jax.device_count():
+        warnings.warn(
+            f"the run had {before['devices']} devices, and there are {jax.device_count()}; its "
+            "records will be the same to float rounding",
+            stacklevel=1,
+        )
+        before |= {"devices": None}
+    return dataclasses.replace(cpus, host=Host(**before))
+
+
+def compared(old: Path, new: Path) -> str:
+    """Whether two runs have the same records, in a sentence; seconds do not count."""
+    kept = (
+        [
+            {n: v for n, v in record.items() if n != "seconds"}
+            for _, record in run_folder.records(folder / "metrics.jsonl")
+        ]
+        for folder in (old, new)
+    )
+    for before, now in itertools.zip_longest(*kept):
+        if before is None or now is None:
+            fewer = old if before is None else new
+            return (
+                f"compared  {fewer} has no round {(now or before)['round']}; all before are equal"
+            )
+        if before != now:
+            name = next(n for n in {**before, **now} if before.get(n) != now.get(n))
+            return (
+                f"compared  round {now['round']} differs: {name} was {before.get(name)} and is "
+                f"{now.get(name)}"
+            )
+    return "compared  all records are equal, in every digit"

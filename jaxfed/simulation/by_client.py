@@ -1,0 +1,76 @@
+"""clients.jsonl of a run's folder: each evaluation of clients' own models, by client.
+
+A line is {"round": t, "client": [n], "examples": [n], "loss": [n], ...}; of many clients there are
+several lines a round. Clients are numbers, or the names of their users.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxfed.simulation import stored
+
+NAME = "clients.jsonl"
+MOST = 50_000  # clients in a line
+
+
+def append(
+    folder: Path, t: int, each: Mapping[str, np.ndarray], names: Sequence[Any] | None
+) -> None:
+    """Adds what the evaluation after round t measured, with 7 digits; `names` are all clients'."""
+    path, ids = folder / NAME, each["client"].tolist()
+    shown = ids if names is None else [_name(names[k]) for k in ids]
+    numbers = {n: [_short(x) for x in v.tolist()] for n, v in each.items() if n != "client"}
+    with stored.writing(path), open(path, "a") as file:
+        for i in range(0, len(ids), MOST):
+            part = {n: v[i : i + MOST] for n, v in {"client": shown, **numbers}.items()}
+            file.write(json.dumps({"round": t, **part}, allow_nan=False) + "\n")
+
+
+def _name(name: Any) -> str | int:
+    return name if isinstance(name, int | str) and not isinstance(name, bool) else str(name)
+
+
+def _short(x: float) -> float | int | None:
+    if isinstance(x, int):
+        return x
+    return float(f"{x:.7g}") if math.isfinite(x) else None
+
+
+def lines(folder: Path) -> Iterator[tuple[bytes, dict]]:
+    """(line, content) of the file, if it is there; a last line that a kill cut is left out.
+
+    ValueError, naming the line, if it is damaged: lists of one length, rounds ascending.
+    """
+    path, before = folder / NAME, 0
+    for number, line in enumerate(stored.lines(path) if path.exists() else (), start=1):
+        where = f"{path}, line {number}"
+        try:
+            found = stored.parsed(line, where)
+        except ValueError:
+            if line.endswith(b"\n"):
+                raise
+            return
+        stored.check_kinds({"round": None, "client": None, **found}, {"round": (int,)}, where)
+        columns = {n: v for n, v in found.items() if n != "round"}
+        stored.check_kinds(columns, dict.fromkeys(columns, (list,)), where)
+        if len({len(v) for v in columns.values()}) > 1 or found["round"] < before:
+            raise ValueError(
+                f"{where} is damaged (its lists differ in length, or its round comes before the "
+                "last); put a copy of the file back"
+            )
+        before = found["round"]
+        yield line, found
+
+
+def keep(folder: Path, rounds: int) -> None:
+    """Cuts off the evaluations after the first `rounds` rounds, and a torn last line."""
+    path = folder / NAME
+    content = b"".join(line for line, found in lines(folder) if found["round"] <= rounds)
+    if path.exists() and stored.read(path) != content:
+        with stored.writing(path):
+            stored.replace(path, content)

@@ -1,0 +1,52 @@
+"""When a run ends before its last round: `Experiment(..., stop_when=...)`."""
+
+from collections.abc import Callable, Sequence
+
+from jaxfed.data import values
+from jaxfed.simulation import engine, run_folder
+from jaxfed.simulation import records as recording
+from jaxfed.simulation.prepare import Prepared
+
+
+def patience(
+    measure: str = "accuracy", evaluations: int = 5, *, least: float = 0.0
+) -> Callable[[Sequence[dict]], bool]:
+    """A `stop_when`: true once that many evaluations in a row were no better than the best before.
+
+    `measure` is a name of the records, such as "test_loss", of which less is better, as of all
+    whose names end in loss, perplexity, error, mse or mae. Better is by more than `least`.
+    """
+    values.kind("measure", measure, str, 'a name of the records, such as "accuracy"')
+    evaluations = values.whole("evaluations", evaluations, 1)
+    least = values.number("least", least, 0.0)
+    sign = -1 if recording.falls(measure) else 1
+
+    def stop_when(records: Sequence[dict]) -> bool:
+        found = [sign * r[measure] for r in records if r.get(measure) is not None]
+        if not found and records:
+            raise ValueError(f"no record has {measure!r}; they have {', '.join(records[-1])}")
+        before, recent = found[:-evaluations], found[-evaluations:]
+        return bool(before) and max(recent) <= max(before) + least
+
+    return stop_when
+
+
+def watched(p: Prepared) -> Callable[[Sequence[dict]], bool]:
+    """A function of each block's records: true, on all processes, if the run is to end after it.
+
+    After each evaluation `stop_when` gets all records, also those from before a resume.
+    """
+    stop_when = p.experiment.stop_when
+    if stop_when is None:
+        return lambda block: False
+    history: list[dict] = []
+    if p.folder is not None and p.state.done:
+        stored = run_folder.records(p.folder / "metrics.jsonl")
+        history += [record for _, record in stored][: p.state.done]
+
+    def ends(block: Sequence[dict]) -> bool:
+        history.extend(block)
+        evaluated = bool(history) and "test_loss" in history[-1]
+        return evaluated and bool(engine.largest(bool(stop_when(history)), p.machine))
+
+    return ends

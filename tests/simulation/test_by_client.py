@@ -1,0 +1,57 @@
+"""What is written for each client is read as it was, up to where a run goes on from."""
+
+import numpy as np
+import pytest
+
+from jaxfed.simulation import by_client
+
+pytestmark = pytest.mark.quick
+EACH = {
+    "client": np.arange(3),
+    "examples": np.array([4, 5, 6]),
+    "loss": np.array([1, np.nan, 1 / 3]),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for t in (2, 4):
+        by_client.append(tmp_path, t, EACH, ("anna", "ben", 7))
+    return tmp_path
+
+
+def contents(folder):
+    return [found for _, found in by_client.lines(folder)]
+
+
+def test_an_evaluation_is_read_as_it_was_written(folder):
+    expected = {
+        "round": 2,
+        "client": ["anna", "ben", 7],
+        "examples": [4, 5, 6],
+        "loss": [1.0, None, 0.3333333],
+    }
+    assert contents(folder) == [expected, {**expected, "round": 4}]
+
+
+def test_many_clients_are_cut_into_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(by_client, "MOST", 2)
+    by_client.append(tmp_path, 1, EACH, None)
+    assert [found["client"] for found in contents(tmp_path)] == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize(("rounds", "left"), [(1, []), (2, [2]), (3, [2]), (4, [2, 4])])
+def test_what_comes_after_the_rounds_that_are_kept_is_cut_off(folder, rounds, left):
+    by_client.keep(folder, rounds)
+    assert [found["round"] for found in contents(folder)] == left
+
+
+def test_a_torn_line_is_left_out_and_a_damaged_one_named(folder):
+    path = folder / by_client.NAME
+    path.write_bytes(path.read_bytes()[:-9])
+    assert [found["round"] for found in contents(folder)] == [2]
+    by_client.keep(folder, 4)
+    assert path.read_bytes().endswith(b"}\n")
+    path.write_text('{"round": 1, "client": [1, 2], "loss": [3.0]}\n')
+    with pytest.raises(ValueError, match=r"clients.jsonl, line 1 is damaged .* differ in length"):
+        contents(folder)
