@@ -16,53 +16,7 @@ from jaxfed.analysis.look import COLOURS, DASHES, written
 from jaxfed.cli import studies
 from jaxfed.cli.recorded import Run, megabytes, series
 from jaxfed.cli.studies import Group
-from jaxfed.simulation import records, stored
-
-
-def draw(groups: Sequence[Group], directory: str | Path) -> list[Path]:
-    """The PNG files written to `directory`: those for which the runs hold something to show.
-
-    Several groups share one plot. Of a group of several runs it shows the mean, and behind it the
-    95 % interval of the mean.
-    """
-    plots: list[tuple[str, Callable[[], Figure]]] = []
-    measure = studies.main_measure([run for group in groups for run in group.runs])
-    many = any(len(group.runs) > 1 for group in groups)
-    for name, curve, plot in (
-        (f"{measure}_by_round", partial(_by_round, measure), partial(_measure_plot, measure)),
-        (f"{measure}_by_megabytes", partial(_by_megabytes, measure), partial(_sent_plot, measure)),
-        ("loss_by_round", _loss_by_round, _loss_plot),
-        (f"{measure}_over_clients", partial(_over_clients, measure), partial(_spread, measure)),
-        (f"{measure}_by_client", partial(_by_client, measure), partial(_sorted, measure)),
-    ):
-        shown = [c for c in map(curve, groups) if c.x.size]
-        if shown:
-            plots.append((name, partial(_titled, partial(plot, shown), many)))
-    several = sum(len(group.runs) for group in groups) > 1
-    for group in groups:
-        for run in group.runs:
-            if run.labels is not None and run.labels.sum():
-                name = f"labels_by_client_{run.name}" if several else "labels_by_client"
-                title = group.name if several else ""
-                plots.append((name, partial(_labels_plot, run.labels, title)))
-    directory = look.place(directory)
-    return [written(plot, directory / f"{name}.png") for name, plot in plots]
-
-
-def _titled(plot: Callable[[], Figure], many: bool) -> Figure:
-    """The figure, with a word on its bands if they are over runs."""
-    figure = plot()
-    if many:
-        axes = figure.axes[0]
-        if axes.collections:
-            axes.set_title(f"{axes.get_title(loc='left')}; mean of runs, 95 % interval", loc="left")
-    return figure
-
-
-def place(directory: Path) -> Path:
-    """Where a run's plots lie; ValueError if a link there leads elsewhere."""
-    stored.check_no_link(directory / "plots", "choose a folder for the plots with --to DIR")
-    return directory / "plots"
+from jaxfed.simulation import stored
 
 
 class Curve(NamedTuple):
@@ -73,6 +27,54 @@ class Curve(NamedTuple):
     y: np.ndarray  # [n]
     band: tuple[np.ndarray, np.ndarray] | None = None  # low, high [n]
     faint: np.ndarray | None = None  # [n] before it was smoothed
+
+
+def draw(groups: Sequence[Group], directory: str | Path) -> list[Path]:
+    """The PNG files written to `directory`: those for which the runs hold something to show.
+
+    Several groups share one plot. Of a group of several runs it shows the mean, and behind it the
+    95 % interval of the mean.
+    """
+    plots: list[tuple[str, Callable[[], Figure]]] = []
+    runs = [run for group in groups for run in group.runs]
+    measure = studies.main_measure(runs)
+    share = studies.is_share(measure, runs)
+    many = any(len(group.runs) > 1 for group in groups)
+    for kind, shown in curves(measure, groups).items():
+        name = "loss_by_round" if kind == "loss" else f"{measure}_{kind}"
+        over = many and kind in ("by_round", "by_megabytes", "loss")
+        plots.append((name, partial(_titled, partial(PLOTS[kind], measure, share, shown), over)))
+    several = len(runs) > 1
+    for group in groups:
+        for run in group.runs:
+            if run.labels is not None and run.labels.sum():
+                name = f"labels_by_client_{run.name}" if several else "labels_by_client"
+                title = group.name if several else ""
+                plots.append((name, partial(_labels_plot, run.labels, title)))
+    directory = look.place(directory)
+    return [written(plot, directory / f"{name}.png") for name, plot in plots]
+
+
+def curves(measure: str, groups: Sequence[Group]) -> dict[str, list[Curve]]:
+    """{kind: a curve for each group that has something to show}, for the kinds that have any."""
+    made = {kind: [make(measure, group) for group in groups] for kind, make in CURVES.items()}
+    found = {kind: [c for c in each if c.x.size] for kind, each in made.items()}
+    return {kind: each for kind, each in found.items() if each}
+
+
+def _titled(plot: Callable[[], Figure], many: bool) -> Figure:
+    """The figure, with a word on its bands if they are over runs."""
+    figure = plot()
+    if many:
+        axes = figure.axes[0]
+        axes.set_title(f"{axes.get_title(loc='left')}; mean of runs, 95 % interval", loc="left")
+    return figure
+
+
+def place(directory: Path) -> Path:
+    """Where a run's plots lie; ValueError if a link there leads elsewhere."""
+    stored.check_no_link(directory / "plots", "choose a folder for the plots with --to DIR")
+    return directory / "plots"
 
 
 def _mean(group: Group, values: Callable[[Run], tuple[np.ndarray, np.ndarray]]) -> Curve:
@@ -99,7 +101,7 @@ def _by_megabytes(measure: str, group: Group) -> Curve:
     return curve._replace(x=each.mean(0)[np.isin(rounds, curve.x)])
 
 
-def _loss_by_round(group: Group) -> Curve:
+def _loss_by_round(measure: str, group: Group) -> Curve:
     curve = _mean(group, lambda run: series(run, "loss"))
     width = max(1, len(curve.x) // 50)
     if width == 1:
@@ -126,8 +128,8 @@ def _over_clients(measure: str, group: Group) -> Curve:
     return Curve(group.name, p50[0], p50[1].mean(0), band=band)
 
 
-def _measure_plot(measure: str, curves: Sequence[Curve]) -> Figure:
-    name, share = _named(measure), not records.falls(measure)
+def _measure_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
+    name = _named(measure)
     return _lines(f"{name} by round", "round", f"{name.lower()}, test set", curves, share=share)
 
 
@@ -136,7 +138,7 @@ def _named(measure: str) -> str:
     return f"Test {measure.removeprefix('test_').replace('_', ' ')}"
 
 
-def _sent_plot(measure: str, curves: Sequence[Curve]) -> Figure:
+def _sent_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
     ends = [curve.x[-1] for curve in curves]
     unit, size = ("GB", 1e3) if max(ends) >= 1e4 else ("MB", 1.0)
     figure = _lines(
@@ -144,7 +146,7 @@ def _sent_plot(measure: str, curves: Sequence[Curve]) -> Figure:
         f"sent up and down by all clients together ({unit})",
         f"{_named(measure).lower()}, test set",
         [curve._replace(x=curve.x / size) for curve in curves],
-        share=not records.falls(measure),
+        share=share,
     )
     if min(ends) > 0 and max(ends) > 8 * min(ends):
         figure.axes[0].set_xscale("log")
@@ -153,20 +155,20 @@ def _sent_plot(measure: str, curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def _loss_plot(curves: Sequence[Curve]) -> Figure:
+def _loss_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
     smoothed = any(curve.faint is not None for curve in curves)
     title = "Training loss by round" + (", and its running mean" if smoothed else "")
     return _lines(title, "round", "mean loss of the round's clients", curves)
 
 
-def _spread(measure: str, curves: Sequence[Curve]) -> Figure:
+def _spread(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
     name = measure.removeprefix("test_").replace("_", " ")
     return _lines(
         f"{name.capitalize()} over clients: median, 10th to 90th percentile",
         "round",
         f"{name} on clients' own test data",
         curves,
-        share=not records.falls(measure),
+        share=share,
     )
 
 
@@ -177,14 +179,14 @@ def _by_client(measure: str, group: Group) -> Curve:
     return Curve(group.name, (np.arange(len(y)) + 0.5) / max(1, len(y)), y)
 
 
-def _sorted(measure: str, curves: Sequence[Curve]) -> Figure:
+def _sorted(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
     name = measure.removeprefix("test_").replace("_", " ")
     figure = _lines(
         f"{name.capitalize()} of each client, in the newest evaluation",
         "share of clients at or below",
         f"{name} on a client's own test data",
         curves,
-        share=not records.falls(measure),
+        share=share,
     )
     figure.axes[0].xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
@@ -216,6 +218,22 @@ def _line(axes: Axes, curve: Curve, colour: str, dash: str) -> None:
     if curve.faint is not None:
         axes.plot(curve.x, curve.faint, color=colour, alpha=0.25, linewidth=0.7, zorder=1)
     axes.plot(curve.x, curve.y, dash, color=colour, label=label, linewidth=1.8, marker=marker, ms=4)
+
+
+CURVES: dict[str, Callable[[str, Group], Curve]] = {
+    "by_round": _by_round,
+    "by_megabytes": _by_megabytes,
+    "loss": _loss_by_round,
+    "over_clients": _over_clients,
+    "by_client": _by_client,
+}
+PLOTS: dict[str, Callable[[str, bool, Sequence[Curve]], Figure]] = {
+    "by_round": _measure_plot,
+    "by_megabytes": _sent_plot,
+    "loss": _loss_plot,
+    "over_clients": _spread,
+    "by_client": _sorted,
+}
 
 
 def _labels_plot(labels: np.ndarray, title: str, most: int = 1000) -> Figure:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from jaxfed.cli import options, plots, recorded, studies, tables
+from jaxfed.cli import options, page, plots, recorded, studies, tables
 from jaxfed.cli.watching import Watch
 from jaxfed.data import values
 from jaxfed.simulation import run_folder, stored
@@ -23,6 +23,7 @@ class Report:
             without it, of its first measure; by default 95 % of the best.
         csv: a file for the table's numbers.
         latex: a file for the table as a tabular.
+        html: a file for one page with curves, tables and settings, which needs nothing else.
         to: where the plots go; by default the plots folder of the (first) run.
     """
 
@@ -31,6 +32,7 @@ class Report:
     accuracy: float | None = None
     csv: Path | None = None
     latex: Path | None = None
+    html: Path | None = None
     to: Path | None = None
 
 
@@ -49,6 +51,8 @@ def command(arguments: list[str], watch: Watch) -> None:
     for path, write in ((asked.csv, tables.as_csv), (asked.latex, tables.as_latex)):
         if path is not None:
             print(_written(path, write(found)))
+    if asked.html is not None:
+        print(_written(asked.html, page.page(groups, asked.accuracy)))
     for picture in plots.draw(groups, asked.to or plots.place(asked.runs[0])):
         print(picture)
 

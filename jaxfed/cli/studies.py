@@ -97,6 +97,12 @@ def main_measure(runs: Sequence[Run]) -> str:
     return found[0]
 
 
+def is_share(measure: str, runs: Sequence[Run]) -> bool:
+    """True if a measure is a share, to be written in percent: more is better, up to 1."""
+    values = [abs(x) for run in runs for x in series(run, measure)[1] if np.isfinite(x)]
+    return not records.falls(measure) and max(values, default=0) <= 1
+
+
 def common(each: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """(rounds [n], values [runs, n]) at the rounds that all of (rounds, values) have."""
     counts = Counter(int(t) for rounds, _ in each for t in rounds)

@@ -9,9 +9,8 @@ import numpy as np
 
 from jaxfed.analysis.look import aligned
 from jaxfed.cli import studies
-from jaxfed.cli.recorded import best, measures, megabytes, series
+from jaxfed.cli.recorded import Run, best, measures, megabytes, series
 from jaxfed.cli.studies import Group, Statistic
-from jaxfed.simulation import records
 
 
 class Table(NamedTuple):
@@ -79,10 +78,8 @@ def _median(values: np.ndarray) -> float | None:
     return float(np.median(values)) if values.size else None
 
 
-def _kind(measure: str, runs: Sequence) -> Callable[[float], str]:
-    """How a measure is written: a share in percent, anything else as a number."""
-    values = [abs(x) for run in runs for x in series(run, measure)[1] if np.isfinite(x)]
-    return _number if records.falls(measure) or max(values, default=0) > 1 else _percent
+def _kind(measure: str, runs: Sequence[Run]) -> Callable[[float], str]:
+    return _percent if studies.is_share(measure, runs) else _number
 
 
 def _percent(share: float) -> str:
@@ -94,16 +91,21 @@ def _number(value: float) -> str:
 
 
 def text(found: Table) -> str:
-    """The table in columns of plain text: of several runs, mean +- deviation [95 % interval].
+    """The table in columns of plain text."""
+    rows = cells(found)
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+    return aligned(lines, left=("run", "group", "method"))
+
+
+def cells(found: Table) -> list[dict[str, str]]:
+    """The rows in words: of several runs, mean +- deviation [95 % interval].
 
     Of costs there is no interval, and of equal numbers no deviation.
     """
-    rows = [
+    return [
         {n: _cell(found, n, v, of) for n, v in row.items()}
         for row, of in zip(found.rows, found.runs, strict=True)
     ]
-    cells = [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
-    return aligned(cells, left=("run", "group", "method"))
 
 
 def _cell(found: Table, name: str, value: Any, of: int) -> str:
@@ -129,24 +131,18 @@ def paired(groups: Sequence[Group]) -> str:
     top, found = studies.differences(groups, measure)
     if not found:
         return ""
-    points = _kind(measure, runs) is _percent
+    points = studies.is_share(measure, runs)
     head = [f"{measure} less that of {top}", "pairs", "mean", "95 % interval"]
-    rows = [
-        [name, f"{s.size}", _signed(s.mean, points), _interval(s, points)]
-        for name, s in found.items()
-    ]
+    rows = [[name, f"{s.size}", *difference(s, points)] for name, s in found.items()]
     return aligned([head, *rows], left=(head[0],))
 
 
-def _signed(value: float, points: bool) -> str:
-    return f"{100 * value:+.2f} points" if points else f"{value:+.4g}"
-
-
-def _interval(s: Statistic, points: bool) -> str:
-    if s.size < 2:
-        return "-"
-    low, high = (f"{100 * x:+.2f}" if points else f"{x:+.4g}" for x in (s.low, s.high))
-    return f"[{low}, {high}]"
+def difference(s: Statistic, points: bool) -> tuple[str, str]:
+    """(mean, interval) of differences, in words; of shares in percentage points."""
+    mean, low, high = (
+        f"{100 * x:+.2f}" if points else f"{x:+.4g}" for x in (s.mean, s.low, s.high)
+    )
+    return f"{mean} points" if points else mean, "-" if s.size < 2 else f"[{low}, {high}]"
 
 
 def as_csv(found: Table) -> str:

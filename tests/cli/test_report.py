@@ -1,37 +1,15 @@
 """Reports: what a run left in its folder, in a table and in pictures."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
+from launched import recorded_folder as folder
 from matplotlib import image
 
 import jaxfed
 from jaxfed.cli import main, plots, recorded, studies, tables
 from jaxfed.simulation import by_client
-
-
-def folder(
-    place, rounds=20, every=5, labels=None, rate=0.1, megabyte=1.0, personal=True, **settings
-):
-    """A run's folder in which accuracy after round t is 1 - (1 - rate)^t."""
-    place.mkdir(parents=True)
-    about = {"config": "digits", "settings": {"rounds": rounds, **settings}}
-    (place / "settings.json").write_text(json.dumps(about))
-    with open(place / "metrics.jsonl", "w") as metrics:
-        for t in range(1, rounds + 1):
-            record = {"round": t, "loss": 1 / t, "seconds": 0.5 if t > 1 else 9.0, "clients": 4}
-            record |= {"up": 1e6 * megabyte, "down": 2e6 * megabyte, "broadcast": 0}
-            if every and t % every == 0:
-                accuracy = 1 - (1 - rate) ** t
-                spread = {"mean": accuracy, "p10": accuracy - 0.1, "p50": accuracy, "p90": 1.0}
-                record |= {"accuracy": accuracy, "test_loss": 1.0}
-                record |= {"personal": {"accuracy": spread}} if personal else {}
-            metrics.write(json.dumps(record) + "\n")
-    if labels is not None:
-        np.savez(place / "clients.npz", labels=labels)
-    return place
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):

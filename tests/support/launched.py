@@ -9,6 +9,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 from jaxfed.simulation import checkpoint
 from jaxfed.simulation.population import rows as stores
 
@@ -71,3 +73,25 @@ def kept(folder: Path, leaves: dict, t: int, extra: dict) -> dict[str, bytes]:
     with contextlib.closing(stores.File(folder / "clients", clients, nbytes)) as rows:
         ids = rows.restore(t, extra["clients"])
         return {f"client {k}": row.tobytes() for k, row in zip(ids, rows.read(ids), strict=True)}
+
+
+def recorded_folder(
+    place, rounds=20, every=5, labels=None, rate=0.1, megabyte=1.0, personal=True, **settings
+):
+    """A run's folder in which accuracy after round t is 1 - (1 - rate)^t."""
+    place.mkdir(parents=True)
+    about = {"config": "digits", "settings": {"rounds": rounds, **settings}}
+    (place / "settings.json").write_text(json.dumps(about))
+    with open(place / "metrics.jsonl", "w") as metrics:
+        for t in range(1, rounds + 1):
+            record = {"round": t, "loss": 1 / t, "seconds": 0.5 if t > 1 else 9.0, "clients": 4}
+            record |= {"up": 1e6 * megabyte, "down": 2e6 * megabyte, "broadcast": 0}
+            if every and t % every == 0:
+                accuracy = 1 - (1 - rate) ** t
+                spread = {"mean": accuracy, "p10": accuracy - 0.1, "p50": accuracy, "p90": 1.0}
+                record |= {"accuracy": accuracy, "test_loss": 1.0}
+                record |= {"personal": {"accuracy": spread}} if personal else {}
+            metrics.write(json.dumps(record) + "\n")
+    if labels is not None:
+        np.savez(place / "clients.npz", labels=labels)
+    return place
