@@ -20,7 +20,7 @@ from jaxfed.cli.studies import Group, Statistic
 
 TEMPLATE = Path(__file__).with_name("page.html")
 WIDTH, HEIGHT = 560, 330
-LEFT, RIGHT, TOP, BOTTOM = 56, 546, 12, 288  # of the axes
+LEFT, RIGHT, TOP, BOTTOM = 56, 538, 12, 288  # of the axes
 POINTS = 600  # of a curve, at most
 COLOURS, DASHES = 7, ("", "7 4", "2 3", "9 3 2 3")
 
@@ -126,7 +126,7 @@ def _figure(
         f'<figure data-chart="{_text(json.dumps(data, separators=(",", ":")))}">'
         f"<figcaption>{_text(caption)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_text(caption)}">'
-        f'<clipPath id="{clip}"><rect x="{LEFT}" y="{TOP}" width="{RIGHT - LEFT}" '
+        f'<clipPath id="{clip}"><rect x="{LEFT - 4}" y="{TOP}" width="{RIGHT - LEFT + 8}" '
         f'height="{BOTTOM - TOP}"/></clipPath>'
         f'{_grid(x, y, label, share, kind)}<g clip-path="url(#{clip})">{shapes}</g>'
         f'<line class="guide" x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{BOTTOM}"/></svg>'
@@ -150,7 +150,7 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 def _axes(curves: Sequence[Curve], share: bool, kind: str) -> tuple[Axis, Axis]:
     x = np.concatenate([curve.x for curve in curves]).astype(float)
     ends = [curve.x[-1] for curve in curves]
-    log = kind == "by_megabytes" and min(x) > 0 and max(ends) > 8 * min(ends)
+    log = kind == "by_megabytes" and bool(min(x) > 0 and max(ends) > 8 * min(ends))
     y = np.concatenate([curve.y for curve in curves] + [b for c in curves for b in c.band or ()])
     y = y[np.isfinite(y)] if np.isfinite(y).any() else np.zeros(1)
     low, high = float(y.min()), float(y.max())
@@ -218,7 +218,9 @@ def _grid(x: Axis, y: Axis, label: str, share: bool, kind: str) -> str:
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Up to `most` round numbers from low to high: 1, 2, 2.5 or 5 times a power of ten apart."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10, 20) if (high - low) / (s * power) <= most)
+    step = next(
+        s * power for s in (1, 2, 2.5, 5, 10, 20) if (high - low) / (s * power) <= most + 1e-9
+    )
     first = math.ceil(low / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

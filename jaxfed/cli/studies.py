@@ -100,7 +100,7 @@ def main_measure(runs: Sequence[Run]) -> str:
 def is_share(measure: str, runs: Sequence[Run]) -> bool:
     """True if a measure is a share, to be written in percent: more is better, up to 1."""
     values = [abs(x) for run in runs for x in series(run, measure)[1] if np.isfinite(x)]
-    return not records.falls(measure) and max(values, default=0) <= 1
+    return not records.falls(measure) and bool(max(values, default=0) <= 1)
 
 
 def common(each: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
