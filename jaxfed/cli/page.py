@@ -36,7 +36,7 @@ class Axis(NamedTuple):
 
     def place(self, values: np.ndarray) -> np.ndarray:
         low, high, x = (np.log(v) if self.log else v for v in (self.low, self.high, values))
-        return self.begin + (x - low) / (high - low) * (self.end - self.begin)
+        return np.asarray(self.begin + (x - low) / (high - low) * (self.end - self.begin))
 
 
 def page(groups: Sequence[Group], goal: float | None = None) -> str:
