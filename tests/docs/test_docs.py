@@ -10,6 +10,7 @@ import pytest
 from jaxfed.cli import launching, main
 
 DOCS = pages.ROOT / "docs"
+COMMANDS = pages.ROOT / "jaxfed" / "cli" / "main.py"
 WORKLOADS = ("W1", "W2", "W3", "W4", "W5")
 
 
@@ -100,6 +101,7 @@ def test_options_that_a_page_gives_to_a_program_exist(page):
         beside = "".join(text(other) for other in file.parent.glob("*.py"))
         known = {n.replace("_", "-") for n in [*launching.NAMES, *re.findall(r"(\w+): ", beside)]}
         known |= set(re.findall(r'"--([\w-]+)"', beside))
+        known |= set(re.findall(r'options\.taken\("([\w-]+)"', text(COMMANDS)))
         assert set(re.findall(r"--([\w-]+)", rest)) <= known, path
 
 
