@@ -43,6 +43,7 @@ PUBLIC = (
     "jaxfed.data.images",
     "jaxfed.data.text",
     "jaxfed.data.glue",
+    "jaxfed.data.nlg",
     "jaxfed.analysis.operators",
     "jaxfed.analysis.spectrum",
     "jaxfed.analysis.gradients",

@@ -53,10 +53,10 @@ def tokenise(
     special = tokenizer.num_special_tokens_to_add("pair" in examples)
     if max_length <= special:
         raise ValueError(f"max_length={max_length} holds only the {special} special tokens")
-    _check_text(examples)
+    check_text(examples, [name for name in ("text", "pair") if name in examples])
     lines = list(examples["text"])
     pairs = list(zip(lines, examples["pair"], strict=True)) if "pair" in examples else lines
-    encoded = _limited(tokenizer, max_length if longer == "cut" else None).encode_batch(pairs)
+    encoded = limited(tokenizer, max_length if longer == "cut" else None).encode_batch(pairs)
     length = np.array([len(one.ids) for one in encoded], np.int32)
     kept = np.flatnonzero(length <= max_length)
     if not len(kept):
@@ -77,12 +77,12 @@ def tokenise(
     return {"tokens": tokens, "types": types, "length": length[kept], **rest}
 
 
-def _check_text(examples: Examples) -> None:
-    """Raises ValueError if the arrays differ in length, or a sentence is no string."""
+def check_text(examples: Examples, names: Sequence[str]) -> None:
+    """Raises ValueError if the arrays differ in length, or one of these holds another than text."""
     if len({len(x) for x in examples.values()}) > 1:
         lengths = {name: len(x) for name, x in examples.items()}
         raise ValueError(f"the examples have lengths {lengths}; give each array one row an example")
-    for name in {"text", "pair"} & set(examples):
+    for name in names:
         for row, line in enumerate(examples[name]):
             if not isinstance(line, str):
                 raise ValueError(f"{name!r} has {line!r} in row {row}; give strings")
@@ -95,7 +95,7 @@ def padding(examples: Examples) -> float:
     return 1 - float(examples["length"].sum()) / examples["tokens"].size
 
 
-def _limited(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
+def limited(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
     """A tokenizer like this one that pads nothing, and cuts at this length or not at all."""
     limited = Tokenizer.from_str(tokenizer.to_str())
     limited.no_padding()

@@ -1,0 +1,177 @@
+"""Text to be written: files of it, and tokens with a mark on those that a model is to predict.
+
+JSON lines, such as prompts and responses, and WebNLG's XML. As for `text.tokenise`, all rows of a
+split have one length.
+"""
+
+import gzip
+import json
+import tarfile
+import warnings
+import xml.etree.ElementTree as ElementTree
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxfed.data import values
+from jaxfed.data.sources import Examples
+from jaxfed.data.text import BUCKETS, check_text, limited
+
+
+def prompted(
+    examples: Examples,
+    tokenizer: Tokenizer,
+    *,
+    end: int | None,
+    pad: int = 0,
+    max_length: int = 256,
+    longer: Literal["cut", "drop"] = "cut",
+    buckets: Sequence[int] = BUCKETS,
+) -> Examples:
+    """The examples with arrays of tokens in place of "prompt" and "response" [n], or of "text" [n].
+
+    "tokens" int32 [n, L]: the prompt with the tokenizer's own special tokens, the response, `end`
+    (None: no such token), and `pad` to fill up. "scored" int8 [n, L] is 1 for the response and its
+    end; in a "text", for all but the first token. "length" int32 [n] counts the tokens that are not
+    padding. The mask decides what counts, not the padding's id, so any id will do for `pad`.
+
+    Rows of more than `max_length` tokens are cut or dropped; a row of whose response nothing is
+    left is dropped, too. A warning counts what is dropped. L is the smallest of the buckets that
+    holds the longest row, at most `max_length`. ValueError for an empty response or text.
+    """
+    values.choice("longer", longer, ("cut", "drop"))
+    values.whole("pad", pad, 0)
+    values.whole("max_length", max_length, 2)
+    values.kind("tokenizer", tokenizer, Tokenizer, "one, such as pretrained.tokenizer(folder)")
+    if end is not None:
+        values.whole("end", end, 0)
+    names = ("prompt", "response") if "response" in examples else ("text",)
+    if missing := set(names) - set(examples):
+        raise ValueError(f"the examples have no {sorted(missing)}; they have {sorted(examples)}")
+    check_text(examples, names)
+    _check_written(examples, names[-1])
+    whole = limited(tokenizer, None)
+    columns = [whole.encode_batch(list(examples[names[0]]))]
+    if len(names) == 2:
+        columns.append(whole.encode_batch(list(examples["response"]), add_special_tokens=False))
+    last = [] if end is None else [end]
+    rows = [[*chain(*(one.ids for one in row)), *last] for row in zip(*columns, strict=True)]
+    first = np.array([len(one.ids) for one in columns[0]] if len(names) == 2 else [1] * len(rows))
+    length = np.array([len(row) for row in rows], np.int32)
+    fits = (length <= max_length) if longer == "drop" else (first < max_length) & (length > 1)
+    kept = np.flatnonzero(fits)
+    if not len(kept):
+        raise ValueError(f"no row fits into {max_length} tokens; raise max_length")
+    if len(kept) < len(rows):
+        warnings.warn(
+            f"{len(rows) - len(kept):,} of {len(rows):,} rows do not fit into {max_length} tokens "
+            "and are left out",
+            stacklevel=2,
+        )
+    length, first = np.minimum(length, max_length)[kept], first[kept]
+    width = min(b for b in (*buckets, max_length) if b >= length.max())
+    tokens = np.full((len(kept), width), pad, np.int32)
+    for row, i in enumerate(kept):
+        tokens[row, : length[row]] = rows[i][:max_length]
+    place = np.arange(width)
+    scored = (place >= first[:, None]) & (place < length[:, None])
+    rest = {key: np.asarray(x)[kept] for key, x in examples.items() if key not in names}
+    return {"tokens": tokens, "scored": scored.astype(np.int8), "length": length, **rest}
+
+
+def _check_written(examples: Examples, name: str) -> None:
+    if empty := [row for row, line in enumerate(examples[name]) if not line.strip()]:
+        raise ValueError(
+            f"{name!r} is empty in row {empty[0]} ({len(empty)} such rows); leave them out"
+        )
+
+
+def jsonl(path: str | Path, names: Sequence[str] = ("prompt", "response")) -> Examples:
+    """{name: strings [n]} of these names from a file of one JSON object a line, plain or .gz.
+
+    ValueError, with the line, for one that lacks a name or holds no string there.
+    """
+    path = Path(path).expanduser()
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} is no JSON ({error}); write one object"
+            ) from None
+        for name in names:
+            if not isinstance(row, dict) or not isinstance(row.get(name), str):
+                has = sorted(row) if isinstance(row, dict) else type(row).__name__
+                raise ValueError(f"{path}, line {number} has no string {name!r}; it has {has}")
+            columns[name].append(row[name])
+    if not columns[names[0]]:
+        raise ValueError(f"{path} has no lines; give one JSON object a line")
+    return {name: np.array(column, dtype=object) for name, column in columns.items()}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        try:
+            yield from (line for line in file if line.strip())
+        except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path} cannot be read ({error}); download it again") from None
+
+
+WEBNLG = {"train": "train/", "dev": "dev/", "test": "testdata_with_lex.xml"}
+UNSEEN = "testdata_unseen_with_lex.xml"
+
+
+def webnlg(path: str | Path, split: Literal["train", "dev", "test", "unseen"]) -> Examples:
+    """A split of the WebNLG challenge 2017, from its folder or a tar of it, one row a reference.
+
+    "prompt" is a set of triples, "subject | property | object" joined by " && ", "response" one of
+    its texts, "entry" int32 the number of the set, and "category" its subject matter. "unseen" are
+    those entries of the test set whose categories are not in the training set.
+    """
+    values.choice("split", split, (*WEBNLG, "unseen"))
+    wanted = UNSEEN if split == "unseen" else WEBNLG[split]
+    rows, entries = [], 0
+    for name, file in sorted(_xml(Path(path).expanduser(), wanted)):
+        for entry in _root(name, file).iter("entry"):
+            triples = [t.text or "" for t in entry.iterfind("modifiedtripleset/mtriple")]
+            texts = [lex.text or "" for lex in entry.iterfind("lex")]
+            shared = " && ".join(t.strip() for t in triples)
+            rows += [(shared, text.strip(), entries, entry.get("category", "")) for text in texts]
+            entries += 1
+    if not rows:
+        raise ValueError(f"{path} has no {wanted} of WebNLG 2017; give its folder or its tar")
+    prompt, response, entry_of, category = zip(*rows, strict=True)
+    strings = {"prompt": prompt, "response": response, "category": category}
+    found = {name: np.array(column, dtype=object) for name, column in strings.items()}
+    return {**found, "entry": np.array(entry_of, np.int32)}
+
+
+def _root(name: str, data: bytes) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{name} cannot be read ({error}); download it again") from None
+
+
+def _xml(path: Path, wanted: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of each XML file in a folder or a tar whose path has `wanted` in it."""
+    if path.is_dir():
+        for file in path.rglob("*.xml"):
+            if f"/{wanted}" in file.as_posix():
+                yield file.as_posix(), file.read_bytes()
+        return
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                opened: IO[bytes] | None = tar.extractfile(member) if member.isfile() else None
+                if opened and f"/{wanted}" in member.name and member.name.endswith(".xml"):
+                    yield member.name, opened.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); download it again") from None
