@@ -178,6 +178,7 @@ def trained(
                 inner_rate=personal_rate,
                 upper_optimizer=adamw,
                 keep_moments=False,
+                personal_head=False,
             )
         case "fedsa":
             return fedsa(task, work, client_optimizer=adamw, common_start=True)
