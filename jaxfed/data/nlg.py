@@ -6,6 +6,7 @@ split have one length.
 
 import gzip
 import json
+import lzma
 import tarfile
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -137,7 +138,8 @@ def webnlg(path: str | Path, split: Literal["train", "dev", "test", "unseen"]) -
     """
     values.choice("split", split, (*WEBNLG, "unseen"))
     wanted = UNSEEN if split == "unseen" else WEBNLG[split]
-    rows, entries = [], 0
+    rows: list[tuple[str, str, int, str]] = []
+    entries = 0
     for name, file in sorted(_xml(Path(path).expanduser(), wanted)):
         for entry in _root(name, file).iter("entry"):
             triples = [t.text or "" for t in entry.iterfind("modifiedtripleset/mtriple")]
@@ -173,5 +175,5 @@ def _xml(path: Path, wanted: str) -> Iterator[tuple[str, bytes]]:
                 opened: IO[bytes] | None = tar.extractfile(member) if member.isfile() else None
                 if opened and f"/{wanted}" in member.name and member.name.endswith(".xml"):
                     yield member.name, opened.read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path} cannot be read ({error}); download it again") from None
