@@ -16,6 +16,7 @@ from jaxfed.algorithms.shared.fedloru import fedloru
 from jaxfed.algorithms.shared.florist import florist
 from jaxfed.algorithms.shared.lora_a2 import lora_a2
 from jaxfed.algorithms.shared.ravan import ravan
+from jaxfed.algorithms.shared.sa_fedlora import sa_fedlora
 from jaxfed.combine import compress
 from jaxfed.lowrank import forms, restarts, rules
 from jaxfed.tasks.task import Task
@@ -170,6 +171,24 @@ AGGREGATED = (
         "A and B down, the best components of B or A up",
         "nothing",
         "Koo et al., ACL 2025",
+        exact=True,
+    ),
+    Row(
+        "sa-fedlora",
+        sa_fedlora,
+        "factors",
+        lambda task, s: sa_fedlora(
+            task,
+            s.work,
+            initiating=max(1, s.rounds // 3),
+            rounds=max(2, s.rounds),
+            least=1,
+            mu=0.5,
+            client_optimizer=s.sgd,
+        ),
+        "the whole model, then r_t components of A and B",
+        "nothing",
+        "Yang et al., arXiv 2405.09394 (the schedule is ours)",
     ),
     Row(
         "raflora",

@@ -48,6 +48,7 @@ from jaxfed.algorithms.shared.hetlora import hetlora
 from jaxfed.algorithms.shared.lora_a2 import lora_a2
 from jaxfed.algorithms.shared.mfedloru import mfedloru
 from jaxfed.algorithms.shared.ravan import ravan
+from jaxfed.algorithms.shared.sa_fedlora import sa_fedlora
 
 __all__ = [
     "apfl",
@@ -79,6 +80,7 @@ __all__ = [
     "pfedlora",
     "pfedloru",
     "ravan",
+    "sa_fedlora",
     "scaffold",
 ]
 
