@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,9 @@ def prepare_jax(launch: Launch, watch: Watch) -> None:
 def call(config: Config, arguments: list[str], command: str) -> tuple[Experiment, dict, Launch]:
     """(experiment, settings, launch) of a config called with these arguments."""
     with options.at_home(config), errors.reading():
-        function, settings, launch = parsed(config, arguments, command)
+        build, settings, launch = parsed(config, arguments, command)
         log.info("building the experiment")
-        experiment = function(**settings)
+        experiment = build()
     if not isinstance(experiment, Experiment):
         raise TypeError(
             f"{options.short(config.path)}: experiment() returned a {type(experiment).__name__}; "
@@ -115,12 +116,20 @@ def call(config: Config, arguments: list[str], command: str) -> tuple[Experiment
 
 
 def parsed(config: Config, arguments: list[str], command: str) -> tuple[Callable, dict, Launch]:
-    """(the config's function, settings, launch) of a config, with these arguments."""
-    path = options.short(config.path)
+    """(what builds the experiment, settings, launch) of a config, with these arguments."""
     function = options.function(options.load(config.path, config.text))
-    fields = options.settings(function, path, reserved=launching.NAMES)
+    own, changes = settings_of(config, function)
     docstring = inspect.getdoc(sys.modules[function.__module__]) or ""
-    text = docstring + "\n\nArgs:\n" + options.args(function)
-    accepted = launching.with_launch(fields, {}, text)
-    given = options.parse(accepted, arguments, f"jaxfed {command} {path}")
-    return function, {n: getattr(given, n) for n in fields}, launching.chosen(given)
+    text = "\n".join([docstring, "", "Args:", *map(options.args, (launching.Changes, function))])
+    accepted = launching.with_launch({**own, **changes}, {}, text)
+    given = options.parse(accepted, arguments, f"jaxfed {command} {options.short(config.path)}")
+    settings = {n: getattr(given, n) for n in own}
+    changed = {n: x for n, (_, x0) in changes.items() if (x := getattr(given, n)) != x0}
+    build = partial(launching.Changes(**changed).built, function, settings)
+    return build, {**settings, **changed}, launching.chosen(given)
+
+
+def settings_of(config: Config, function: Callable) -> tuple[dict, dict]:
+    """({name: (type, default)} of a config's settings, and of the changes beside them)."""
+    own = options.settings(function, options.short(config.path), reserved=launching.NAMES)
+    return own, {n: kind for n, kind in launching.CHANGES.items() if n not in own}

@@ -14,27 +14,12 @@ from tqdm import tqdm
 from jaxfed.cli import describe, plots, recorded, studies, tables
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
-from jaxfed.simulation import processes, run_folder, signals
+from jaxfed.simulation import signals
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.prepare import Prepared, prepare
 from jaxfed.simulation.run import run_blocks
 
 MEASURES = ("matthews", "f1")  # of an evaluation, beside accuracy
-
-
-def new_folder(stem: str) -> Path:
-    """runs/CONFIG-DATE-TIME, made by process 0; with -2, -3, ... if others started this second."""
-    if jax.process_index():
-        return Path(processes.from_first(""))
-    name = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with run_folder.writing(name.parent):
-        name.parent.mkdir(parents=True, exist_ok=True)
-    for i in itertools.count(2):
-        with contextlib.suppress(FileExistsError):
-            name.mkdir()
-            break
-        name = name.with_name(f"{name.name.removesuffix(f'-{i - 1}')}-{i}")
-    return Path(processes.from_first(str(name)))
 
 
 def go(experiment: Experiment, launch: Launch, path: Path, watch: Watch, **how: Any) -> None:

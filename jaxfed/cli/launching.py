@@ -3,17 +3,19 @@
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from jaxfed.cli import options
-from jaxfed.simulation import stored
-from jaxfed.simulation.experiment import Host
+from jaxfed.simulation import processes, run_folder, stored
+from jaxfed.simulation.experiment import Experiment, Host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Launch:
 
     Args:
         out: the run's folder, new or empty; by default runs/CONFIG-DATE-TIME.
+        name: the run's folder is runs/NAME; one of out and name.
         cpu_devices: on a CPU, how many devices it is split into; by default one a core.
         coordinator: address of process 0, host:port, for several processes without a launcher.
         processes: how many processes there are.
@@ -30,10 +33,21 @@ class Launch:
 
     host: Host = dataclasses.field(default_factory=Host)
     out: Path | None = None
+    name: str | None = None
     cpu_devices: int | None = None
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+
+    def folder(self, config: Path) -> Path:
+        """The run's folder, which is made if its name follows from the config's."""
+        if self.name is None:
+            return self.out or new_folder(config.stem)
+        if self.out is not None:
+            raise ValueError("--out and --name both name the run's folder; give one")
+        if not re.fullmatch(r"[\w.,=+-]*\w", self.name):
+            raise ValueError(f"--name {self.name!r}: use letters, digits and . , = + - alone")
+        return Path("runs") / self.name
 
     def remembered(self) -> dict[str, Any]:
         """Whatever a resumed run takes from here; it is given its processes again."""
@@ -48,6 +62,43 @@ class Launch:
         return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What an option can change of any config's experiment.
+
+    Args:
+        rounds: how many rounds to run.
+        evaluate_every: rounds between evaluations; 0 is never.
+        split_seed: the config's `seed`, by which it deals the data, while --seed decides the first
+            weights, who is drawn and in which order examples come.
+        on: evaluate on the test set, or on a validation set in its place: a tenth of each client's
+            training examples, which it then does not train on.
+    """
+
+    rounds: int | None = None
+    evaluate_every: int | None = None
+    split_seed: int | None = None
+    on: Literal["test", "validation"] = "test"
+
+    def built(self, function: Callable, settings: Mapping[str, Any]) -> Any:
+        """The experiment that a config's function makes of its settings, with these changes."""
+        if self.split_seed is None:
+            made = function(**settings)
+        elif "seed" in settings:
+            made = function(**{**settings, "seed": self.split_seed})
+        else:
+            raise ValueError("--split-seed needs a config that has a setting `seed`")
+        if not isinstance(made, Experiment):
+            return made
+        if self.on == "validation":
+            made = dataclasses.replace(made, data=made.data.validated())
+        named: dict[str, Any] = {"rounds": self.rounds, "evaluate_every": self.evaluate_every}
+        if self.split_seed is not None:
+            named["seed"] = settings["seed"]
+        return dataclasses.replace(made, **{n: v for n, v in named.items() if v is not None})
+
+
+CHANGES = {f.name: (f.type, f.default) for f in dataclasses.fields(Changes)}
 HOST = dataclasses.fields(Host)
 OWN = tuple(f for f in dataclasses.fields(Launch) if f.name != "host")
 NAMES = tuple(f.name for f in (*OWN, *HOST))
@@ -86,7 +137,7 @@ def with_launch(
         [(n, kind, dataclasses.field(default=default)) for n, (kind, default) in fields.items()],
         frozen=True,
     )
-    made.__doc__ = text.rstrip() + "\n" + options.args(Launch) + "\n" + options.args(Host)
+    made.__doc__ = "\n".join([text.rstrip(), *map(options.args, (Launch, Host))])
     return made
 
 
@@ -94,6 +145,21 @@ def chosen(parsed: Any) -> Launch:
     """The Launch among options as parsed."""
     host = Host(**{f.name: getattr(parsed, f.name) for f in HOST})
     return Launch(host, **{f.name: getattr(parsed, f.name) for f in OWN if hasattr(parsed, f.name)})
+
+
+def new_folder(stem: str) -> Path:
+    """runs/CONFIG-DATE-TIME, made by process 0; with -2, -3, ... if others started this second."""
+    if jax.process_index():
+        return Path(processes.from_first(""))
+    name = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with run_folder.writing(name.parent):
+        name.parent.mkdir(parents=True, exist_ok=True)
+    for i in itertools.count(2):
+        with contextlib.suppress(FileExistsError):
+            name.mkdir()
+            break
+        name = name.with_name(f"{name.name.removesuffix(f'-{i - 1}')}-{i}")
+    return Path(processes.from_first(str(name)))
 
 
 def early(arguments: list[str]) -> Launch:

@@ -111,9 +111,9 @@ def _help(command: str) -> None:
     target = f"With --for {targets.EXAMPLES}, a round is compiled for devices that are not here. "
     further = {"rounds": (int | None, None), "allow": (tuple[str, ...], ())}
     options_of: dict[str, tuple[str, type]] = {
-        "run": (" CONFIG", launching.with_launch({}, {}, settings)),
-        "sweep": (" CONFIG", launching.with_launch({}, {}, settings)),
-        "describe": (" CONFIG", launching.with_launch({}, {}, target + settings)),
+        "run": (" CONFIG", launching.with_launch(launching.CHANGES, {}, settings)),
+        "sweep": (" CONFIG", launching.with_launch(launching.CHANGES, {}, settings)),
+        "describe": (" CONFIG", launching.with_launch(launching.CHANGES, {}, target + settings)),
         "resume": (" DIR", launching.with_launch(further, {}, RESUME)),
         "report": ("", report.Report),
         "analyse": (" DIR", probe.Probe),
@@ -147,7 +147,7 @@ def _plain(text: str) -> str:
 def _run(arguments: list[str], watch: Watch) -> None:
     config, experiment, settings, launch = calling.read(arguments, "run", watch)
     about = calling.about(config, arguments[0], arguments[1:], launch)
-    out = launch.out or following.new_folder(config.path.stem)
+    out = launch.folder(config.path)
     origin = Origin(config.text, settings, about)
     following.go(experiment, launch, out, watch, origin=origin)
 
@@ -156,7 +156,7 @@ def _resume(arguments: list[str], watch: Watch) -> None:
     path, saved = calling.begun(arguments, "resume")
     rounds = saved["experiment"]["rounds"]
     fields = {"rounds": (int, rounds), "allow": (tuple[str, ...], ())}
-    accepted = launching.with_launch(fields, saved["launch"], RESUME, without=("out",))
+    accepted = launching.with_launch(fields, saved["launch"], RESUME, without=("out", "name"))
     parsed = options.parse(accepted, arguments[1:], f"jaxfed resume {path}")
     launch = launching.chosen(parsed)
     calling.prepare_jax(launch, watch)

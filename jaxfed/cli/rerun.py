@@ -49,7 +49,7 @@ def command(arguments: list[str], watch: Watch) -> None:
     if versions := changed.pop("versions", None):
         warnings.warn(f"the run had {versions[0]}; here are {versions[1]}", stacklevel=1)
     identity.check_allowed(changed, asked.allow)
-    out = asked.out or following.new_folder(path.resolve().name)
+    out = asked.out or launching.new_folder(path.resolve().name)
     about = calling.about(config, str(saved.get("config")), saved["arguments"], launch)
     origin = Origin(config.text, settings, about | {"directory": str(saved.get("directory"))})
     following.go(experiment, launch, out, watch, origin=origin)

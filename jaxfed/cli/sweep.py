@@ -6,21 +6,21 @@ is there before the first begins: a sweep that was killed goes on by the same co
 
 import contextlib
 import dataclasses
-import itertools
 import json
-import re
+import math
 import signal
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
 import jax
 
-from jaxfed.cli import calling, errors, following, options, recorded, studies, tables
+from jaxfed.cli import calling, errors, following, options, product, recorded, studies, tables
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.options import Config
+from jaxfed.cli.product import Trial
 from jaxfed.cli.watching import Watch
 from jaxfed.data.federated import Size
 from jaxfed.simulation import checkpoint, lock, run_folder, signals, stored
@@ -31,107 +31,86 @@ from jaxfed.simulation.programs import Programs
 SWEEP: dict[str, tuple] = {"text": (str,), "trials": (dict,)}  # of sweep.json
 
 
-class Trial(NamedTuple):
-    """One run of a sweep."""
-
-    folder: Path  # named after what differs: DIR/seed=0,learning_rate=0.01
-    arguments: list[str]  # `jaxfed run CONFIG ARGUMENTS` is the same run
-    settings: dict[str, Any]
-
-
 def command(arguments: list[str], watch: Watch) -> None:
-    """Runs the trials that are not finished; prints a line for each, and a table of them all."""
+    """Runs the trials that are not finished; prints a line for each, and a table of them all.
+
+    With `--tune NAME`, first a trial for each value of that setting is scored on a validation set,
+    for each combination of the others but the seed; then trials with the best run for all seeds.
+    """
     config = calling.config_of(arguments, "sweep", watch)
     if jax.process_count() > 1:
         raise ValueError(
             f"a sweep runs in one process, and this is one of {jax.process_count()}; start a sweep "
             "in each of them alone, in folders of their own"
         )
+    given = product.given(arguments[1:])
+    tuned = given.pop("tune", None)
     with options.at_home(config), errors.reading():
-        out, trials = _trials(config, arguments[1:])
+        grid, tuning = product.for_tuning(given, tuned)
+        out, trials = product.trials(config, given)
+        if tuning:
+            folder, rated = product.trials(config, {**grid, "out": ["--out", str(out / "tune")]})
     with _held(out):
-        left = [trial for trial in trials if not _is_finished(trial.folder)]
-        shared = _sharing(config, left)
-        _begin(out, config, trials)
-        watch.clear()
-        print(f"folder   {out}")
-        print(f"trials   {len(trials)}, {len(trials) - len(left)} of them finished", flush=True)
-        for trial in left:
-            _go(trial, config, arguments[0], watch, shared[_kind(trial)])
+        _check(out, config, trials)
+        if tuning:
+            with _held(folder):
+                _run(folder, config, rated, arguments[0], watch)
+            best = _best(rated, tuning)
+            trials = [t for t in trials if t.settings[tuning] == best[_rest(t, tuning)]]
+        _run(out, config, trials, arguments[0], watch)
     groups = studies.grouped([recorded.read(trial.folder) for trial in trials])
     print(tables.text(tables.table(groups)))
 
 
-# ---------------------------------------------------------------------- which trials there are
+def _run(out: Path, config: Config, trials: list[Trial], given: str, watch: Watch) -> None:
+    """Runs those of the trials that are not finished."""
+    here = _check(out, config, trials)
+    left = [trial for trial in trials if not _is_finished(trial.folder)]
+    shared = _sharing(config, left)
+    run_folder.write_json(out / "sweep.json", {"text": config.text, "trials": here})
+    watch.clear()
+    print(f"folder   {out}")
+    print(f"trials   {len(trials)}, {len(trials) - len(left)} of them finished", flush=True)
+    for trial in left:
+        _go(trial, config, given, watch, shared[_kind(trial)])
 
 
-def _trials(config: Config, arguments: list[str]) -> tuple[Path, list[Trial]]:
-    """(the sweep's folder, a trial for each combination of the values that settings are given)."""
-    function = options.function(options.load(config.path, config.text))
-    path = options.short(config.path)
-    kinds = {n: kind for n, (kind, _) in options.settings(function, path, reserved=()).items()}
-    given = _given(arguments)
-    axes = {n: words for n, words in given.items() if n in kinds and _is_axis(kinds[n], words)}
-    made: list[tuple[list[str], dict]] = []
-    out: Path | None = None
-    for values in itertools.product(*(words[1:] for words in axes.values())):
-        chosen = {n: _words(kinds[n], words[0], value) for (n, words), value in
-                  zip(axes.items(), values, strict=True)}  # fmt: skip
-        words = {**given, **chosen}
-        _, settings, launch = calling.parsed(config, _flat(words), "sweep")
-        out = launch.out
-        words.pop("out", None)
-        if again := [n for other in made if other[1] == settings for n in axes]:
-            raise ValueError(f"two trials have the same {', '.join(again)}; give each value once")
-        made.append((_flat(words), settings))
-    if not axes:
-        raise ValueError(
-            "no setting has several values; give some, such as --seed 0 1 2, or use `jaxfed run`"
-        )
-    out = out or following.new_folder(config.path.stem)
-    folders = [_folder(out, axes, settings) for _, settings in made]
-    return out, [
-        Trial(folder, [*words, "--out", str(folder)], settings)
-        for folder, (words, settings) in zip(folders, made, strict=True)
-    ]
+# ---------------------------------------------------------------------- what is tuned
 
 
-def _given(arguments: list[str]) -> dict[str, list[str]]:
-    """{name: [--name, value, ...]} of the options; ValueError if one is given twice."""
-    found: dict[str, list[str]] = {}
-    name = ""
-    for word in arguments:
-        if word.startswith("--"):
-            option, equals, value = word.partition("=")
-            name = option[2:].replace("-", "_")
-            if name in found:
-                raise ValueError(f"{option} is given twice; give its values after one {option}")
-            found[name] = [option, value] if equals else [option]
-        else:
-            found.setdefault(name, []).append(word)
-    return found
+def _best(trials: Sequence[Trial], name: str) -> dict[str, Any]:
+    """{the other settings: the value of `name` with the best last score}."""
+    scores: dict[str, dict[Any, float]] = {}
+    for trial in trials:
+        scored = scores.setdefault(_rest(trial, name), {})
+        scored[trial.settings[name]] = _score(recorded.read(trial.folder))
+    best = {rest: max(scored, key=lambda v: scored[v]) for rest, scored in scores.items()}
+    for trial in trials:
+        value, tried = trial.settings[name], scores[_rest(trial, name)]
+        if value == best[_rest(trial, name)]:
+            print(f"chosen   {trial.folder.name}, of {', '.join(map(str, tried))}", flush=True)
+            if isinstance(value, int | float) and value in (min(tried), max(tried)):
+                warnings.warn(
+                    f"{name}={value} is the best at an end of what was tried; a value beyond it "
+                    "may be better",
+                    stacklevel=1,
+                )
+    return best
 
 
-def _flat(words: Mapping[str, list[str]]) -> list[str]:
-    return list(itertools.chain.from_iterable(words.values()))
+def _rest(trial: Trial, name: str) -> str:
+    """Equal for trials that differ in this setting and in the seed alone."""
+    return repr({n: v for n, v in trial.settings.items() if n not in (name, "seed", "on")})
 
 
-def _is_axis(kind: Any, words: Sequence[str]) -> bool:
-    """True if several values were given, for a setting that takes one."""
-    return len(words) > 2 and not any(get_origin(k) is tuple for k in (kind, *get_args(kind)))
-
-
-def _words(kind: Any, option: str, value: str) -> list[str]:
-    """An option with one value, as `jaxfed run` takes it."""
-    if kind is bool and value in ("True", "False"):
-        return [option if value == "True" else f"--no-{option[2:]}"]
-    return [option, value]
-
-
-def _folder(out: Path, names: Collection[str], settings: Mapping[str, Any]) -> Path:
-    """DIR/seed=0,learning_rate=0.01: what a trial differs in, in characters of every system."""
-    name = ",".join(f"{n}={settings[n]}" for n in names)
-    return out / re.sub(r"[^\w.,=+-]", "_", name)
+def _score(run: recorded.Run) -> float:
+    """The last accuracy, or else the negative test loss; lowest for a run that diverged."""
+    accuracy, loss = (recorded.series(run, n)[1] for n in ("accuracy", "test_loss"))
+    if not loss.size and not accuracy.size:
+        raise ValueError("--tune needs an evaluation at least after the last round; none was made")
+    last = accuracy[-1] if accuracy.size else -loss[-1]
+    ended = len(run.records) == run.settings["rounds"]
+    return float(last) if ended and math.isfinite(last) else -math.inf
 
 
 # ---------------------------------------------------------------------- the sweep's folder
@@ -153,8 +132,11 @@ def _held(out: Path) -> Iterator[None]:
         held.release()
 
 
-def _begin(out: Path, config: Config, trials: Sequence[Trial]) -> None:
-    """Writes sweep.json; FileExistsError if there is another sweep's. One may get more values."""
+def _check(out: Path, config: Config, trials: Sequence[Trial]) -> dict[str, dict]:
+    """{folder: settings} of the trials; FileExistsError if another sweep is there.
+
+    A sweep may be given more values.
+    """
     path = out / "sweep.json"
     here = {t.folder.name: json.loads(json.dumps(t.settings, default=str)) for t in trials}
     if len(here) < len(trials):
@@ -173,7 +155,7 @@ def _begin(out: Path, config: Config, trials: Sequence[Trial]) -> None:
                 f"{out} holds another sweep: its trial {others[0]!r} has other settings, or is "
                 "none of these; give the command that began it, or choose another folder"
             )
-    run_folder.write_json(path, {"text": config.text, "trials": here})
+    return here
 
 
 def _is_finished(folder: Path) -> bool:

@@ -70,6 +70,23 @@ class Federated:
         tested = int(np.count_nonzero(self.personal.count))
         return Size(rows, self.train.most, own_rows, self.personal.most, tested)
 
+    def validated(self) -> "Federated":
+        """The data with a validation set for a test set: a tenth of each client's training rows.
+
+        Of n rows floor(n / 10) are held out of the training, and that part of each label to within
+        one row. ValueError if no client has ten.
+        """
+        owner = np.repeat(np.arange(self.clients), self.train.count)
+        held = _hold_out(owner, _labels(self.train.examples), 0.1, seed=0)
+        if not held.any():
+            raise ValueError(
+                f"no client has 10 rows to hold one out of; the largest has {self.train.most}: "
+                "use fewer clients, or evaluate on the test set"
+            )
+        train = _split(self.train.examples, np.flatnonzero(~held), owner[~held], self.clients)
+        test = {name: x[held] for name, x in self.train.examples.items()}
+        return dataclasses.replace(self, train=train, test=test)
+
     def number(self, client: Hashable) -> int:
         """The number of a client given by its name, or by its number if no name is a number.
 

@@ -109,6 +109,9 @@ def test_a_folder_that_holds_something_else_is_refused(swept, capsys, tmp_path):
         ((SMALL, "--sed", 0, 1), "no option --sed; did you mean --seed?"),
         ((SMALL, "--chunk", 1, 2), "--chunk wants int or auto, not '1 2'"),
         ((SMALL, 3, "--seed", 0, 1), "cannot read"),
+        ((SMALL, "--tune", "rank", "--seed", 0, 1), "name one setting that has several values"),
+        ((SMALL, "--tune", "seed", "--on", "test", "--seed", 0, 1), "leave --on out"),
+        ((SMALL, "--seed", 0, 1, "--name", "n"), "--out and --name both name"),
         ((SMALL, "--learning-rate", 0.1, "nan"), "learning_rate"),
         ((SMALL, "--rank", 4, 0), "rank"),
     ],
@@ -118,6 +121,19 @@ def test_what_no_sweep_can_be_of_ends_in_a_sentence(asked, reason, capsys, tmp_p
     assert reason in printed
     assert printed.count("\n") == 1
     assert not (tmp_path / "s" / "sweep.json").exists()
+
+
+@pytest.mark.full
+def test_a_rate_is_chosen_on_validation_and_run_for_all_seeds(tmp_path, capsys):
+    asked = (SMALL, "--rounds", 6, *QUICK, "--tune", "learning_rate", "--seed", 0, 1)
+    command("sweep", *asked, "--learning-rate", 1e-6, 0.1, "--out", tmp_path / "s")
+    printed = capsys.readouterr()
+    assert "chosen   learning_rate=0.1, of 1e-06, 0.1" in printed.out
+    assert "best at an end of what was tried" in printed.err
+    names = {path.name for path in (tmp_path / "s").iterdir()}
+    assert names == {"sweep.json", "tune", *(f"seed={s},learning_rate=0.1" for s in (0, 1))}
+    tuned = json.loads((tmp_path / "s/tune/learning_rate=0.1/settings.json").read_text())
+    assert (tuned["settings"]["on"], tuned["settings"]["seed"]) == ("validation", 0)
 
 
 @pytest.mark.full

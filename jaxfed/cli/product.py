@@ -1,0 +1,104 @@
+"""The trials of a sweep: the product of the values that settings are given."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin
+
+from jaxfed.cli import calling, options
+from jaxfed.cli.options import Config
+
+
+class Trial(NamedTuple):
+    """One run of a sweep."""
+
+    folder: Path  # named after what differs: DIR/seed=0,learning_rate=0.01
+    arguments: list[str]  # `jaxfed run CONFIG ARGUMENTS` is the same run
+    settings: dict[str, Any]
+
+
+def trials(config: Config, given: dict[str, list[str]]) -> tuple[Path, list[Trial]]:
+    """(the sweep's folder, a trial for each combination of the values that settings are given)."""
+    function = options.function(options.load(config.path, config.text))
+    own, changes = calling.settings_of(config, function)
+    fields = {**own, **changes}
+    kinds = {n: kind for n, (kind, _) in fields.items()}
+    axes = {n: words for n, words in given.items() if n in kinds and _is_axis(kinds[n], words)}
+    made: list[tuple[list[str], dict]] = []
+    for values in itertools.product(*(words[1:] for words in axes.values())):
+        chosen = {n: _words(kinds[n], words[0], value) for (n, words), value in
+                  zip(axes.items(), values, strict=True)}  # fmt: skip
+        words = {**given, **chosen}
+        _, settings, launch = calling.parsed(config, _flat(words), "sweep")
+        if again := [n for other in made if other[1] == settings for n in axes]:
+            raise ValueError(f"two trials have the same {', '.join(again)}; give each value once")
+        placed = {n: x for n, x in words.items() if n not in ("out", "name")}
+        made.append((_flat(placed), settings))
+    if not axes:
+        raise ValueError(
+            "no setting has several values; give some, such as --seed 0 1 2, or use `jaxfed run`"
+        )
+    out = launch.folder(config.path)
+    folders = [
+        _folder(out, {n: settings.get(n, fields[n][1]) for n in axes}) for _, settings in made
+    ]
+    return out, [
+        Trial(folder, [*words, "--out", str(folder)], settings)
+        for folder, (words, settings) in zip(folders, made, strict=True)
+    ]
+
+
+def for_tuning(given: dict[str, list[str]], tuned: list[str] | None) -> tuple[dict, str]:
+    """(the options of the trials that choose a setting's value, its name); "" if none is tuned."""
+    if tuned is None:
+        return given, ""
+    name = tuned[1].replace("-", "_") if len(tuned) == 2 else ""
+    if not name or len(given.get(name, ())) < 3:
+        raise ValueError(
+            f"--tune {' '.join(tuned[1:])}: name one setting that has several values, as in "
+            "--tune learning_rate --learning-rate .01 .03 .1"
+        )
+    if given.pop("on", ["--on", "validation"])[1:] != ["validation"]:
+        raise ValueError("--tune chooses on a validation set: leave --on out, or give validation")
+    once = {"seed": given["seed"][:2]} if "seed" in given else {}
+    rest = {n: words for n, words in given.items() if n not in ("out", "name")}
+    return {**rest, **once, "on": ["--on", "validation"]}, name
+
+
+def given(arguments: list[str]) -> dict[str, list[str]]:
+    """{name: [--name, value, ...]} of the options; ValueError if one is given twice."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in arguments:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            name = option[2:].replace("-", "_")
+            if name in found:
+                raise ValueError(f"{option} is given twice; give its values after one {option}")
+            found[name] = [option, value] if equals else [option]
+        else:
+            found.setdefault(name, []).append(word)
+    return found
+
+
+def _flat(words: Mapping[str, list[str]]) -> list[str]:
+    return list(itertools.chain.from_iterable(words.values()))
+
+
+def _is_axis(kind: Any, words: Sequence[str]) -> bool:
+    """True if several values were given, for a setting that takes one."""
+    return len(words) > 2 and not any(get_origin(k) is tuple for k in (kind, *get_args(kind)))
+
+
+def _words(kind: Any, option: str, value: str) -> list[str]:
+    """An option with one value, as `jaxfed run` takes it."""
+    if kind is bool and value in ("True", "False"):
+        return [option if value == "True" else f"--no-{option[2:]}"]
+    return [option, value]
+
+
+def _folder(out: Path, differing: Mapping[str, Any]) -> Path:
+    """DIR/seed=0,learning_rate=0.01: what a trial differs in, in characters of every system."""
+    name = ",".join(f"{n}={value}" for n, value in differing.items())
+    return out / re.sub(r"[^\w.,=+-]", "_", name)
