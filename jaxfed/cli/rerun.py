@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from jaxfed.cli import calling, following, options
+from jaxfed.cli import calling, following, launching, options
 from jaxfed.cli.launching import HOST, Launch
 from jaxfed.cli.watching import Watch
 from jaxfed.simulation import identity, run_folder
