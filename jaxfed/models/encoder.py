@@ -4,6 +4,9 @@ Parameter paths are `token|position|type/embedding`, `norm`, `layer_<i>/query|ke
 `layer_<i>/norm_0`, `layer_<i>/up|down`, `layer_<i>/norm_1`, `head`, and the head's hidden layer:
 `pooler` (BERT's, part of the checkpoint) or `head_dense` (RoBERTa's, not part of it). So in both,
 `query|value` selects the usual layers for LoRA, and `^head` the layers that a task adds.
+
+Options add `layer_<i>/adapter_<0|1>_narrow|wide` (bottlenecks: Houlsby et al. 2019) and
+`layer_<i>/prefix_key|prefix_value` (prefixes: Li and Liang 2021).
 """
 
 from typing import Literal
@@ -29,6 +32,8 @@ class Layer(nn.Module):
     activation: str
     dropout: float
     dtype: DTypeLike | None
+    adapter: int = 0
+    prefix: int = 0
 
     @nn.compact
     def __call__(
@@ -50,14 +55,33 @@ class Layer(nn.Module):
             y = dense(self.width, name)(x)
             return y.reshape(*y.shape[:2], self.heads, -1)  # [B, L, heads, d / heads]
 
-        q, k, v = heads("query", x), heads("key", every), heads("value", every)
+        def prefixed(name: str, y: jax.Array) -> jax.Array:
+            if not self.prefix:
+                return y
+            init = nn.initializers.normal(0.02)
+            own = self.param(f"prefix_{name}", init, (self.prefix, self.width))
+            own = jnp.broadcast_to(own, (len(y), *own.shape)).reshape(len(y), -1, *y.shape[2:])
+            return jnp.concatenate([own.astype(y.dtype), y], axis=1)  # [B, P + L, heads, d / heads]
+
+        def adapted(name: str, y: jax.Array) -> jax.Array:
+            if not self.adapter:
+                return y
+            hidden = ACTIVATIONS[self.activation](nn.Dense(self.adapter, name=f"{name}_narrow")(y))
+            zeros = nn.initializers.zeros
+            return y + nn.Dense(self.width, kernel_init=zeros, name=f"{name}_wide")(hidden)
+
+        q = heads("query", x)
+        k, v = prefixed("key", heads("key", every)), prefixed("value", heads("value", every))
         score = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)  # [B, heads, Q, L]
         if real is not None:
+            real = jnp.pad(real, ((0, 0), (self.prefix, 0)), constant_values=True)
             score = jnp.where(real[:, None, None], score, jnp.finfo(score.dtype).min)
         attended = jnp.einsum("bhqk,bkhd->bqhd", drop(nn.softmax(score)), v).reshape(x.shape)
-        x = norm("norm_0", x + drop(dense(self.width, "out")(attended)))
+        attended = adapted("adapter_0", dense(self.width, "out")(attended))
+        x = norm("norm_0", x + drop(attended))
         hidden = ACTIVATIONS[self.activation](dense(self.feedforward, "up")(x))
-        return norm("norm_1", x + drop(dense(self.width, "down")(hidden)))
+        hidden = adapted("adapter_1", dense(self.width, "down")(hidden))
+        return norm("norm_1", x + drop(hidden))
 
 
 class Encoder(nn.Module):
@@ -69,8 +93,10 @@ class Encoder(nn.Module):
     "pooler" or "dense" (a hidden layer with tanh) or "linear" (no hidden layer). With `dropout`,
     `train=True` needs the key stream "dropout". Use `dtype=jnp.bfloat16` for frozen weights: it is
     the type of the token table and of the layers' dense weights and their products; sums and all
-    other weights are float32. Raises ValueError for a text with more tokens than positions, and if
-    `heads` does not divide `width`.
+    other weights are float32. `adapter` is the width of a bottleneck after each sublayer's last
+    dense layer, y + wide(activation(narrow(y))), which starts as the identity. `prefix` is a number
+    of trained keys and values before the tokens' own in each layer. Zero is none. Raises ValueError
+    for a text with more tokens than positions, and if `heads` does not divide `width`.
     """
 
     vocabulary: int
@@ -88,6 +114,8 @@ class Encoder(nn.Module):
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     dropout: float = 0.0
     dtype: DTypeLike | None = None
+    adapter: int = 0
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError for sizes that no model can have."""
@@ -108,7 +136,8 @@ class Encoder(nn.Module):
             self.type = nn.Embed(self.types, self.width)
         self.norm = nn.LayerNorm(self.epsilon, use_fast_variance=False)
         options = (self.width, self.heads, self.feedforward, self.epsilon, self.activation)
-        self.layer = [Layer(*options, self.dropout, self.dtype) for _ in range(self.depth)]
+        more = (self.dropout, self.dtype, self.adapter, self.prefix)
+        self.layer = [Layer(*options, *more) for _ in range(self.depth)]
         if self.head != "linear":
             self.hidden_head = nn.Dense(self.width, name=HIDDEN_HEAD[self.head])
         self.logits = nn.Dense(self.classes, name="head")

@@ -8,7 +8,7 @@ import flax.linen as nn
 
 from jaxfed.data import values
 
-MAY_BE_ZERO = ("types", "pad")
+MAY_BE_ZERO = ("types", "pad", "adapter", "prefix")
 
 
 def check(model: nn.Module) -> None:

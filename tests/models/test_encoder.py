@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxfed import lowrank, models, trees
+from jaxfed.models.encoder import Layer
 
 PAD = 3
 TEXTS = np.array([[5, 6, 7, 5, 9, 4], [8, 5, PAD, PAD, PAD, PAD], [4, 9, 9, 6, PAD, PAD]])
@@ -230,3 +231,59 @@ def test_the_ledger_counts_what_the_paper_does(width, depth, feedforward, sent, 
     common, both = jax.eval_shape(begun, jax.random.key(0))
     assert trees.size(common) == sent
     assert trees.size(both) == trained
+
+
+def standardised(x, flat, name):
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+    return scaled * flat[f"{name}/scale"] + flat[f"{name}/bias"]
+
+
+def by_hand(flat, x, real, *, bottleneck):
+    """A layer with prefixes and, if asked, adapters, in numpy; activation ReLU, 2 heads of 4."""
+
+    def dense(name, x):
+        return x @ flat[f"{name}/kernel"] + flat[f"{name}/bias"]
+
+    def adapted(name, y):
+        if not bottleneck:
+            return y
+        return y + dense(f"{name}_wide", np.maximum(dense(f"{name}_narrow", y), 0))
+
+    out = np.zeros_like(x)
+    for i, mask in enumerate(real):
+        q = dense("query", x[i])
+        k = np.concatenate([flat["prefix_key"], dense("key", x[i])[mask]])
+        v = np.concatenate([flat["prefix_value"], dense("value", x[i])[mask]])
+        for h in (slice(0, 4), slice(4, 8)):
+            score = np.exp(q[:, h] @ k[:, h].T / 2)
+            out[i][:, h] = score / score.sum(1, keepdims=True) @ v[:, h]
+    y = standardised(x + adapted("adapter_0", dense("out", out)), flat, "norm_0")
+    hidden = dense("down", np.maximum(dense("up", y), 0))
+    return standardised(y + adapted("adapter_1", hidden), flat, "norm_1")
+
+
+@pytest.mark.parametrize("adapter", [0, 3])
+def test_prefixes_are_more_keys_and_values_and_adapters_follow_each_sublayer(adapter):
+    layer = Layer(8, 2, 16, 1e-12, "relu", 0.0, None, adapter=adapter, prefix=2)
+    x = np.random.default_rng(1).normal(size=(*TEXTS.shape, 8)).astype(np.float32)
+    shapes = jax.eval_shape(partial(layer.init, train=False), jax.random.key(0), x, x, TEXTS != PAD)
+    shapes, rng = (
+        flax.traverse_util.flatten_dict(shapes["params"], sep="/"),
+        np.random.default_rng(2),
+    )
+    flat = {p: rng.normal(0, 0.5, s.shape).astype(s.dtype) for p, s in shapes.items()}
+    params = flax.traverse_util.unflatten_dict(flat, sep="/")
+    found = quickly(partial(layer.apply, train=False))({"params": params}, x, x, TEXTS != PAD)
+    expected = by_hand(flat, x, TEXTS != PAD, bottleneck=adapter > 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_adapter_changes_nothing():
+    """Its wide layer starts at zero."""
+    wide = tiny(adapter=4)
+    params = quickly(partial(wide.init))(jax.random.key(0), TEXTS)["params"]
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    plain = {p: w for p, w in flat.items() if "adapter" not in p}
+    assert len(flat) - len(plain) == 16  # 2 layers, 2 adapters, 2 dense layers, kernel and bias
+    np.testing.assert_array_equal(run(wide, flat, TEXTS), run(tiny(), plain, TEXTS))
