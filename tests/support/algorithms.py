@@ -224,9 +224,13 @@ SIBLINGS = {
     "fedavg-median",
     "fedavg-trimmed",
     "krum",
+    "fedhm",
     "fedsb",
+    "flasc",
     "florist",
     "lora-a2",
+    "ravan",
+    "sa-fedlora",
 }
 """Those that differ in one choice from another, which goes the same way through the code.
 
