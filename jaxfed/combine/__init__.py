@@ -2,6 +2,7 @@
 
 from jaxfed.combine import compress as compress
 from jaxfed.combine.absence import unreliable as unreliable
+from jaxfed.combine.alternatives import counterfactual as counterfactual
 from jaxfed.combine.compress import compressed as compressed
 from jaxfed.combine.deployment import fine_tuned as fine_tuned
 from jaxfed.combine.forms import gradient_of as gradient_of

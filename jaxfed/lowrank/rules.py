@@ -12,13 +12,13 @@ W <- W + M - s A B, so the model changes by M whatever A and B are.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxfed.lowrank.factors import Factors, concat, drawn, thin_svd
+from jaxfed.lowrank.factors import Factors, Theta, concat, drawn, merge, thin_svd
 
 PASSES = 8
 """Power iterations of `best`, each one product with M and one with its transpose."""
@@ -122,6 +122,20 @@ ROLORA = Rule(means, trains_b=in_turn)
 """RoLoRA (NeurIPS 2025, arXiv 2409.02346): B is trained in rounds 0, 2, ..., A in the others.
 
 Both sides are sent down: a client that missed the last round lacks both."""
+
+
+def applied(
+    rule: Rule,
+    base: Mapping[str, jax.Array],
+    mean: Mapping[str, Factors],
+    stack: Mapping[str, Factors],
+    key: jax.Array,
+) -> tuple[dict[str, jax.Array], dict[str, Factors]]:
+    """(base, factors) that a rule makes of the means and stacks of factors {path: ...}."""
+    factors = {p: rule.factors(p, stack[p], f, key) for p, f in mean.items()}
+    if not rule.exact:
+        return dict(base), factors
+    return merge(base, Theta({}, {p: left_out(stack[p], f) for p, f in factors.items()})), factors
 
 
 # ---------------------------------------------------------------------- stacks

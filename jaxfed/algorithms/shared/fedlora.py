@@ -28,8 +28,7 @@ import optax
 from jaxfed import aggregate, local, lowrank, trees
 from jaxfed.algorithm import Algorithm, Reply, no_broadcast
 from jaxfed.data import values
-from jaxfed.lowrank.factors import Theta
-from jaxfed.lowrank.rules import Rule, left_out, partitioned, stacked
+from jaxfed.lowrank.rules import Rule, applied, partitioned, stacked
 from jaxfed.tasks.task import Task
 from jaxfed.templates import Server, alone
 
@@ -105,13 +104,7 @@ def fedlora(
         if rule.partitioned and ranks is not None:
             share = partitioned(share, jnp.asarray(ranks)[cohort.id], max(ranks))
         stack = {p: stacked(f, share) for p, f in trained.items()}
-        factors = {
-            p: rule.factors(p, stack[p], f, cohort.round_key) for p, f in mean.factors.items()
-        }
-        base = server.base
-        if rule.exact:
-            rest = {p: left_out(stack[p], f) for p, f in factors.items()}
-            base = lowrank.merge(base, Theta({}, rest))
+        base, factors = applied(rule, server.base, mean.factors, stack, cohort.round_key)
         return Server(base, mean._replace(factors=factors)), reply.state, reply.metrics
 
     def merge(server, t):
