@@ -34,7 +34,7 @@ def command(arguments: list[str], watch: Watch) -> None:
 
 
 DEVICES = 3
-"""CPU devices; a cohort of four does not fill them evenly."""
+"""CPU devices; a cohort of five does not fill them evenly."""
 
 
 def certified(word: str) -> Certificate:

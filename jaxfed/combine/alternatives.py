@@ -132,7 +132,7 @@ def _others(
 ) -> tuple[dict[str, Model], dict[str, jax.Array], dict[str, jax.Array]]:
     """(each rule's model, W + M, W + s A B)."""
     trained = after_training(message, upload)  # [K, ...]
-    theta: Theta = getattr(message, "theta", message)
+    theta = message.theta if hasattr(message, "theta") else message
     start = _model(base, theta.factors)
     mean = aggregate.weighted_mean(trained, cohort.weight)
     stack = {p: stacked(f, cohort.weight) for p, f in trained.items()}

@@ -42,11 +42,20 @@ def _leaf(x: np.ndarray) -> int:
         codes.append(rank * (sum(matrix.shape) - rank) * size)
     levels = np.unique(np.abs(values))
     codes.append(levels.size * size + values.size * _bits(levels.size) // 8)
-    step = np.diff(levels, prepend=0).min() if levels.size > 1 else levels[0]
-    multiples = levels / step
-    if multiples.max() < GRID and np.allclose(multiples, np.round(multiples), atol=1e-2):
-        codes.append(size + values.size * _bits(int(multiples.max()) + 1) // 8)
+    for points in (np.append(levels, 0), np.append(x, 0) - min(x.min(), 0)):
+        scaled = np.unique(np.round(points.astype(np.float64) / np.abs(x).max(), 6))
+        if multiples := _multiples(scaled):
+            codes.append(size + values.size * _bits(multiples + 1) // 8)
     return min(codes)
+
+
+def _multiples(points: np.ndarray) -> int:
+    """The largest multiple if ascending numbers from 0 are multiples of a step; 0 if not."""
+    for part in range(1, 9):
+        multiples = points * part / np.diff(points).min()
+        if multiples[-1] < GRID and np.allclose(multiples, np.round(multiples), atol=1e-2):
+            return int(np.round(multiples[-1]))
+    return 0
 
 
 def _bits(levels: int) -> int:

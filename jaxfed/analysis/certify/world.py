@@ -14,7 +14,7 @@ from jaxfed.tasks.task import Task
 
 SIDE = 4  # inputs and outputs; the layer is square, so that a transposed product has its shape
 COUNT = np.array([1, 3, 4, 6, 7, 9])
-CLIENTS, COHORT, ROUNDS, RATE = len(COUNT), 4, 5, 0.05
+CLIENTS, COHORT, ROUNDS, RATE = len(COUNT), 5, 5, 0.05
 DRAWS = np.stack([np.random.default_rng(t).permutation(CLIENTS)[:COHORT] for t in range(ROUNDS)])
 WORDS = f"least squares in one dense layer {SIDE} x {SIDE}, {CLIENTS} clients, {COHORT} a round"
 

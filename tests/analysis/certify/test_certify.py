@@ -145,6 +145,7 @@ def test_the_least_bytes_are_those_of_the_shortest_code():
     assert least(low) == (6 + 5 - 1) * 4
     assert least(sparse) == 3 * 4
     assert least(levels) <= 4 + 30 * 4 // 8
+    assert least(0.25 * np.array([2, 4, 7, -7, 2, 4], np.float32)) <= 4 + 6 * 3 // 8 + 1
     assert least(np.zeros((6, 5))) == 0
     assert least(dense + low, [dense]) <= (6 + 5 - 1) * 4  # the receiver kept the last one
 
