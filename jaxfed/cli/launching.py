@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -177,7 +179,11 @@ def early(arguments: list[str]) -> Launch:
 
 
 def prepare_jax(launch: Launch) -> None:
-    """Joins the other processes, if there are any, and splits the CPU into devices."""
+    """Joins the other processes, if there are any, and splits the CPU into devices.
+
+    Compiled programs are kept for later runs, in a folder of the user.
+    """
+    keep_programs()
     if not 1 <= launch.cpus() <= CPUS:
         raise ValueError(f"cpu_devices={launch.cpus()}; use 1 to {CPUS}")
     # In a process that has used JAX already, its devices are what they are.
@@ -206,6 +212,40 @@ def prepare_jax(launch: Launch) -> None:
         launch.process,
         local_device_ids=local_gpus(os.environ),
     )
+
+
+KEPT = 2**31  # bytes of compiled programs; those that were not used for longest go first
+
+
+def keep_programs() -> None:
+    """Sets JAX's cache of compiled programs, unless the user has set one or turned it off."""
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir is not None:
+        return
+    folder = cache(os.environ, sys.platform)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no place to write: nothing is kept
+        return
+    config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+        config.update("jax_compilation_cache_max_size", KEPT)
+
+
+def cache(environment: Mapping[str, str], system: str) -> Path:
+    """The folder for compiled programs, as the system has it; each computer has its own.
+
+    Programs for one CPU may not run on another, and computers may share a user's files.
+    """
+    home = Path.home()
+    places = {
+        "win32": ("LOCALAPPDATA", home / "AppData" / "Local"),
+        "darwin": ("", home / "Library" / "Caches"),
+    }
+    name, otherwise = places.get(system, ("XDG_CACHE_HOME", home / ".cache"))
+    given = Path(environment.get(name, ""))
+    parent = given if given.is_absolute() else otherwise
+    return parent / "jaxfed" / "compiled" / (platform.node() or "here")
 
 
 def local_gpus(environment: Mapping[str, str]) -> list[int] | None:

@@ -34,6 +34,7 @@ class Layer(nn.Module):
     dtype: DTypeLike | None
     adapter: int = 0
     prefix: int = 0
+    compute: DTypeLike | None = None
 
     @nn.compact
     def __call__(
@@ -45,14 +46,18 @@ class Layer(nn.Module):
         """
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
-        def norm(name: str, x: jax.Array) -> jax.Array:
-            return nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)(x)
+        def norm(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+            total = (x if self.compute is None else x.astype(jnp.float32)) + y
+            return narrow(nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)(total))
 
         def dense(width: int, name: str) -> nn.Dense:
             return nn.Dense(width, name=name, **stored_as(self.dtype))
 
+        def narrow(x: jax.Array) -> jax.Array:
+            return _as_kept(self.compute, x)
+
         def heads(name: str, x: jax.Array) -> jax.Array:
-            y = dense(self.width, name)(x)
+            y = narrow(dense(self.width, name)(x))
             return y.reshape(*y.shape[:2], self.heads, -1)  # [B, L, heads, d / heads]
 
         def prefixed(name: str, y: jax.Array) -> jax.Array:
@@ -72,16 +77,25 @@ class Layer(nn.Module):
 
         q = heads("query", x)
         k, v = prefixed("key", heads("key", every)), prefixed("value", heads("value", every))
-        score = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)  # [B, heads, Q, L]
+        sums = None if self.compute is None else jnp.float32
+        score = jnp.einsum(  # [B, heads, Q, L]
+            "bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=sums
+        )
         if real is not None:
             real = jnp.pad(real, ((0, 0), (self.prefix, 0)), constant_values=True)
             score = jnp.where(real[:, None, None], score, jnp.finfo(score.dtype).min)
-        attended = jnp.einsum("bhqk,bkhd->bqhd", drop(nn.softmax(score)), v).reshape(x.shape)
+        share = narrow(drop(nn.softmax(score)))
+        attended = jnp.einsum("bhqk,bkhd->bqhd", share, v).reshape(x.shape)
         attended = adapted("adapter_0", dense(self.width, "out")(attended))
-        x = norm("norm_0", x + drop(attended))
-        hidden = ACTIVATIONS[self.activation](dense(self.feedforward, "up")(x))
+        x = norm("norm_0", x, drop(attended))
+        hidden = ACTIVATIONS[self.activation](narrow(dense(self.feedforward, "up")(x)))
         hidden = adapted("adapter_1", dense(self.width, "down")(hidden))
-        return norm("norm_1", x + drop(hidden))
+        return norm("norm_1", x, drop(hidden))
+
+
+def _as_kept(compute: DTypeLike | None, x: jax.Array) -> jax.Array:
+    """x in the type that activations are kept in."""
+    return x if compute is None else x.astype(compute)
 
 
 class Encoder(nn.Module):
@@ -95,7 +109,10 @@ class Encoder(nn.Module):
     the type of the token table and of the layers' dense weights and their products; sums and all
     other weights are float32. `adapter` is the width of a bottleneck after each sublayer's last
     dense layer, y + wide(activation(narrow(y))), which starts as the identity. `prefix` is a number
-    of trained keys and values before the tokens' own in each layer. Zero is none. Raises ValueError
+    of trained keys and values before the tokens' own in each layer. Zero is none.
+    `compute=jnp.bfloat16` also keeps activations between layers' parts in that type, which halves
+    their memory; norms, softmax, residual sums and all that is trained stay float32. `remat=True`
+    keeps only each layer's input for the gradient and computes the rest again. Raises ValueError
     for a text with more tokens than positions, and if `heads` does not divide `width`.
     """
 
@@ -116,10 +133,14 @@ class Encoder(nn.Module):
     dtype: DTypeLike | None = None
     adapter: int = 0
     prefix: int = 0
+    compute: DTypeLike | None = None
+    remat: bool = False
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError for sizes that no model can have."""
         fields.check(self)
+        if self.compute is not None and not jnp.issubdtype(self.compute, jnp.floating):
+            raise ValueError(f"compute={self.compute}; use a type of floats, such as jnp.bfloat16")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -136,8 +157,9 @@ class Encoder(nn.Module):
             self.type = nn.Embed(self.types, self.width)
         self.norm = nn.LayerNorm(self.epsilon, use_fast_variance=False)
         options = (self.width, self.heads, self.feedforward, self.epsilon, self.activation)
-        more = (self.dropout, self.dtype, self.adapter, self.prefix)
-        self.layer = [Layer(*options, *more) for _ in range(self.depth)]
+        more = (self.dropout, self.dtype, self.adapter, self.prefix, self.compute)
+        made = nn.remat(Layer, static_argnums=(4,)) if self.remat else Layer  # 4 is `train`
+        self.layer = [made(*options, *more) for _ in range(self.depth)]
         if self.head != "linear":
             self.hidden_head = nn.Dense(self.width, name=HIDDEN_HEAD[self.head])
         self.logits = nn.Dense(self.classes, name="head")
@@ -157,6 +179,8 @@ class Encoder(nn.Module):
             every = layer(every, every, self._real(tokens), train)
         # The head reads only the first position of the last layer, so only that one is computed.
         x = self.layer[-1](every[:, :1], every, self._real(tokens), train)[:, 0]  # [B, d]
+        if self.compute is not None:
+            x = x.astype(jnp.float32)
         if self.head != "linear":
             x = nn.tanh(self.hidden_head(x))
         return self.logits(self.drop(x, deterministic=not train))
@@ -183,7 +207,7 @@ class Encoder(nn.Module):
         x = self.token(tokens) + self.position(self._places(tokens))  # [B, L, d]
         if self.types:
             x += self.type(jnp.zeros_like(tokens) if types is None else types)
-        return self.drop(self.norm(x), deterministic=not train)
+        return _as_kept(self.compute, self.drop(self.norm(x), deterministic=not train))
 
     def _places(self, tokens: jax.Array) -> jax.Array:
         """Each token's row in the table of positions; RoBERTa's padding has row `pad`."""

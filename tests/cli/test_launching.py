@@ -1,5 +1,7 @@
 """How processes and devices are prepared, with a launcher imitated by its environment."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -67,3 +69,43 @@ def test_jax_takes_no_ids_for_all_gpus(monkeypatch):
     find = clusters.ClusterEnv.auto_detect_unset_distributed_params
     assert find(None, None, None, ALL, None, 1)[1:] == (2, 1, ALL)
     assert find(None, None, None, None, None, 1)[1:] == (2, 1, [0])
+
+
+@pytest.mark.parametrize(
+    ("environment", "system", "folder"),
+    [
+        ({}, "linux", ".cache"),
+        ({"XDG_CACHE_HOME": "relative"}, "linux", ".cache"),  # which its rules say to ignore
+        ({}, "darwin", "Library/Caches"),
+        ({}, "win32", "AppData/Local"),
+    ],
+)
+def test_programs_are_kept_where_the_system_keeps_such_files(environment, system, folder):
+    found = launching.cache(environment, system)
+    assert found.is_relative_to(Path.home() / folder / "jaxfed" / "compiled")
+
+
+def test_programs_are_kept_where_the_user_says(tmp_path):
+    assert launching.cache({"XDG_CACHE_HOME": str(tmp_path)}, "linux").is_relative_to(tmp_path)
+
+
+def test_a_cache_that_the_user_has_set_stays(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(launching, "cache", lambda *_: tmp_path)
+    launching.keep_programs()
+    assert jax.config.jax_compilation_cache_dir == before
+    assert before
+
+
+def test_otherwise_one_is_set_and_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "cache", lambda *_: tmp_path / "kept")
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    before = [getattr(jax.config, name) for name in names]
+    try:
+        jax.config.update(names[0], None)
+        launching.keep_programs()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "kept")
+        assert jax.config.jax_compilation_cache_max_size == launching.KEPT
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)

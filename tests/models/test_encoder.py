@@ -287,3 +287,50 @@ def test_a_new_adapter_changes_nothing():
     plain = {p: w for p, w in flat.items() if "adapter" not in p}
     assert len(flat) - len(plain) == 16  # 2 layers, 2 adapters, 2 dense layers, kernel and bias
     np.testing.assert_array_equal(run(wide, flat, TEXTS), run(tiny(), plain, TEXTS))
+
+
+# bfloat16 for activations, and layers that are computed again.
+
+
+def loss_and_gradient(model, base, theta, run=quickly):
+    def loss(theta, base):
+        return jnp.sum(jnp.sin(lowrank.apply(model, base, theta, TEXTS)))
+
+    return run(jax.value_and_grad(loss))(theta, base)
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A base in float32, and factors of which none is zero."""
+    select = lowrank.Select(factors="query|value", full="^head", rank=2, up="random")
+    return split(VARIANTS["bert"], select)
+
+
+def test_layers_that_are_computed_again_have_the_same_gradients(adapted):
+    again = tiny(remat=True)
+    assert {p: w.shape for p, w in drawn(again).items()} == {
+        p: w.shape for p, w in drawn(VARIANTS["bert"]).items()
+    }
+    found, expected = (loss_and_gradient(m, *adapted) for m in (again, VARIANTS["bert"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    text = str(loss_and_gradient(again, *adapted, run=jax.make_jaxpr))
+    assert len(re.findall("= (?:remat|checkpoint)", text)) >= again.depth
+
+
+def test_narrow_activations_round_no_sum_and_no_gradient(adapted):
+    narrow = tiny(compute=jnp.bfloat16)
+    value, gradient = loss_and_gradient(narrow, *adapted)
+    exact, expected = loss_and_gradient(VARIANTS["bert"], *adapted)
+    assert value.dtype == jnp.float32
+    assert abs(value - exact) < 0.05 * max(1, abs(exact))
+    for a, b in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
+        assert a.dtype == jnp.float32
+        assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b) + 1e-3
+    text = str(jax.make_jaxpr(partial(lowrank.apply, narrow))(*adapted, TEXTS))
+    assert "bf16[3,6,8]" in text  # activations [B, L, d]
+    assert not re.search(r"bf16\S* = (reduce_sum|exp|rsqrt)", text)
+
+
+def test_activations_that_are_no_floats_are_refused():
+    with pytest.raises(ValueError, match=r"compute=.*such as jnp.bfloat16"):
+        tiny(compute=jnp.int8)
