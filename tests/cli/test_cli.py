@@ -126,8 +126,8 @@ def test_a_config_that_was_moved_away_is_executed_from_the_runs_folder(study, tm
 def test_modules_in_a_runs_folder_are_not_imported(study, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (study / "settings.json").write_text("{}")
-    (study / "planted.py").write_text("")
-    (study / "config.py").write_text("import planted\n")
+    (study / "trojan.py").write_text("")
+    (study / "config.py").write_text("import trojan\n")
     config = options.stored(study, {})
     with options.at_home(config), pytest.raises(ImportError):
         options.load(config.path, config.text)
