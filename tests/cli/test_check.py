@@ -1,5 +1,6 @@
 """`jaxfed check` and `jaxfed zoo`: what they print, their exit status, and wrong input."""
 
+import jax
 import pytest
 from refusals import check as refused
 from refusals import command, written
@@ -8,8 +9,16 @@ from jaxfed.algorithms import zoo
 from jaxfed.analysis.certify import certificate
 from jaxfed.analysis.certify.certificate import Certificate
 from jaxfed.analysis.certify.line import Line
+from jaxfed.cli import check
 
 pytestmark = pytest.mark.quick
+
+
+@pytest.fixture(autouse=True)
+def devices_of_the_tests(monkeypatch):
+    """JAX's devices cannot be changed in a process that has used them."""
+    monkeypatch.setattr(check, "DEVICES", jax.device_count())
+
 
 MINE = """
 import numpy as np
