@@ -27,11 +27,13 @@ def inner_of_products(stacked: Theta) -> jax.Array:
 
     <a b, c d> = <a'c, b d'>, so no product is formed.
     """
-    lowrank.check_unstacked(stacked.factors)
     return inner(stacked.full) + sum(map(_inner_of_factors, stacked.factors.values()))
 
 
 def _inner_of_factors(f: Factors) -> jax.Array:
+    if f.stack:  # leaves [K, L, ...]
+        layer = dataclasses.replace(f, stack=f.stack - 1)
+        return jnp.sum(jax.vmap(_inner_of_factors, in_axes=1)(layer), axis=0)
     clients, rank = f.a.shape[0], f.b.shape[1]
     a = jnp.moveaxis(f.a.reshape(clients, -1, rank), 1, 0).reshape(-1, clients * rank)
     b = f.b.reshape(clients * rank, -1)

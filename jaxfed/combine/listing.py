@@ -40,7 +40,6 @@ def accumulate_list(
 
     def init(key):
         base, theta = task.init(key)
-        lowrank.check_unstacked(theta.factors)
         return {**base, **_listed(_empty(theta.factors, merges))}, theta
 
     def with_list(base, theta):
@@ -77,7 +76,8 @@ def parted(
     """(the weights, {path: the list as one adapter of rank m r}) of a base with lists."""
     weights = {p: w for p, w in base.items() if not p.startswith(LIST)}
     chain = {
-        p: Factors(base[f"{LIST}{p}/a"], base[f"{LIST}{p}/b"], f.scale) for p, f in factors.items()
+        p: Factors(base[f"{LIST}{p}/a"], base[f"{LIST}{p}/b"], f.scale, f.stack)
+        for p, f in factors.items()
     }
     return weights, chain
 
@@ -94,8 +94,11 @@ def _empty(factors: Mapping[str, Factors], merges: int) -> dict[str, Factors]:
         a = jnp.zeros((*f.a.shape[:-1], width), f.a.dtype)
         return dataclasses.replace(f, a=a, b=jnp.zeros((width, *f.b.shape[1:]), f.b.dtype))
 
-    return {p: wide(f) for p, f in factors.items()}
+    return {p: lowrank.each_layer(wide, f) for p, f in factors.items()}
 
 
 def _components(f: Factors, begin: int, end: int) -> Factors:
-    return dataclasses.replace(f, a=f.a[..., begin:end], b=f.b[begin:end])
+    def one(f: Factors) -> Factors:
+        return dataclasses.replace(f, a=f.a[..., begin:end], b=f.b[begin:end])
+
+    return lowrank.each_layer(one, f)

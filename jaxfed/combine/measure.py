@@ -5,14 +5,16 @@
 This is the covariance of the factors over clients. It is zero if all clients share one factor.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxfed.algorithm import Algorithm, PyTree, overheard
 from jaxfed.data import values
-from jaxfed.lowrank.factors import Factors, Theta, check_unstacked
+from jaxfed.lowrank.factors import Factors, Theta
 
 
 def discrepancy(factors: Mapping[str, Factors], weight: jax.Array) -> jax.Array:
@@ -21,7 +23,6 @@ def discrepancy(factors: Mapping[str, Factors], weight: jax.Array) -> jax.Array:
     Weights sum to one. Each path forms one matrix [in, out] for all clients together or, if that is
     less work, one of inner products [K r, K r]. It never forms a single client's product.
     """
-    check_unstacked(factors)
     squares = jnp.zeros(2)
     for f in factors.values():
         squares += f.scale**2 * _squares(f, weight.astype(f.a.dtype))
@@ -31,6 +32,9 @@ def discrepancy(factors: Mapping[str, Factors], weight: jax.Array) -> jax.Array:
 
 def _squares(f: Factors, weight: jax.Array) -> jax.Array:
     """(||M - A' B'||^2, ||M||^2) [2] of one weight, without its scale."""
+    if f.stack:  # leaves [K, L, ...]
+        layer = dataclasses.replace(f, stack=f.stack - 1)
+        return jnp.sum(jax.vmap(partial(_squares, weight=weight), in_axes=1)(layer), axis=0)
     clients, rank = f.a.shape[0], f.b.shape[1]
     a, b = f.a.reshape(clients, -1, rank), f.b.reshape(clients, rank, -1)
     mean_a, mean_b = (jnp.tensordot(weight, x, axes=1) for x in (a, b))

@@ -18,10 +18,10 @@ from jaxfed.lowrank.factors import Factors as Factors
 from jaxfed.lowrank.factors import Layer as Layer
 from jaxfed.lowrank.factors import Theta as Theta
 from jaxfed.lowrank.factors import beside as beside
-from jaxfed.lowrank.factors import check_unstacked as check_unstacked
 from jaxfed.lowrank.factors import concat as concat
 from jaxfed.lowrank.factors import cosine as cosine
 from jaxfed.lowrank.factors import cut as cut
+from jaxfed.lowrank.factors import each_layer as each_layer
 from jaxfed.lowrank.factors import fresh as fresh
 from jaxfed.lowrank.factors import from_product as from_product
 from jaxfed.lowrank.factors import inner as inner

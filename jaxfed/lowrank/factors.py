@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +32,28 @@ class Factors:
     @property
     def rank(self) -> int:
         return self.b.shape[self.stack]
+
+    @property
+    def layers(self) -> int:
+        """How many layers are stacked; one without a stack."""
+        return math.prod(self.a.shape[: self.stack])
+
+
+def each_layer(function: Callable, f: Factors, *more: Any) -> Any:
+    """function(f, *more) of adapters [in..., r] of one layer; of a stack, one layer at a time.
+
+    `more` are factors and arrays of the same layers, with the same leading axes. Results are
+    stacked likewise.
+    """
+    if not f.stack:
+        return function(f, *more)
+
+    def moved(x, axes):
+        return dataclasses.replace(x, stack=x.stack + axes) if isinstance(x, Factors) else x
+
+    inside = (moved(x, -1) for x in (f, *more))
+    found = jax.vmap(partial(each_layer, function))(*inside)
+    return jax.tree.map(partial(moved, axes=1), found, is_leaf=lambda x: isinstance(x, Factors))
 
 
 class Theta(NamedTuple):
@@ -104,9 +126,7 @@ def product(f: Factors) -> jax.Array:
             f"a {type(f).__name__} adapter has another product for every input, so it does not "
             "merge; run the model with the adapter beside its weights"
         )
-    if f.stack:
-        return jax.vmap(product)(dataclasses.replace(f, stack=f.stack - 1))
-    return f.scale * jnp.tensordot(f.a, f.b, axes=1)
+    return each_layer(lambda f: f.scale * jnp.tensordot(f.a, f.b, axes=1), f)
 
 
 def norm(f: Factors) -> jax.Array:
@@ -117,8 +137,7 @@ def norm(f: Factors) -> jax.Array:
 def inner(f: Factors, g: Factors) -> jax.Array:
     """<s a b, s' a' b'> of two adapters at one weight, by matrices [r, r']: <a^T a', b b'^T>."""
     if f.stack:
-        layers = (dataclasses.replace(x, stack=x.stack - 1) for x in (f, g))
-        return jnp.sum(jax.vmap(inner)(*layers))
+        return jnp.sum(each_layer(inner, f, g))
     (a, b), (a2, b2) = ((x.a.reshape(-1, x.rank), x.b.reshape(x.rank, -1)) for x in (f, g))
     return f.scale * g.scale * jnp.sum((a.T @ a2) * (b @ b2.T))
 
@@ -161,15 +180,6 @@ def merge(base: Mapping[str, jax.Array], theta: Theta) -> dict[str, jax.Array]:
 def merged(base: Mapping[str, jax.Array], theta: Theta) -> PyTree:
     """The model's own parameters, nested, as if it had never had factors."""
     return traverse_util.unflatten_dict({**merge(base, theta), **theta.full}, sep="/")
-
-
-def check_unstacked(factors: Mapping[str, Factors]) -> None:
-    """Raises ValueError, with the path, for factors of stacked layers: for code that wants a, b."""
-    if stacked := [path for path, f in factors.items() if f.stack]:
-        raise ValueError(
-            f"{stacked[0]} holds stacked layers (nn.scan, nn.vmap), a pair of factors for each, "
-            "which are not supported here; select other layers, or write the layers out"
-        )
 
 
 def concat(first: Factors, second: Factors) -> Factors:
@@ -271,10 +281,10 @@ def principal(base: Mapping[str, jax.Array], theta: Theta) -> tuple[dict[str, ja
     W = U S V'; A = U_r sqrt(S_r / s), B = sqrt(S_r / s) V_r'; W <- W - s A B: the model is what it
     was before it had factors (PiSSA's start, and FRLoRA's).
     """
-    check_unstacked(theta.factors)
-    factors = {
-        p: from_product(base[p].astype(f.a.dtype), f.a.ndim - 1, f.rank, f.scale)
-        for p, f in theta.factors.items()
-    }
+
+    def best(f, weight):
+        return from_product(weight.astype(f.a.dtype), f.a.ndim - 1, f.rank, f.scale)
+
+    factors = {p: each_layer(best, f, base[p]) for p, f in theta.factors.items()}
     rest = {p: dataclasses.replace(f, b=-f.b) for p, f in factors.items()}
     return merge(base, Theta({}, rest)), theta._replace(factors=factors)

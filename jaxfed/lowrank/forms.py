@@ -27,8 +27,8 @@ from jaxfed.data import values
 from jaxfed.lowrank.factors import (
     Factors,
     Theta,
-    check_unstacked,
     concat,
+    each_layer,
     from_product,
     merge,
     orthonormal,
@@ -56,11 +56,14 @@ class Form(NamedTuple):
 
 def hadamard(first: Factors, second: Factors) -> Factors:
     """Factors of rank r_1 r_2 whose product is that of the two products, entry by entry."""
-    a = first.a[..., :, None] * second.a[..., None, :]  # [in..., r_1, r_2]
-    b = first.b[:, None] * second.b[None, :]  # [r_1, r_2, out...]
-    return Factors(
-        a.reshape(*a.shape[:-2], -1), b.reshape(-1, *b.shape[2:]), first.scale * second.scale
-    )
+
+    def one(f, g):
+        a = f.a[..., :, None] * g.a[..., None, :]  # [in..., r_1, r_2]
+        b = f.b[:, None] * g.b[None, :]  # [r_1, r_2, out...]
+        a, b = a.reshape(*a.shape[:-2], -1), b.reshape(-1, *b.shape[2:])
+        return Factors(a, b, f.scale * g.scale)
+
+    return each_layer(one, first, second)
 
 
 def _two_pairs(base: dict, theta: Theta, key: jax.Array) -> tuple[dict, Theta]:
@@ -70,20 +73,20 @@ def _two_pairs(base: dict, theta: Theta, key: jax.Array) -> tuple[dict, Theta]:
     [h, w, in, out]) gets Tucker cores, FedPara's Proposition 3: A[h, w] = A' T[h, w] with
     A' [in, r] and T [h, w, r, r], 2 r (in + out + h w r) numbers. This start is ours.
     """
-    check_unstacked(theta.factors)
     factors, full = dict(theta.factors), dict(theta.full)
     for p, f in theta.factors.items():
         drawn = partial(_drawn, jax.random.fold_in(key, zlib.crc32(p.encode())), f.a.dtype)
-        cores = f.a.ndim > 2
+        side = (*f.a.shape[: f.stack], *f.a.shape[-2:])
+        cores = f.a.ndim - f.stack > 2
         if cores:
-            fan_in = math.prod(f.a.shape[:-1])
-            down = drawn(0, f.a.shape[-2:], 1 / (3 * fan_in))
+            fan_in = math.prod(f.a.shape[f.stack : -1])
+            down = drawn(0, side, 1 / (3 * fan_in))
             factors[p] = dataclasses.replace(f, a=down)
             full[p + CORE] = drawn(1, (*f.a.shape[:-2], f.rank, f.rank), 1 / f.rank)
             full[p + SECOND + CORE] = drawn(2, full[p + CORE].shape, f.rank ** (-2 / 3))
         variance = f.rank ** (-2 / 3 if cores else -1 / 2)
-        a, b = drawn(3, f.a.shape[-2:], variance), drawn(4, f.b.shape, variance)
-        factors[p + SECOND] = Factors(a, b, 1.0)
+        a, b = drawn(3, side, variance), drawn(4, f.b.shape, variance)
+        factors[p + SECOND] = Factors(a, b, 1.0, f.stack)
     return base, Theta(full, factors)
 
 
@@ -101,7 +104,8 @@ def _united(base: Mapping, theta: Theta, *, shifted: bool) -> tuple[dict, Theta]
         if p.endswith(SECOND):
             continue
         f, g = (_with_core(theta, name) for name in (p, p + SECOND))
-        rank, sides = f.rank * g.rank, (f.a.size // f.rank, f.b.size // f.rank)
+        rank, held = f.rank * g.rank, f.rank * f.layers
+        sides = f.a.size // held, f.b.size // held
         if (rank + shifted * f.rank) * sum(sides) < math.prod(sides):
             both = hadamard(f, g)
             factors[p] = concat(both, f) if shifted else both
@@ -117,7 +121,11 @@ def _with_core(theta: Theta, path: str) -> Factors:
     f, core = theta.factors[path], theta.full.get(path + CORE)
     if core is None:
         return f
-    return dataclasses.replace(f, a=jnp.einsum("ip,...pq->...iq", f.a, core))
+
+    def one(f, core):
+        return dataclasses.replace(f, a=jnp.einsum("ip,...pq->...iq", f.a, core))
+
+    return each_layer(one, f, core)
 
 
 HADAMARD = Form(_two_pairs, partial(_united, shifted=False))
@@ -145,17 +153,19 @@ def square(along: Callable[[dict, Theta], Mapping[str, jax.Array]] | None = None
         matrices = merge(base, theta) if along is None else along(base, theta)
 
         def fixed(p, f):
-            inputs = f.a.shape[:-1]
-            matrix = matrices[p].reshape(math.prod(inputs), -1).astype(f.a.dtype)
-            u, _, vt = thin_svd(matrix)
-            if f.rank > len(vt):
-                raise ValueError(f"rank={f.rank} is above {p}'s smaller side, {len(vt)}")
-            return u[:, : f.rank].reshape(*inputs, f.rank), vt[: f.rank].reshape(f.b.shape)
+            return each_layer(partial(_singular, p), f, matrices[p].astype(f.a.dtype))
 
-        cores = {p: jnp.zeros((f.rank, f.rank), f.a.dtype) for p, f in theta.factors.items()}
-        return _around_cores(base, theta, fixed, cores)
+        return _around_cores(base, theta, fixed, ())
 
-    return Form(begin, _with_cores)
+    return Form(begin, partial(_with_cores, axes=2))
+
+
+def _singular(path: str, f: Factors, matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(a, b) of f's shapes: the first singular vectors of a matrix [in..., out...]."""
+    u, _, vt = thin_svd(matrix.reshape(f.a.size // f.rank, -1))
+    if f.rank > len(vt):
+        raise ValueError(f"rank={f.rank} is above {path}'s smaller side, {len(vt)}")
+    return u[:, : f.rank].reshape(f.a.shape), vt[: f.rank].reshape(f.b.shape)
 
 
 def heads(count: int) -> Form:
@@ -168,22 +178,28 @@ def heads(count: int) -> Form:
 
     def begin(base, theta, key):
         def fixed(p, f):
-            width = count * f.rank
-            sides = math.prod(f.a.shape[:-1]), math.prod(f.b.shape[1:])
-            if width > min(sides):
-                raise ValueError(
-                    f"{count} heads of rank {f.rank} are above {p}'s smaller side, {min(sides)}; "
-                    "use fewer, or a lower rank"
-                )
-            keys = jax.random.split(jax.random.fold_in(key, zlib.crc32(p.encode())))
-            drawn = (jax.random.normal(k, (n, width)) for k, n in zip(keys, sides, strict=True))
-            a, bt = (orthonormal(x.astype(f.a.dtype)) for x in drawn)
-            return a.reshape(*f.a.shape[:-1], width), bt.T.reshape(width, *f.b.shape[1:])
+            own = jax.random.fold_in(key, zlib.crc32(p.encode()))
+            own = jax.random.split(own, f.a.shape[: f.stack]) if f.stack else own
+            return each_layer(partial(_random, p, count), f, own)
 
-        cores = {p: jnp.zeros((count, f.rank, f.rank), f.a.dtype) for p, f in theta.factors.items()}
-        return _around_cores(base, theta, fixed, cores)
+        return _around_cores(base, theta, fixed, (count,))
 
-    return Form(begin, _with_cores)
+    return Form(begin, partial(_with_cores, axes=3))
+
+
+def _random(path: str, count: int, f: Factors, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(a [in..., count r], b [count r, out...]) with orthonormal columns and rows."""
+    width = count * f.rank
+    sides = math.prod(f.a.shape[:-1]), math.prod(f.b.shape[1:])
+    if width > min(sides):
+        raise ValueError(
+            f"{count} heads of rank {f.rank} are above {path}'s smaller side, {min(sides)}; "
+            "use fewer, or a lower rank"
+        )
+    keys = jax.random.split(key)
+    drawn = (jax.random.normal(k, (n, width)) for k, n in zip(keys, sides, strict=True))
+    a, bt = (orthonormal(x.astype(f.a.dtype)) for x in drawn)
+    return a.reshape(*f.a.shape[:-1], width), bt.T.reshape(width, *f.b.shape[1:])
 
 
 def folded(theta: Theta) -> Theta:
@@ -192,37 +208,40 @@ def folded(theta: Theta) -> Theta:
     for p, scales in theta.full.items():
         if p.endswith(SCALES):
             core = p.removesuffix(SCALES) + CORE
-            full[core] = full[core] * scales[:, None, None]
+            full[core] = full[core] * scales[..., None, None]
     return theta._replace(full=full)
 
 
 def _around_cores(
-    base: dict, theta: Theta, fixed: Callable, cores: dict[str, jax.Array]
+    base: dict, theta: Theta, fixed: Callable, count: tuple[int, ...]
 ) -> tuple[dict, Theta]:
-    """(base with fixed factors, s a and b; theta with cores in the place of factors).
+    """(base with fixed factors, s a and b; theta with cores of zeros in the place of factors).
 
     W takes the product of the task's factors, so the model begins where the task's does.
     """
-    check_unstacked(theta.factors)
-    base = merge(base, theta)
+    base, full = merge(base, theta), dict(theta.full)
     for p, f in theta.factors.items():
         a, b = fixed(p, f)
         base |= {f"{FIXED}{p}/a": f.scale * a, f"{FIXED}{p}/b": b}
-    return base, Theta({**theta.full, **{p + CORE: c for p, c in cores.items()}}, {})
+        full[p + CORE] = jnp.zeros((*f.a.shape[: f.stack], *count, f.rank, f.rank), f.a.dtype)
+    return base, Theta(full, {})
 
 
-def _with_cores(base: Mapping, theta: Theta) -> tuple[dict, Theta]:
-    """Plain factors s a and R b; of heads, those of all heads beside each other."""
+def _with_cores(base: Mapping, theta: Theta, *, axes: int) -> tuple[dict, Theta]:
+    """Plain factors s a and R b; of heads, those of all heads beside each other.
+
+    `axes` is how many a core has in one layer.
+    """
     weights = {p: w for p, w in base.items() if not p.startswith(FIXED)}
     theta, factors = folded(theta), {}
     for name, core in theta.full.items():
         if name.endswith(CORE):
             p = name.removesuffix(CORE)
             a, b = (base[f"{FIXED}{p}/{side}"] for side in "ab")
-            rows = core.shape[-1]
-            each = core.reshape(-1, rows, rows)  # [heads, r, r]
-            inner = jnp.einsum("hqr,hrn->hqn", each, b.reshape(len(each), rows, -1))
-            factors[p] = Factors(a, inner.reshape(b.shape), 1.0)
+            stack, rows = core.ndim - axes, core.shape[-1]
+            each = core.reshape(*core.shape[:stack], -1, rows, rows)  # [..., heads, r, r]
+            inner = jnp.einsum("...hqr,...hrn->...hqn", each, b.reshape(*each.shape[:-1], -1))
+            factors[p] = Factors(a, inner.reshape(b.shape), 1.0, stack)
     full = {p: w for p, w in theta.full.items() if not p.endswith(CORE)}
     return weights, Theta(full, factors)
 
@@ -245,14 +264,13 @@ def restored(tensor: jax.Array) -> jax.Array:
 
 def _separable(base: dict, theta: Theta, key: jax.Array) -> tuple[dict, Theta]:
     """Factors a [w, in, r], b [r, h, out] of each convolution, the best of the task's product."""
-    check_unstacked(theta.factors)
 
     def one(f):
         if f.a.ndim != 4:
             return f
         return from_product(reshaped(product(f)), 2, f.rank, f.scale)
 
-    return base, theta._replace(factors={p: one(f) for p, f in theta.factors.items()})
+    return base, theta._replace(factors={p: each_layer(one, f) for p, f in theta.factors.items()})
 
 
 def _joint(base: Mapping, theta: Theta) -> tuple[dict, Theta]:
@@ -266,7 +284,8 @@ def _joint(base: Mapping, theta: Theta) -> tuple[dict, Theta]:
         b = jnp.swapaxes(f.b, 0, 1).reshape(high * rank, out)
         return dataclasses.replace(f, a=a.reshape(*a.shape[:3], high * rank), b=b)
 
-    return dict(base), theta._replace(factors={p: one(f) for p, f in theta.factors.items()})
+    factors = {p: each_layer(one, f) for p, f in theta.factors.items()}
+    return dict(base), theta._replace(factors=factors)
 
 
 SEPARABLE = Form(_separable, _joint)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.lowrank.factors import Factors, Theta, check_unstacked, concat
+from jaxfed.lowrank.factors import Factors, Theta, concat
 
 
 @partial(
@@ -69,7 +69,6 @@ def even_routers(factors: Mapping[str, Factors]) -> dict[str, jax.Array]:
 def _gated(
     theta: Theta, more: Mapping[str, Factors], gates: Mapping[str, jax.Array], *, routed: bool
 ) -> Theta:
-    check_unstacked(theta.factors)
     factors: dict[str, Any] = dict(theta.factors)
     for p, second in more.items():
         first = theta.factors[p]

@@ -1,6 +1,6 @@
 """A model with low-rank terms beside its layers; models stay unmodified flax.linen modules."""
 
-import math
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -101,7 +101,8 @@ def apply(
     def add(module, method, path, y, x):
         if path not in theta.factors:
             return y
-        f, own = theta.factors[path], key
+        f: Factors | Gated = theta.factors[path]
+        own = key
         if path in stacked:
             f, own = _of_this_layer(module, f, key)
         drop = partial(_dropout, dropout, own, path)
@@ -153,26 +154,33 @@ def _weigh(drop: Callable, weights: jax.Array, h: jax.Array) -> jax.Array:
     return drop(h) * weights
 
 
-def _beside_weights(factors: Mapping[str, Factors]) -> dict[str, jax.Array]:
+def _beside_weights(factors: Mapping[str, Factors | Gated]) -> dict[str, jax.Array]:
     """Factors of stacked layers as parameters beside their weights.
 
     So nn.scan and nn.vmap give each layer its own, as they do with the weights, and its number.
     """
-    numbers = {p: f.a.shape[: f.stack] for p, f in factors.items()}
-    return {
-        **{f"{p}_a": f.a for p, f in factors.items()},
-        **{f"{p}_b": f.b for p, f in factors.items()},
-        **{f"{p}_number": jnp.arange(math.prod(n)).reshape(n) for p, n in numbers.items()},
-    }
+    beside: dict[str, jax.Array] = {}
+    for p, held in factors.items():
+        f = held.factors if isinstance(held, Gated) else held
+        numbers = jnp.arange(f.layers).reshape(f.a.shape[: f.stack])
+        beside |= {f"{p}_a": f.a, f"{p}_b": f.b, f"{p}_number": numbers}
+        if isinstance(held, Gated) and held.routed:
+            beside[f"{p}_gate"] = held.gate
+    return beside
 
 
 def _of_this_layer(
-    module: nn.Module, f: Factors, key: jax.Array | None
-) -> tuple[Factors, jax.Array | None]:
+    module: nn.Module, f: Factors | Gated, key: jax.Array | None
+) -> tuple[Factors | Gated, jax.Array | None]:
     """The factors, and a key, of the one layer of a stack that is being called."""
     own, kind = module.variables["params"], _kind(module)
-    here = Factors(own[f"{kind}_a"], own[f"{kind}_b"], f.scale)
-    return here, None if key is None else jax.random.fold_in(key, own[f"{kind}_number"])
+    key = None if key is None else jax.random.fold_in(key, own[f"{kind}_number"])
+    scale = f.factors.scale if isinstance(f, Gated) else f.scale
+    here = Factors(own[f"{kind}_a"], own[f"{kind}_b"], scale)
+    if isinstance(f, Gated):
+        gate = own[f"{kind}_gate"] if f.routed else f.gate
+        return dataclasses.replace(f, factors=here, gate=gate), key
+    return here, key
 
 
 def _dropout(rate: float, key: jax.Array | None, path: str, h: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.lowrank.factors import Factors, Theta, concat, drawn, merge, thin_svd
+from jaxfed.lowrank.factors import Factors, Theta, concat, drawn, each_layer, merge, thin_svd
 
 PASSES = 8
 """Power iterations of `best`, each one product with M and one with its transpose."""
@@ -196,20 +196,24 @@ def truncated(f: Factors, rank: int, key: jax.Array) -> Factors:
 def thresholded(f: Factors, energy: float) -> tuple[Factors, jax.Array]:
     """(f's product by its first p singular values, p): the fewest with that share of their squares.
 
-    The components after p are zero. By QR of either side and an SVD of the small core between them,
-    as FLoRIST does it; the product itself is never formed.
+    The components after p are zero; a stack of layers has one p [...] for each. By QR of either
+    side and an SVD of the small core between them, as FLoRIST does it; the product itself is never
+    formed.
     """
-    rank = f.rank
-    q, inside = jnp.linalg.qr(f.a.reshape(-1, rank))  # [in, l], [l, r]
-    v, outside = jnp.linalg.qr(f.b.reshape(rank, -1).T)  # [out, l'], [l', r]
-    u, sigma, vt = thin_svd(inside @ outside.T)
-    share = jnp.cumsum(sigma**2)
-    kept = jnp.minimum(jnp.sum(share < energy * share[-1]) + (share[-1] > 0), len(sigma))
-    kept = kept.astype(jnp.int32)
-    a = (q @ u) * jnp.where(jnp.arange(len(sigma)) < kept, sigma, 0)
-    b = vt @ v.T * (jnp.arange(len(sigma)) < kept)[:, None]
-    a, b = a.reshape(*f.a.shape[:-1], -1), b.reshape(-1, *f.b.shape[1:])
-    return dataclasses.replace(f, a=a, b=b), kept
+
+    def one(f):
+        q, inside = jnp.linalg.qr(f.a.reshape(-1, f.rank))  # [in, l], [l, r]
+        v, outside = jnp.linalg.qr(f.b.reshape(f.rank, -1).T)  # [out, l'], [l', r]
+        u, sigma, vt = thin_svd(inside @ outside.T)
+        share = jnp.cumsum(sigma**2)
+        kept = jnp.minimum(jnp.sum(share < energy * share[-1]) + (share[-1] > 0), len(sigma))
+        kept = kept.astype(jnp.int32)
+        a = (q @ u) * jnp.where(jnp.arange(len(sigma)) < kept, sigma, 0)
+        b = vt @ v.T * (jnp.arange(len(sigma)) < kept)[:, None]
+        a, b = a.reshape(*f.a.shape[:-1], -1), b.reshape(-1, *f.b.shape[1:])
+        return dataclasses.replace(f, a=a, b=b), kept
+
+    return each_layer(one, f)
 
 
 @jax.custom_batching.sequential_vmap

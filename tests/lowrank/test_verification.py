@@ -240,10 +240,3 @@ def test_the_layers_of_a_stack_drop_out_apart():
     assert (first != second).any()
     first, second = dropped(key=None)
     np.testing.assert_array_equal(first, second)
-
-
-def test_what_wants_one_pair_of_factors_refuses_a_stack_by_path():
-    _, theta = drawn(Blocks(), X)
-    with pytest.raises(ValueError, match=r"^blocks/dense/kernel holds stacked layers"):
-        lowrank.check_unstacked(theta.factors)
-    lowrank.check_unstacked({})

@@ -83,7 +83,7 @@ def test_packed_texts_have_the_loss_of_texts_apart():
 
 
 ROWS = {row.name: row for row in zoo.ROWS}
-FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("fedex", "fedsa", "pf2lora")]
+FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("fedpara", "fedms", "pf2lora")]
 
 
 @pytest.mark.parametrize("name", ["fedlora", "fedloru", *FULL])

@@ -45,7 +45,8 @@ def feddat(
     halved as above.
 
     Args:
-        task: the model and its loss F_k, a classification.
+        task: the model and its loss F_k, a classification, also of each token: then an example's
+            divergence is the mean over its positions, padding included.
         work: local work in each round.
         rank: of the local adapter.
         alpha: the local adapter has scale alpha / rank; 1 by default.
@@ -63,7 +64,8 @@ def feddat(
 
     def divergence(teacher, student, mask):
         p, q = (jax.nn.log_softmax(z / temperature) for z in (teacher, student))
-        each = temperature**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1)  # [B]
+        each = temperature**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1)  # [B, ...]
+        each = jnp.mean(each.reshape(len(mask), -1), axis=1)  # [B]
         return jnp.sum(each * mask) / jnp.maximum(jnp.sum(mask), 1)
 
     def client(base, theta, k):

@@ -59,30 +59,31 @@ def fedhm(
         values.wholes("ranks", ranks, 1)
     inner = formed(task, forms.SEPARABLE)
 
+    def each(function, theta, *weights):
+        factors = theta.factors.items()
+        return {p: lowrank.each_layer(function, f, *(w[p] for w in weights)) for p, f in factors}
+
     def best(theta, whole):
-        return theta._replace(
-            factors={
-                p: lowrank.from_product(whole[p], f.a.ndim - 1, f.rank, f.scale)
-                for p, f in theta.factors.items()
-            }
-        )
+        def one(f, w):
+            return lowrank.from_product(w, f.a.ndim - 1, f.rank, f.scale)
+
+        return theta._replace(factors=each(one, theta, whole))
 
     def init(key):
         base, theta = inner.init(key)
-        whole = {
-            p: forms.reshaped(base[p]).astype(f.a.dtype) + lowrank.product(f)
-            for p, f in theta.factors.items()
-        }
+        begun = each(lambda f, w: forms.reshaped(w).astype(f.a.dtype), theta, base)
+        whole = lowrank.merge(begun, theta)
         rest = {p: w for p, w in base.items() if p not in whole}
         return Server(rest, best(theta, whole), whole)
 
     def client(base, theta, k):
         rank = None if ranks is None else jnp.asarray(ranks, jnp.int32)[k.id]
         start = theta if rank is None else lowrank.cut(theta, rank)
-        zeros = {
-            p: forms.restored(jnp.zeros((*f.a.shape[:-1], *f.b.shape[1:]), f.a.dtype))
-            for p, f in theta.factors.items()
-        }
+
+        def nothing(f):
+            return forms.restored(jnp.zeros((*f.a.shape[:-1], *f.b.shape[1:]), f.a.dtype))
+
+        zeros = each(nothing, theta)
 
         def loss(theta, batch, key):
             squares = sum(lowrank.inner(f, f) for f in theta.factors.values())
@@ -101,7 +102,7 @@ def fedhm(
         return Server(server.base, best(mean, whole), whole), reply.state, reply.metrics
 
     def deploy(server, state):
-        weights = {p: forms.restored(w) for p, w in server.whole.items()}
+        weights = each(lambda f, w: forms.restored(w), server.theta, server.whole)
         return {**server.base, **weights}, Theta(server.theta.full, {})
 
     return Algorithm(

@@ -18,7 +18,7 @@ import optax
 from jaxfed import aggregate, local, lowrank, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.data import values
-from jaxfed.lowrank.factors import Theta
+from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.lowrank.rules import stacked, thresholded
 from jaxfed.tasks.task import Task
 
@@ -28,7 +28,7 @@ class Server(NamedTuple):
 
     base: PyTree  # W and all that is frozen
     theta: Theta  # trained
-    kept: dict[str, jax.Array]  # p of the last round at each path
+    kept: dict[str, jax.Array]  # p of the last round at each path [...], for each layer of a stack
 
 
 def florist(
@@ -61,17 +61,17 @@ def florist(
 
     def init(key):
         base, theta = task.init(key)
-        lowrank.check_unstacked(theta.factors)
         if not theta.factors:
             raise ValueError("no factors are trained to aggregate; select some with a rank")
-        return Server(base, theta, dict.fromkeys(theta.factors, jnp.int32(0)))
+        kept = {p: jnp.zeros(f.a.shape[: f.stack], jnp.int32) for p, f in theta.factors.items()}
+        return Server(base, theta, kept)
 
     def client(known, theta, k):
         base, kept = known
         rank = None if ranks is None else jnp.asarray(ranks, jnp.int32)[k.id]
         start = theta if rank is None else lowrank.cut(theta, rank)
         trained, metrics = local.sgd(partial(task.loss, base), client_optimizer, start, k, work)
-        change = {p: kept[p] * (trees.nbytes(f) // f.rank) for p, f in theta.factors.items()}
+        change = {p: jnp.sum(kept[p]) * _component(f) for p, f in theta.factors.items()}
         received = lowrank.nbytes(theta, rank, ""), change
         return Reply(
             optax.tree.sub(trained, theta), (), metrics, received, lowrank.nbytes(theta, rank)
@@ -92,8 +92,9 @@ def florist(
 
     def most(server, t):
         def at(f):
-            each = trees.nbytes(f) // f.rank
-            return each * min(cohort_size * f.rank, f.a.size // f.rank, f.b.size // f.rank)
+            held = f.rank * f.layers
+            least = min(cohort_size * f.rank, f.a.size // held, f.b.size // held)
+            return _component(f) * f.layers * least
 
         return sum(map(at, server.theta.factors.values())) if t else 0
 
@@ -106,3 +107,8 @@ def florist(
         broadcast=most,
         clients=None if ranks is None else len(ranks),
     )
+
+
+def _component(f: Factors) -> int:
+    """Bytes of one component of one layer."""
+    return trees.nbytes(f) // (f.rank * f.layers)

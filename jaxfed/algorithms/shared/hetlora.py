@@ -71,7 +71,6 @@ def hetlora(
 
     def init(key):
         server = Server(*task.init(key))
-        lowrank.check_unstacked(server.theta.factors)
         widths = {p: f.rank for p, f in server.theta.factors.items()}
         if set(widths.values()) != {most}:
             raise ValueError(
@@ -132,7 +131,8 @@ def _tails(theta: Theta, t: jax.Array) -> jax.Array:
         rows = f.b.reshape(f.rank, -1) * late[:, None]  # [r, out]
         return optax.safe_norm(f.a * late, 0.0) * optax.safe_norm(rows, 0.0)
 
-    return sum((tail(f) for f in theta.factors.values()), jnp.zeros(()))
+    tails = (lowrank.each_layer(tail, f) for f in theta.factors.values())
+    return sum(map(jnp.sum, tails), jnp.zeros(()))
 
 
 def _norm(theta: Theta) -> jax.Array:

@@ -53,8 +53,7 @@ def lora_a2(
 
     def init(key):
         server = Server(*task.init(key))
-        lowrank.check_unstacked(server.theta.factors)
-        held = sum(f.rank for f in server.theta.factors.values())
+        held = sum(f.rank * f.layers for f in server.theta.factors.values())
         if not components <= held:
             raise ValueError(f"components={components}; the factors have {held} together")
         return server
@@ -63,10 +62,10 @@ def lora_a2(
         trained, metrics = local.sgd(partial(task.loss, base), optimizer, theta, k, work)
         change, b = optax.tree.sub(trained, theta), in_turn(k.round)
         chosen = best(theta, change, components)
-        sent = {p: w.nbytes for p, w in theta.full.items()} | {
-            p: jnp.sum(chosen[p]) * (4 + jnp.where(b, f.b.nbytes, f.a.nbytes) // f.rank)
-            for p, f in theta.factors.items()
-        }
+        sent = {p: w.nbytes for p, w in theta.full.items()}
+        for p, f in theta.factors.items():
+            each = jnp.where(b, f.b.nbytes, f.a.nbytes) // (f.rank * f.layers)
+            sent[p] = jnp.sum(chosen[p]) * (4 + each)
         factors = {p: _only(f, chosen[p]) for p, f in change.factors.items()}
         return Reply(change._replace(factors=factors), (), metrics, sent=sent)
 
@@ -85,23 +84,32 @@ def lora_a2(
 
 
 def best(theta: Theta, change: Theta, components: int) -> dict[str, jax.Array]:
-    """{path: bool [r]}: the components of the highest scores, so many over all paths."""
+    """{path: bool [..., r]}: the components of the highest scores, so many over all layers."""
     scores = {p: score(f, change.factors[p]) for p, f in theta.factors.items()}
-    flat = jnp.concatenate(list(scores.values()))
+    flat = jnp.concatenate([one.ravel() for one in scores.values()])
     place = jax.lax.top_k(flat, components)[1]
     chosen, found = jnp.zeros(len(flat), bool).at[place].set(True), {}
     for p, one in scores.items():
-        found[p], chosen = chosen[: len(one)], chosen[len(one) :]
+        found[p], chosen = chosen[: one.size].reshape(one.shape), chosen[one.size :]
     return found
 
 
 def score(f: Factors, change: Factors) -> jax.Array:
-    """|A_i| |dB_i| + |dA_i| |B_i| of each component [r], one of the two being zero."""
-    a, da = (jnp.linalg.norm(x.reshape(-1, f.rank), axis=0) for x in (f.a, change.a))
-    b, db = (jnp.linalg.norm(x.reshape(f.rank, -1), axis=1) for x in (f.b, change.b))
-    return a * db + da * b
+    """|A_i| |dB_i| + |dA_i| |B_i| of each component [..., r], one of the two being zero."""
+
+    def one(f, change):
+        a, da = (jnp.linalg.norm(x.reshape(-1, f.rank), axis=0) for x in (f.a, change.a))
+        b, db = (jnp.linalg.norm(x.reshape(f.rank, -1), axis=1) for x in (f.b, change.b))
+        return a * db + da * b
+
+    return lowrank.each_layer(one, f, change)
 
 
 def _only(f: Factors, chosen: jax.Array) -> Factors:
-    rows = chosen.reshape(-1, *[1] * (f.b.ndim - 1))
-    return dataclasses.replace(f, a=f.a * chosen, b=f.b * rows)
+    """f without the components that are not chosen [..., r]."""
+
+    def one(f, chosen):
+        rows = chosen.reshape(-1, *[1] * (f.b.ndim - 1))
+        return dataclasses.replace(f, a=f.a * chosen, b=f.b * rows)
+
+    return lowrank.each_layer(one, f, chosen)

@@ -93,11 +93,12 @@ def mfedloru(
 
 def around(theta: Theta) -> dict[str, Factors]:
     """{"path/a": (A, I), "path/b": (I, B)}: A and B as products, for nested factors beside them."""
-    lowrank.check_unstacked(theta.factors)
     beside: dict[str, Factors] = {}
     for p, f in theta.factors.items():
         one = jnp.eye(f.rank, dtype=f.a.dtype)
-        beside |= {f"{p}/a": Factors(f.a, one, 1.0), f"{p}/b": Factors(one, f.b, 1.0)}
+        one = jnp.broadcast_to(one, (*f.a.shape[: f.stack], f.rank, f.rank))
+        for side, (a, b) in {"a": (f.a, one), "b": (one, f.b)}.items():
+            beside[f"{p}/{side}"] = Factors(a, b, 1.0, f.stack)
     return beside
 
 

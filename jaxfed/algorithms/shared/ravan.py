@@ -44,7 +44,7 @@ def ravan(
     def make(task):
         def client(base, theta, k):
             ones = {
-                p.removesuffix(forms.CORE) + forms.SCALES: jnp.ones(heads, core.dtype)
+                p.removesuffix(forms.CORE) + forms.SCALES: jnp.ones(core.shape[:-2], core.dtype)
                 for p, core in theta.full.items()
                 if p.endswith(forms.CORE)
             }
