@@ -1,4 +1,4 @@
-"""The five workloads in jaxfed: the same arrays, the same order, the same result.
+"""The workloads in jaxfed: the same arrays, the same order, the same result.
 
 round = ours.make("W3")
 first = round()  # {"loss": ..., "norm": ...}
@@ -22,24 +22,32 @@ from jaxfed.simulation import engine, tuning
 
 CPU_DEVICES = 2  # into which scripts split the CPU, before JAX starts
 
-MODELS = {
-    "W1": lambda: models.MLP((200, 200), 10),
-    "W2": lambda: models.FemnistCNN(62),
-    "W3": lambda: models.MLP((1024, 1024), 10),
-    "W4": lambda: models.Encoder(
-        workloads.VOCABULARY,
-        256,
-        4,
-        4,
-        1024,
-        64,
-        2,
+
+def encoder(name: str, width: int, feedforward: int, depth: int, heads: int) -> models.Encoder:
+    workload = workloads.WORKLOADS[name]
+    return models.Encoder(
+        workload.vocabulary,
+        width,
+        depth,
+        heads,
+        feedforward,
+        *workload.shape,
+        workload.classes,
         types=0,
         pad=None,
         head="linear",
         epsilon=1e-5,
-    ),
+    )
+
+
+MODELS = {
+    "W1": lambda: models.MLP((200, 200), 10),
+    "W2": lambda: models.FemnistCNN(62),
+    "W3": lambda: models.MLP((1024, 1024), 10),
+    "W4": lambda: encoder("W4", 256, 1024, 4, 4),
     "W5": lambda: models.resnet10(10),
+    "W6": lambda: encoder("W6", 768, 3072, 12, 12),
+    "W6 tiny": lambda: encoder("W6 tiny", 16, 32, 2, 2),
 }
 
 

@@ -20,10 +20,9 @@ def main() -> None:
     import compare
     import ours
     import timing
-    import workloads
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("workload", choices=workloads.WORKLOADS)
+    parser.add_argument("workload", choices=compare.TABLE)
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds of each")
     parser.add_argument("--modes", nargs="*", default=["loop2", "vmap2"], help="of PyTorch")
     parser.add_argument("--clients", type=int, help="the first so many; all by default")

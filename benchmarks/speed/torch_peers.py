@@ -1,4 +1,4 @@
-"""The five workloads in PyTorch, tuned: the peers of jaxfed's speed.
+"""The workloads in PyTorch, tuned: the peers of jaxfed's speed.
 
     python benchmarks/speed/torch_peers.py W1 --mode loop2 --rounds 3 --clients 100
 
@@ -78,18 +78,28 @@ def cnn(w: Weights, x: Tensor, scale: float) -> Tensor:
     return dense(w, "head", torch.relu(dense(w, "dense_0", x)))
 
 
-def encoder(w: Weights, tokens: Tensor, scale: float, depth: int = 4, heads: int = 4) -> Tensor:
-    """BERT's layers; attention by hand because vmap has no rule for PyTorch's fused one."""
+def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention [B, heads, L, d / heads]; vmap has no rule for PyTorch's fused one."""
+    weight = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1)  # [B, heads, L, L]
+    return weight @ v
+
+
+def encoder(
+    w: Weights,
+    tokens: Tensor,
+    scale: float,
+    heads: int = 4,
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = by_hand,
+) -> Tensor:
+    """BERT's layers."""
+    depth = sum(path.endswith("query/kernel") for path in w)
     x = norm(w, "norm", w["token/embedding"][tokens] + w["position/embedding"])  # [B, L, d]
     for i in range(depth):
         q, k, v = (
             dense(w, f"layer_{i}/{n}", x, scale).unflatten(-1, (heads, -1)).transpose(-2, -3)
             for n in ("query", "key", "value")
         )  # [B, heads, L, d / heads]
-        weight = torch.softmax(
-            q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1
-        )  # [B, heads, L, L]
-        attended = (weight @ v).transpose(-2, -3).flatten(-2)
+        attended = attention(q, k, v).transpose(-2, -3).flatten(-2)
         x = norm(w, f"layer_{i}/norm_0", x + dense(w, f"layer_{i}/out", attended))
         hidden = F.gelu(dense(w, f"layer_{i}/up", x))
         x = norm(w, f"layer_{i}/norm_1", x + dense(w, f"layer_{i}/down", hidden))
@@ -97,7 +107,7 @@ def encoder(w: Weights, tokens: Tensor, scale: float, depth: int = 4, heads: int
 
 
 def norm(w: Weights, path: str, x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], w[f"{path}/scale"], w[f"{path}/bias"], EPSILON)
+    return F.layer_norm(x.float(), x.shape[-1:], w[f"{path}/scale"], w[f"{path}/bias"], EPSILON)
 
 
 def resnet(w: Weights, x: Tensor, scale: float) -> Tensor:
@@ -117,10 +127,20 @@ def block(w: Weights, path: str, x: Tensor, scale: float, stride: int) -> Tensor
 
 
 def group_norm(w: Weights, path: str, x: Tensor) -> Tensor:
-    return F.group_norm(x, 32, w[f"{path}/scale"], w[f"{path}/bias"], EPSILON)
+    return F.group_norm(x.float(), 32, w[f"{path}/scale"], w[f"{path}/bias"], EPSILON)
 
 
-MODELS = {"W1": mlp, "W2": cnn, "W3": mlp, "W4": encoder, "W5": resnet}
+Model = Callable[[Weights, Tensor, float], Tensor]
+
+MODELS: dict[str, Model] = {
+    "W1": mlp,
+    "W2": cnn,
+    "W3": mlp,
+    "W4": encoder,
+    "W5": resnet,
+    "W6": partial(encoder, heads=12),
+    "W6 tiny": partial(encoder, heads=2),
+}
 
 
 # Local training. A step is taken on weights [P], or on [C, P] of C clients under vmap.
@@ -156,6 +176,7 @@ class Shard(NamedTuple):
     """What one worker holds: the frozen weights, and the batches of its own clients."""
 
     name: str
+    model: Model
     base: Weights
     theta: Weights  # for paths and shapes; a round's values come as a vector
     inputs: Tensor  # [K, S, B, ...]
@@ -167,8 +188,8 @@ Local = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def loss(shard: Shard, mine: Weights, x: Tensor, y: Tensor) -> Tensor:
-    model, scale = MODELS[shard.name], workloads.WORKLOADS[shard.name].scale
-    return F.cross_entropy(model({**shard.base, **mine}, x, scale), y)
+    scale = workloads.WORKLOADS[shard.name].scale
+    return F.cross_entropy(shard.model({**shard.base, **mine}, x, scale), y)
 
 
 def loop(shard: Shard) -> Local:
@@ -183,9 +204,9 @@ def loop(shard: Shard) -> Local:
     return partial(train, shard, gradients, [(x.unbind(), y.unbind()) for x, y in clients], ())
 
 
-def vmap(shard: Shard) -> Local:
-    """CHUNK clients at a time (or the most below it that divides them), by torch.func."""
-    size = max(c for c in range(1, CHUNK + 1) if len(shard.labels) % c == 0)
+def vmap(shard: Shard, most: int = CHUNK) -> Local:
+    """`most` clients at a time (or the most below it that divides them), by torch.func."""
+    size = max(c for c in range(1, most + 1) if len(shard.labels) % c == 0)
     each = torch.vmap(torch.func.grad_and_value(partial(loss, shard)))
 
     def gradients(mine: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -208,7 +229,7 @@ def train(
     """A round of each group of `lead` clients, all from `start`; sums as in Local."""
     optimizer = workloads.WORKLOADS[shard.name].optimizer
     make_step = sgd if isinstance(optimizer, workloads.Sgd) else adamw
-    total, losses = torch.zeros_like(start), torch.zeros(2)
+    total, losses = torch.zeros_like(start), start.new_zeros(2)
     for group in groups:
         flat = start.expand(*lead, -1).clone()  # [P] or [C, P]
         mine = views(flat, shard.theta)
@@ -258,7 +279,7 @@ def batches(
     lead = (-1, workload.steps, workload.batch)
     inputs, labels = (
         torch.from_numpy(x).unflatten(0, lead)
-        for x in (examples["tokens" if name == "W4" else "image"], examples["label"])
+        for x in (examples["tokens" if workload.vocabulary else "image"], examples["label"])
     )
     if inputs.ndim == 6:
         inputs = inputs.permute(0, 1, 2, 5, 3, 4)  # channels last in memory
@@ -307,7 +328,7 @@ def make(
     workers = [
         _worker(
             method,
-            Shard(name, base, theta, *mine),
+            Shard(name, MODELS[name], base, theta, *mine),
             usual if threads is None else threads,
             start,
             row,

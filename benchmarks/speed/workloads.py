@@ -1,8 +1,8 @@
-"""The five workloads on which every implementation is timed: seeded arrays, no other randomness.
+"""The workloads on which every implementation is timed: seeded arrays, no other randomness.
 
 All clients take part in every round, each takes its batches in order, and the server takes the
 plain mean of the trained weights. So every implementation must end with the same losses and the
-same norm of the trained weights.
+same norm of the trained weights. W1 to W5 are for any computer, W6 for an accelerator.
 
     workload, arrays = workloads.WORKLOADS["W3"], workloads.arrays("W3", clients=4)
 """
@@ -40,11 +40,14 @@ class Workload:
     rank: int = 0  # of the factors; 0 trains every weight whole
     scale: float = 1.0
     full: tuple[str, ...] = ()  # beside factors, the weights that are trained whole
+    vocabulary: int = 0  # 0 for images
 
     @property
     def steps(self) -> int:
         return self.examples // self.batch
 
+
+HEAD = ("head/kernel", "head/bias")
 
 WORKLOADS = {
     "W1": Workload("FedAvg MLP", 100, 300, 20, Sgd(0.1), (784,), 10),
@@ -60,12 +63,27 @@ WORKLOADS = {
         2,
         rank=8,
         scale=2.0,
-        full=("head/kernel", "head/bias"),
+        full=HEAD,
+        vocabulary=8192,
     ),
     "W5": Workload("FedLoRA ResNet-10", 10, 32, 32, Sgd(0.05), (32, 32, 3), 10, rank=16, scale=2.0),
+    "W6": Workload(
+        "HOMLoRA on RoBERTa-base's shape",
+        100,
+        160,
+        16,
+        AdamW(1e-3, 0.01),
+        (128,),
+        2,
+        rank=8,
+        full=HEAD,
+        vocabulary=50265,
+    ),
+    # For rehearsals of W6.
+    "W6 tiny": Workload(
+        "HOMLoRA encoder", 2, 8, 4, AdamW(1e-3, 0.01), (8,), 2, rank=2, full=HEAD, vocabulary=64
+    ),
 }
-
-VOCABULARY = 8192
 
 
 class Arrays(NamedTuple):
@@ -95,7 +113,7 @@ def _adapted(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The paths that carry factors."""
     if name == "W3":
         return [p for p in shapes if p.endswith("kernel")]
-    if name == "W4":
+    if WORKLOADS[name].vocabulary:
         return [p for p in shapes if p.endswith(("query/kernel", "value/kernel"))]
     if name == "W5":
         return [p for p, shape in shapes.items() if len(shape) == 4 and not p.startswith("stem")]
@@ -132,8 +150,8 @@ def _examples(name: str, workload: Workload, rows: int) -> dict[str, np.ndarray]
     """Images around one prototype a class; or tokens of which a fifth name the label."""
     label = _stream(name, "label").integers(workload.classes, size=rows, dtype=np.int32)
     shape = (rows, *workload.shape)
-    if name == "W4":
-        tokens = _stream(name, "tokens").integers(VOCABULARY, size=shape, dtype=np.int32)
+    if workload.vocabulary:
+        tokens = _stream(name, "tokens").integers(workload.vocabulary, size=shape, dtype=np.int32)
         telling = _stream(name, "telling").random(shape, dtype=np.float32) < 0.2
         return {"tokens": np.where(telling, label[:, None], tokens), "label": label}
     prototype = _normal(_stream(name, "prototype"), (workload.classes, *workload.shape), 0.2)
@@ -168,7 +186,7 @@ def _cnn() -> Shapes:
     )
 
 
-def _encoder(width: int = 256, feedforward: int = 1024, depth: int = 4, length: int = 64) -> Shapes:
+def _encoder(name: str, width: int, feedforward: int, depth: int) -> Shapes:
     """BERT's encoder: the norm after each sum; the first position's output goes to the head."""
     layers = [
         _join(
@@ -180,8 +198,12 @@ def _encoder(width: int = 256, feedforward: int = 1024, depth: int = 4, length: 
         )
         for i in range(depth)
     ]
+    tables = {
+        "token": (WORKLOADS[name].vocabulary, width),
+        "position": (*WORKLOADS[name].shape, width),
+    }
     return _join(
-        {"token/embedding": (VOCABULARY, width), "position/embedding": (length, width)},
+        {f"{table}/embedding": shape for table, shape in tables.items()},
         _norm("norm", width),
         *layers,
         _layer("head", width, 2),
@@ -219,6 +241,8 @@ SHAPES = {
     "W1": _mlp(784, 200, 200, 10),
     "W2": _cnn(),
     "W3": _mlp(784, 1024, 1024, 10),
-    "W4": _encoder(),
+    "W4": _encoder("W4", 256, 1024, 4),
     "W5": _resnet(),
+    "W6": _encoder("W6", 768, 3072, 12),
+    "W6 tiny": _encoder("W6 tiny", 16, 32, 2),
 }
