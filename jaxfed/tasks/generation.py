@@ -109,6 +109,7 @@ def beam_search(
     most: int,
     beams: int,
     length_penalty: float = 1.0,
+    no_repeat: int | None = None,
     end: int | None = None,
     fill: int = 0,
     real: jax.Array | None = None,
@@ -120,16 +121,20 @@ def beam_search(
     first half compete for the `beams` best ended ones, and the likeliest others go on. A row stops
     once it has as many ended texts and its likeliest open one, scored as if it ended there, is no
     better than the worst of them. These are the rules of transformers' `generate` by default.
+    With `no_repeat` n, no n tokens in a row occur twice in a prompt and its text.
     """
     values.whole("beams", beams, 1)
     values.number("length_penalty", length_penalty)
+    if no_repeat is not None:
+        values.whole("no_repeat", no_repeat, 1)
     rows = len(prompt)
     logits, cache, read = _begun(model, base, theta, prompt, real, most, copies=beams)
     none = jnp.full((rows, beams, most), fill, jnp.int32)
     likely = jnp.full((rows, beams), NEVER).at[:, 0].set(0)  # the copies are one text at first
     never = jnp.full((rows, beams), NEVER)
     search = Search(none, likely, none, never, jnp.ones(rows, bool))
-    advance = partial(_advanced, length_penalty=length_penalty, end=end)
+    barred = None if no_repeat is None else _barring(prompt, real, no_repeat)
+    advance = partial(_advanced, length_penalty=length_penalty, end=end, barred=barred)
 
     def step(carry, t):
         search, cache, logits = carry
@@ -160,11 +165,14 @@ def _advanced(
     *,
     length_penalty: float,
     end: int | None,
+    barred: Callable | None,
     last: bool = False,
 ) -> tuple[Search, jax.Array]:
     """(the search with new token t, which beam each text that goes on came from [B, beams])."""
     rows, beams, _ = search.tokens.shape
     each = jax.nn.log_softmax(logits).reshape(rows, beams, -1)  # [B, beams, vocabulary]
+    if barred is not None:
+        each = jnp.where(barred(search.tokens, t, each.shape[-1]), -jnp.inf, each)
     total = (search.likely[..., None] + each).reshape(rows, -1)
     likely, best = jax.lax.top_k(total, min(2 * beams, total.shape[-1]))
     parent, token = best // each.shape[-1], (best % each.shape[-1]).astype(jnp.int32)
@@ -181,6 +189,41 @@ def _advanced(
     open_still = (score[:, -1] <= NEVER / 2) | (likely[:, 0] / size > score[:, -1])
     found = Search(_taken(tokens, on), likely, ended, score, search.better & open_still)
     return found, jnp.take_along_axis(parent, on, axis=1)
+
+
+def _barring(prompt: jax.Array, real: jax.Array | None, n: int) -> Callable:
+    """(tokens [B, beams, most], t, vocabulary) -> bool [B, beams, vocabulary].
+
+    True for what would repeat n tokens of the prompt and the first t new ones.
+    """
+    length = prompt.shape[1]
+    real = jnp.ones(prompt.shape, bool) if real is None else jnp.asarray(real, bool)
+    ahead = jnp.take_along_axis(prompt, jnp.argsort(real, axis=1, stable=True), axis=1)
+    first = length - jnp.sum(real, axis=1)  # [B], after the padding
+
+    def barred(tokens, t, vocabulary):
+        ours = jnp.broadcast_to(ahead[:, None], (*tokens.shape[:2], length))
+        text = jnp.concatenate([ours.astype(tokens.dtype), tokens], axis=-1)
+        each = partial(repeating, last=length + t, n=n, vocabulary=vocabulary)
+        return jax.vmap(jax.vmap(each, in_axes=(0, None)))(text, first)
+
+    return barred
+
+
+def repeating(
+    text: jax.Array, first: jax.Array, last: jax.Array | int, n: int, vocabulary: int
+) -> jax.Array:
+    """bool [vocabulary]: what would repeat n tokens in a row of text[first:last], if it came next.
+
+    `text` is int [T]; `first` and `last` may be traced.
+    """
+    if n > len(text):
+        return jnp.zeros(vocabulary, bool)
+    begin = jnp.arange(len(text) - n + 1)
+    window = text[begin[:, None] + jnp.arange(n)]  # [T - n + 1, n]
+    tail = jax.lax.dynamic_slice(text, (last - n + 1,), (n - 1,))
+    same = jnp.all(window[:, :-1] == tail, axis=1) & (begin >= first) & (begin + n <= last)
+    return jnp.zeros(vocabulary, bool).at[window[:, -1]].max(same)
 
 
 def _taken(x: jax.Array, rows: jax.Array) -> jax.Array:

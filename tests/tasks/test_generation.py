@@ -65,6 +65,34 @@ def test_the_text_of_a_beam_search_is_that_of_transformers(both, beams, penalty)
     np.testing.assert_array_equal(quickly(run)(base, NONE, PROMPTS, real=REAL), expected)
 
 
+def test_a_beam_search_without_repeats_is_that_of_transformers(both):
+    """Also of prompts padded on the right."""
+    model, base, theirs = both
+    expected = theirs_of(theirs, None, num_beams=2, no_repeat_ngram_size=2)
+    assert (expected != theirs_of(theirs, None, num_beams=2)).any()
+    run = quickly(partial(tasks.beam_search, model, most=MOST, beams=2, no_repeat=2))
+    np.testing.assert_array_equal(run(base, NONE, PROMPTS, real=REAL), expected)
+    turned = np.array([np.concatenate([row[row > 0], row[row == 0]]) for row in PROMPTS])
+    np.testing.assert_array_equal(run(base, NONE, turned, real=turned > 0), expected)
+
+
+def test_no_token_in_a_row_is_refused():
+    with pytest.raises(ValueError, match="no_repeat=0; use at least 1"):
+        tasks.beam_search(MODEL, {}, NONE, PROMPTS, most=2, beams=2, no_repeat=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 20])
+def test_what_would_repeat_is_what_a_plain_search_finds(n):
+    text = np.random.default_rng(n).integers(0, 4, 12)
+    search = jax.jit(partial(generation.repeating, n=n, vocabulary=5))
+    for first, last in ((0, 12), (0, 7), (4, 10), (6, 7), (5, 5)):
+        seen = text[first:last].tolist()
+        grams = [seen[i : i + n] for i in range(len(seen) - n + 1)]
+        tail = seen[len(seen) - n + 1 :] if n > 1 else []
+        expected = [[*tail, token] in grams for token in range(5)]
+        np.testing.assert_array_equal(search(text, first, last), expected)
+
+
 def test_what_may_be_drawn_is_what_transformers_draws_from():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     logits = np.random.default_rng(0).normal(0, 2, (4, 30)).astype(np.float32)
