@@ -21,7 +21,7 @@ WORLDS = {UNEQUAL: algorithms.UNEQUAL, "uniform": algorithms.UNIFORM}
 
 REPRESENTATIVE = {"fedavg steps", "scaffold", "fedloru", "hetlora", "ditto", "pf2lora"}
 
-USUAL = REPRESENTATIVE | (set(algorithms.ROWS) - algorithms.SIBLINGS)
+USUAL = REPRESENTATIVE | algorithms.KINDS
 
 RULES = {"fedex", "flora", "flexlora", "fedmomentum", "fedsvd", "ffa", "rolora", "rac", "raflora"}
 RULES |= {"accumulated fedex", "florist", "fedhm"}
@@ -32,7 +32,7 @@ DECLARED |= {"unreliable scaffold", "sa-fedlora", "fedms"}
 
 
 def marks(name, *others):
-    """Rows that differ from another in one choice alone, and variants, are in the full tier."""
+    """One row of each kind is in the default tier; other rows and variants are in the full one."""
     return list(others) if name in USUAL else [pytest.mark.full]
 
 
@@ -43,6 +43,7 @@ def name(request):
 
 def test_there_are_representatives():
     assert set(ALGORITHMS) >= REPRESENTATIVE
+    assert set(algorithms.ROWS) >= algorithms.KINDS
 
 
 @cache

@@ -34,6 +34,7 @@ def test_no_module_asks_for_what_only_unix_has():
     assert found == {("memory", "sysconf")}
 
 
+@pytest.mark.full
 def test_a_run_ends_and_is_resumed_without_them(tmp_path, monkeypatch):
     for name in CALLS - {"O_NONBLOCK", "sysconf"}:  # other packages ask for these, on Unix
         monkeypatch.delattr(os, name)

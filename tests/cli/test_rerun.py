@@ -37,6 +37,7 @@ def write_data(folder, last):
     np.savez(folder / "data.npz", **arrays)
 
 
+@pytest.mark.full
 def test_a_run_is_repeated_from_its_folder_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path, 1)

@@ -71,6 +71,7 @@ def test_a_signal_inside_the_compiler_ends_the_run_at_once_and_frees_its_folder(
     assert not list((tmp_path / "r").iterdir())
 
 
+@pytest.mark.full
 def test_progress_is_told_with_a_clock_before_the_first_round(tmp_path):
     command = ("run", launched.SMALL, "--rounds", 2, "--out", tmp_path / "r", "--cpu-devices", 1)
     printed = launched.finished(launched.start(*command, cache=tmp_path))

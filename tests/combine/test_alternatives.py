@@ -38,6 +38,7 @@ def weight(server):
     return np.asarray(lowrank.merged(server.base, server.theta)["w"])
 
 
+@pytest.mark.full
 def test_each_rule_is_recorded_as_a_run_with_it_would_end(x64):
     problem, algorithm = made()
     wrapped = counterfactual(algorithm(rule=rules.SEPARATE), rules=OTHERS)

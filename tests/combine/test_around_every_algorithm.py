@@ -30,7 +30,7 @@ UNMERGED = {"fedsa", "pftt"} | FORMS  # clients keep a factor, or train another 
 
 QUICKER = ("fedavg", "scaffold", "fedex", "pf2lora", "fedadam")
 MERGED = [
-    pytest.param(r, id=r.name, marks=[pytest.mark.full] * (r.name in algorithms.SIBLINGS))
+    pytest.param(r, id=r.name, marks=[pytest.mark.full] * (r.name not in algorithms.KINDS))
     for r in zoo.ROWS
     # While clients stand, HETLoRA's mean of truncated factors moves; the other two cut.
     if not merges(r) and r.name not in {"hetlora", "florist", "sa-fedlora"} | UNMERGED

@@ -82,6 +82,7 @@ def test_pf2lora_learns_and_is_measured_by_matthews_correlation(folders):
     assert last["up"] == 8 * 4 * (4 * FACTORS + HEAD)
 
 
+@pytest.mark.full
 def test_a_rate_of_zero_is_a_rate(folders):
     """Nothing of what is common moves."""
     made = experiment(folders, method="homlora", learning_rate=0.0, rounds=1, weight_decay=0.0)
@@ -110,6 +111,7 @@ def test_every_option_runs(folders, settings):
     assert np.isfinite(last["personal"]["loss"]["mean"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["fedper", "fedsa"])
 def test_heads_start_alike_unless_clients_draw_their_own(folders, method):
     for common in (True, False):

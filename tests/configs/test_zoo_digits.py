@@ -30,6 +30,7 @@ def test_every_row_makes_an_experiment_whose_model_deploys(row):
     assert e.algorithm.clients in (None, e.data.train.clients)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["fedex", "fedper"])
 def test_methods_of_two_families_learn(method):
     e = config().experiment(method=method, clients=6, cohort=3, rounds=3, epochs=1)

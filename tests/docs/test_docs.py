@@ -41,7 +41,17 @@ def table(page, heading):
 # ---------------------------------------------------------------------- what is shown is run
 
 
-@each_page(lambda page: page.name != "README.md" and pages.blocks(page, "python"))
+RUN = [page for page in pages.PAGES if page.name != "README.md" and pages.blocks(page, "python")]
+FIRST = {"first_run.md", "write_an_algorithm.md"}  # the others are run in the full tier
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=pages.name(page), marks=[pytest.mark.full] * (page.name not in FIRST))
+        for page in RUN
+    ],
+)
 def test_the_python_of_a_page_runs(page):
     assert pages.printed(page)
 
@@ -51,6 +61,7 @@ def test_ffa_lora_as_shown_trains_biases_and_head_too():
     assert pages.accuracies(DOCS / "write_an_algorithm.md")[-1] > 0.87
 
 
+@pytest.mark.full
 def test_declared_bytes_as_shown_are_those_of_what_crosses():
     """20 clients send a tenth of B, the biases and the head, each entry with its position."""
     entries = 2 * 16 * 128 + 2 * 128 + 128 * 10 + 10
