@@ -19,6 +19,7 @@ def start() -> dict:
     if DEVICE.type == "cpu":
         torch.set_num_threads(1)
         return {"card": "cpu", "platform": "cpu", "torch": torch.__version__}
+    torch.cuda.init()  # without which memory() has no counters to reset
     card = torch.cuda.get_device_name()
     return {"card": card, "platform": "gpu", "torch": torch.__version__}
 
