@@ -187,7 +187,7 @@ def test_a_folder_is_left_as_promised(tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         *("settings.json", "host.json", "clients.npz", "metrics.jsonl"),
-        *("checkpoints", "tensorboard"),
+        *("clients.jsonl", "checkpoints", "tensorboard"),
     }
     labels = np.load(tmp_path / "run" / "clients.npz")["labels"]
     assert labels.shape == (10, 10)

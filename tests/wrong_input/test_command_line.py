@@ -55,10 +55,10 @@ def binary(name):
 CASES = [
     # commands
     ("command", lambda: command("train"), ValueError, "no command 'train'; there are run,"),
-    ("command empty", lambda: command(""), ValueError, "no command ''; there are run, resume,"),
+    ("command empty", lambda: command(""), ValueError, "no command ''; there are run, sweep,"),
     ("command in capitals", lambda: command("RUN", SMALL), ValueError, "no command 'RUN'; there"),
     ("option first", lambda: command("--rank", 3), ValueError, "no command '--rank'; there are"),
-    ("config first", lambda: command(SMALL), ValueError, "there are run, resume, report,"),
+    ("config first", lambda: command(SMALL), ValueError, "there are run, sweep, resume, report,"),
     # a config's path
     ("no config", lambda: command("run"), ValueError, "give a config: jaxfed run CONFIG [--name"),
     ("no config to describe", lambda: command("describe"), ValueError, "give a config: jaxfed"),
@@ -392,7 +392,7 @@ CASES = [
         "report option",
         lambda: command("report", started(), "--too", "x"),
         ValueError,
-        "jaxfed report has no option --too; did you mean --to? there are --runs --to",
+        "jaxfed report has no option --too; did you mean --to? there are --accuracy --csv --group",
     ),
     (
         "report to nothing",
