@@ -80,7 +80,7 @@ def test_progress_is_told_with_a_clock_before_the_first_round(tmp_path):
     assert list(map(int, seconds)) == sorted(map(int, seconds))
     assert any(re.fullmatch(r"compiling a round, \d clients at once", line) for line in said)
     assert any(re.fullmatch(r"measured [\d.e-]+ s a round, \d clients at once", s) for s in said)
-    assert "compiling the evaluation" in said
+    assert said[-1].startswith("compiling")  # a last step of less than a second has no line
     assert printed.index(said[-1]) < printed.index("round 2/2")
 
 
