@@ -1,7 +1,7 @@
-"""Templates for algorithms whose clients keep state: an averaging server, and two adapters.
+"""Templates: clients that keep nothing; an averaging server with clients that do; two adapters.
 
-Clients upload the change of theta, the shared part, and the server adds its mean. A client's state
-never crosses the wire; each algorithm's file defines it.
+In the last two, clients upload the change of theta, the shared part, and the server adds its mean.
+A client's state never crosses the wire; each algorithm's file defines it.
 """
 
 import dataclasses
@@ -28,19 +28,39 @@ class Server(NamedTuple):
     theta: PyTree  # trained, and shared
 
 
+def keeps_nothing(server: Any, key: jax.Array) -> tuple:
+    """The state of a client that keeps nothing."""
+    return ()
+
+
+def as_trained(server: Any, state: PyTree) -> tuple[PyTree, PyTree]:
+    """The server's model (base, theta), deployed by every client."""
+    return server.base, server.theta
+
+
+def stateless(task: Task, init: Callable, run_round: Callable, **declared: Any) -> Algorithm:
+    """An algorithm whose clients keep nothing and deploy the server's model.
+
+    The server has at least the fields of Server. `declared` are further fields of Algorithm, such
+    as `broadcast`.
+    """
+    return Algorithm(init, keeps_nothing, run_round, as_trained, task, **declared)
+
+
 def averaging(
     task: Task,
     client: Client,
     *,
-    init_client: Callable,
-    deploy: Callable,
     mean: Callable[[PyTree, jax.Array], PyTree],
+    init_client: Callable = keeps_nothing,
+    deploy: Callable = as_trained,
     init: Callable[[jax.Array], Any] | None = None,
 ) -> Algorithm:
-    """An algorithm with FedAvg's server, theta <- theta + mean_k upload_k, and clients with state.
+    """An algorithm with FedAvg's server: theta <- theta + mean_k upload_k.
 
     `client(base, theta, k)` uploads its change of theta. `init(key)` gives the server, with at
-    least these two fields; by default it is Server(*task.init(key)).
+    least these two fields; by default it is Server(*task.init(key)). Clients that keep a state say
+    how it starts (`init_client`), and which model they deploy with it.
     """
     values.function("mean", mean, "a function of uploads and weights, such as weighted_mean")
 

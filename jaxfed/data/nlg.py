@@ -8,7 +8,6 @@ import gzip
 import json
 import lzma
 import tarfile
-import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from tokenizers import Tokenizer
 
 from jaxfed.data import values
 from jaxfed.data.sources import Examples
-from jaxfed.data.text import BUCKETS, check_text, limited
+from jaxfed.data.text import BUCKETS, check_form, check_text, kept_of, limited
 
 
 def prompted(
@@ -45,10 +44,7 @@ def prompted(
     left is dropped, too. A warning counts what is dropped. L is the smallest of the buckets that
     holds the longest row, at most `max_length`. ValueError for an empty response or text.
     """
-    values.choice("longer", longer, ("cut", "drop"))
-    values.whole("pad", pad, 0)
-    values.whole("max_length", max_length, 2)
-    values.kind("tokenizer", tokenizer, Tokenizer, "one, such as pretrained.tokenizer(folder)")
+    check_form(tokenizer, pad, values.whole("max_length", max_length, 2), longer, buckets)
     if end is not None:
         values.whole("end", end, 0)
     names = ("prompt", "response") if "response" in examples else ("text",)
@@ -65,15 +61,7 @@ def prompted(
     first = np.array([len(one.ids) for one in columns[0]] if len(names) == 2 else [1] * len(rows))
     length = np.array([len(row) for row in rows], np.int32)
     fits = (length <= max_length) if longer == "drop" else (first < max_length) & (length > 1)
-    kept = np.flatnonzero(fits)
-    if not len(kept):
-        raise ValueError(f"no row fits into {max_length} tokens; raise max_length")
-    if len(kept) < len(rows):
-        warnings.warn(
-            f"{len(rows) - len(kept):,} of {len(rows):,} rows do not fit into {max_length} tokens "
-            "and are left out",
-            stacklevel=2,
-        )
+    kept = kept_of(fits, max_length)
     length, first = np.minimum(length, max_length)[kept], first[kept]
     width = min(b for b in (*buckets, max_length) if b >= length.max())
     tokens = np.full((len(kept), width), pad, np.int32)

@@ -40,14 +40,7 @@ def tokenise(
     or dropped, with a warning that counts them. L is the smallest of the buckets that holds the
     longest example, at most `max_length`.
     """
-    if longer not in ("cut", "drop"):
-        raise ValueError(f'longer={longer!r}; use "cut" or "drop"')
-    values.whole("pad", pad, 0)
-    values.whole("max_length", max_length, 1)
-    values.kind("tokenizer", tokenizer, Tokenizer, "one, such as pretrained.tokenizer(folder)")
-    values.kind("buckets", buckets, Sequence, "several lengths, such as (16, 32)")
-    for bucket in buckets:
-        values.whole("a bucket", bucket, 1)
+    check_form(tokenizer, pad, max_length, longer, buckets)
     if "text" not in examples:
         raise ValueError(f"the examples have no 'text'; they have {sorted(examples)}")
     special = tokenizer.num_special_tokens_to_add("pair" in examples)
@@ -58,15 +51,7 @@ def tokenise(
     pairs = list(zip(lines, examples["pair"], strict=True)) if "pair" in examples else lines
     encoded = limited(tokenizer, max_length if longer == "cut" else None).encode_batch(pairs)
     length = np.array([len(one.ids) for one in encoded], np.int32)
-    kept = np.flatnonzero(length <= max_length)
-    if not len(kept):
-        raise ValueError(f"no example has {max_length} tokens or fewer; raise max_length")
-    if len(kept) < len(length):
-        warnings.warn(
-            f"{len(length) - len(kept):,} of {len(length):,} examples have more than {max_length} "
-            "tokens and are left out",
-            stacklevel=2,
-        )
+    kept = kept_of(length <= max_length, max_length)
     width = min(b for b in (*buckets, max_length) if b >= length[kept].max())
     tokens = np.full((len(kept), width), pad, np.int32)
     types = np.zeros((len(kept), width), np.int8)
@@ -75,6 +60,37 @@ def tokenise(
         types[row, : length[i]] = encoded[i].type_ids
     rest = {key: np.asarray(x)[kept] for key, x in examples.items() if key not in ("text", "pair")}
     return {"tokens": tokens, "types": types, "length": length[kept], **rest}
+
+
+def check_form(
+    tokenizer: Tokenizer, pad: int, max_length: int, longer: str, buckets: Sequence[int]
+) -> None:
+    """Raises TypeError or ValueError unless arrays of tokens can have this form."""
+    if longer not in ("cut", "drop"):
+        raise ValueError(f'longer={longer!r}; use "cut" or "drop"')
+    values.whole("pad", pad, 0)
+    values.whole("max_length", max_length, 1)
+    values.kind("tokenizer", tokenizer, Tokenizer, "one, such as pretrained.tokenizer(folder)")
+    values.kind("buckets", buckets, Sequence, "several lengths, such as (16, 32)")
+    for bucket in buckets:
+        values.whole("a bucket", bucket, 1)
+
+
+def kept_of(fits: np.ndarray, max_length: int) -> np.ndarray:
+    """The indices [m] of the examples that fit [n]; a warning counts those that do not.
+
+    ValueError if none does.
+    """
+    kept = np.flatnonzero(fits)
+    if not len(kept):
+        raise ValueError(f"no example fits into {max_length} tokens; raise max_length")
+    if left_out := len(fits) - len(kept):
+        warnings.warn(
+            f"{left_out:,} of {len(fits):,} examples do not fit into {max_length} tokens and are "
+            "left out",
+            stacklevel=3,
+        )
+    return kept
 
 
 def check_text(examples: Examples, names: Sequence[str]) -> None:

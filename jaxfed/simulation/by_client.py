@@ -47,14 +47,8 @@ def lines(folder: Path) -> Iterator[tuple[bytes, dict]]:
     ValueError, naming the line, if it is damaged: lists of one length, rounds ascending.
     """
     path, before = folder / NAME, 0
-    for number, line in enumerate(stored.lines(path) if path.exists() else (), start=1):
+    for number, line, found in stored.objects(path) if path.exists() else ():
         where = f"{path}, line {number}"
-        try:
-            found = stored.parsed(line, where)
-        except ValueError:
-            if line.endswith(b"\n"):
-                raise
-            return
         stored.check_kinds({"round": None, "client": None, **found}, {"round": (int,)}, where)
         columns = {n: v for n, v in found.items() if n != "round"}
         stored.check_kinds(columns, dict.fromkeys(columns, (list,)), where)

@@ -155,14 +155,8 @@ def records(path: Path) -> Iterator[tuple[bytes, dict]]:
 
     ValueError, naming the line, if it is damaged: line t is an object whose "round" is t.
     """
-    for t, line in enumerate(stored.lines(path), start=1):
+    for t, line, record in stored.objects(path):
         where = f"{path}, line {t}"
-        try:
-            record = stored.parsed(line, where)
-        except ValueError:
-            if line.endswith(b"\n"):
-                raise
-            return
         stored.check_kinds({"round": None, **record}, {"round": (int,)}, where)
         if record["round"] != t:
             raise ValueError(

@@ -58,6 +58,21 @@ def lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
+def objects(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """(number, line, object) of each line of JSON; a last line that a kill cut is left out.
+
+    ValueError, naming the line, if another holds no object.
+    """
+    for number, line in enumerate(lines(path), start=1):
+        try:
+            found = parsed(line, f"{path}, line {number}")
+        except ValueError:
+            if line.endswith(b"\n"):
+                raise
+            return
+        yield number, line, found
+
+
 def object_of(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     return parsed(read(path, TEXT), path)

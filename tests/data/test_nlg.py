@@ -48,10 +48,10 @@ def test_of_a_text_all_but_the_first_token_is_scored():
 
 def test_long_rows_are_cut_or_dropped_and_rows_without_a_response_left_always():
     examples = of(["a b c d", "a", "b"], ["e", "b c d e", "c"])
-    with pytest.warns(UserWarning, match=r"^1 of 3 rows do not fit into 4 tokens"):
+    with pytest.warns(UserWarning, match=r"^1 of 3 examples do not fit into 4 tokens"):
         cut = nlg.prompted(examples, tokenizer(), end=END, max_length=4)
     assert cut["tokens"].tolist() == [[10, 1, 2, 3], [10, 2, 3, END]]
-    with pytest.warns(UserWarning, match=r"^2 of 3 rows"):
+    with pytest.warns(UserWarning, match=r"^2 of 3 examples"):
         dropped = nlg.prompted(examples, tokenizer(), end=END, max_length=4, longer="drop")
     assert dropped["tokens"].tolist() == [[10, 2, 3, END]]
 
@@ -60,8 +60,13 @@ WRONG = {
     "an empty response": (of(["a", "b"], ["c", " "]), {}, "'response' is empty in row 1"),
     "no text": ({"label": np.zeros(2)}, {}, r"the examples have no \['text'\]; they have"),
     "no string": (of([3]), {}, "'text' has 3 in row 0; give strings"),
-    "nothing fits": (of(["a b c"], ["d"]), {"max_length": 3}, "no row fits into 3 tokens; raise"),
-    "longer": (of(["a"]), {"longer": "keep"}, "longer='keep'; use one of"),
+    "nothing fits": (
+        of(["a b c"], ["d"]),
+        {"max_length": 3},
+        "no example fits into 3 tokens; raise",
+    ),
+    "longer": (of(["a"]), {"longer": "keep"}, "longer='keep'; use \"cut\""),
+    "buckets": (of(["a"]), {"buckets": (0,)}, "a bucket=0; use at least 1"),
     "end": (of(["a"]), {"end": -1}, "end=-1; use at least 0"),
 }
 

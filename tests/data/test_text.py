@@ -51,7 +51,7 @@ def test_longer_examples_are_cut_and_still_end_in_the_special_token():
 
 def test_longer_examples_are_dropped_and_counted():
     given = examples("a b c", "c", "a b c a", "b a")
-    with pytest.warns(UserWarning, match="2 of 4 examples have more than 4 tokens and are left"):
+    with pytest.warns(UserWarning, match="2 of 4 examples do not fit into 4 tokens and are left"):
         made = text.tokenise(given, tokenizer(), pad=PAD, max_length=4, longer="drop")
     assert made["tokens"].tolist() == [[CLS, 6, SEP, PAD], [CLS, 5, 4, SEP]]
     assert (made["label"].tolist(), made["length"].tolist()) == ([1, 3], [3, 4])
@@ -79,7 +79,7 @@ def test_one_length_the_smallest_that_holds_them_all(words, limit, buckets):
     [
         ({"max_length": 2}, "max_length=2 holds only the 2 special tokens"),
         ({"longer": "keep"}, "longer='keep'"),
-        ({"max_length": 3, "longer": "drop"}, "no example has 3 tokens or fewer"),
+        ({"max_length": 3, "longer": "drop"}, "no example fits into 3 tokens"),
     ],
 )
 def test_what_leaves_no_text_is_refused(options, match):

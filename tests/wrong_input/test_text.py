@@ -75,7 +75,7 @@ CASES = [
         "all too long",
         lambda: tokenise(max_length=3, longer="drop"),
         ValueError,
-        "no example has 3 tokens or fewer; raise max_length",
+        "no example fits into 3 tokens; raise max_length",
     ),
     ("bucket 0", lambda: tokenise(buckets=(0, 16)), ValueError, "a bucket=0; use at least 1"),
     ("buckets a number", lambda: tokenise(buckets=16), TypeError, "buckets is a int; give"),
@@ -84,7 +84,7 @@ CASES = [
         "no examples",
         lambda: tokenise({"text": np.array([], object)}),
         ValueError,
-        "no example has 128 tokens or fewer; raise max_length",
+        "no example fits into 128 tokens; raise max_length",
     ),
     (
         "text of numbers",

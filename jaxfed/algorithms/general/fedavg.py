@@ -15,6 +15,7 @@ from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.data import values
 from jaxfed.tasks.task import Task
+from jaxfed.templates import as_trained
 
 
 class Server(NamedTuple):
@@ -66,7 +67,4 @@ def fedavg(
         theta = optax.apply_updates(server.theta, updates)
         return server._replace(theta=theta, opt=opt), reply.state, reply.metrics
 
-    def deploy(server, state):
-        return server.base, server.theta
-
-    return Algorithm(init, init_client, run_round, deploy, task)
+    return Algorithm(init, init_client, run_round, as_trained, task)

@@ -17,7 +17,7 @@ import optax
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
-from jaxfed.templates import check_number
+from jaxfed.templates import as_trained, check_number
 
 
 class Server(NamedTuple):
@@ -79,7 +79,7 @@ def feddyn(
         init,
         lambda server, key: optax.tree.zeros_like(server.theta),  # h_k
         run_round,
-        lambda server, state: (server.base, server.theta),
+        as_trained,
         task,
         clients=clients,
     )

@@ -19,7 +19,7 @@ from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.data import values
 from jaxfed.tasks.task import Task
-from jaxfed.templates import Server
+from jaxfed.templates import Server, stateless
 
 
 def fedlin(
@@ -64,10 +64,4 @@ def fedlin(
         theta = optax.tree.add(server.theta, delta)
         return server._replace(theta=theta), cohort.state, reply.metrics
 
-    return Algorithm(
-        lambda key: Server(*task.init(key)),
-        lambda server, key: (),
-        run_round,
-        lambda server, state: (server.base, server.theta),
-        task,
-    )
+    return stateless(task, lambda key: Server(*task.init(key)), run_round)

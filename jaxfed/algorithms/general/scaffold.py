@@ -11,7 +11,7 @@ import optax
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
-from jaxfed.templates import check_number
+from jaxfed.templates import as_trained, check_number
 
 
 class Server(NamedTuple):
@@ -95,7 +95,4 @@ def scaffold(
         c = optax.tree.cast_like(optax.tree.add_scale(server.c, share, delta.c), server.c)
         return server._replace(theta=theta, c=c), reply.state, reply.metrics
 
-    def deploy(server, state):
-        return server.base, server.theta
-
-    return Algorithm(init, init_client, run_round, deploy, task, clients=clients)
+    return Algorithm(init, init_client, run_round, as_trained, task, clients=clients)

@@ -23,6 +23,7 @@ from jaxfed.lowrank import forms
 from jaxfed.lowrank.factors import Theta
 from jaxfed.lowrank.rules import stacked
 from jaxfed.tasks.task import Task
+from jaxfed.templates import keeps_nothing
 
 
 class Server(NamedTuple):
@@ -107,7 +108,7 @@ def fedhm(
 
     return Algorithm(
         init,
-        lambda server, key: (),
+        keeps_nothing,
         run_round,
         deploy,
         task,

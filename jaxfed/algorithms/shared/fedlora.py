@@ -30,7 +30,7 @@ from jaxfed.algorithm import Algorithm, Reply, no_broadcast
 from jaxfed.data import values
 from jaxfed.lowrank.rules import Rule, applied, partitioned, stacked
 from jaxfed.tasks.task import Task
-from jaxfed.templates import Server, alone
+from jaxfed.templates import Server, alone, stateless
 
 
 def fedlora(
@@ -110,12 +110,10 @@ def fedlora(
     def merge(server, t):
         return sum(change(*server).values()) if t else 0
 
-    return Algorithm(
-        init,
-        lambda server, key: (),
-        run_round,
-        lambda server, state: (server.base, server.theta),
+    return stateless(
         task,
+        init,
+        run_round,
         broadcast=merge if rule.exact else no_broadcast,
         clients=None if ranks is None else len(ranks),
     )

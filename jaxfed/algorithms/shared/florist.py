@@ -21,6 +21,7 @@ from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.lowrank.rules import stacked, thresholded
 from jaxfed.tasks.task import Task
+from jaxfed.templates import stateless
 
 
 class Server(NamedTuple):
@@ -98,12 +99,10 @@ def florist(
 
         return sum(map(at, server.theta.factors.values())) if t else 0
 
-    return Algorithm(
-        init,
-        lambda server, key: (),
-        run_round,
-        lambda server, state: (server.base, server.theta),
+    return stateless(
         task,
+        init,
+        run_round,
         broadcast=most,
         clients=None if ranks is None else len(ranks),
     )

@@ -25,7 +25,7 @@ from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.lowrank.rules import in_turn
 from jaxfed.tasks.task import Task
-from jaxfed.templates import Server, alone
+from jaxfed.templates import Server, alone, averaging
 
 
 def lora_a2(
@@ -69,18 +69,7 @@ def lora_a2(
         factors = {p: _only(f, chosen[p]) for p, f in change.factors.items()}
         return Reply(change._replace(factors=factors), (), metrics, sent=sent)
 
-    def run_round(server, cohort, for_each_client):
-        reply = for_each_client(client, server.base, server.theta, cohort)
-        theta = optax.tree.add(server.theta, mean(reply.upload, cohort.weight))
-        return Server(server.base, theta), reply.state, reply.metrics
-
-    return Algorithm(
-        init,
-        lambda server, key: (),
-        run_round,
-        lambda server, state: (server.base, server.theta),
-        task,
-    )
+    return averaging(task, client, mean=mean, init=init)
 
 
 def best(theta: Theta, change: Theta, components: int) -> dict[str, jax.Array]:

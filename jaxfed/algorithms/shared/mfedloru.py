@@ -27,7 +27,7 @@ from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task
-from jaxfed.templates import Server, check_number
+from jaxfed.templates import Server, check_number, stateless
 
 
 def mfedloru(
@@ -79,12 +79,10 @@ def mfedloru(
         theta = optax.tree.add(server.theta, delta)
         return server._replace(theta=theta), reply.state, reply.metrics
 
-    inner = Algorithm(
-        lambda key: Server(*task.init(key)),
-        lambda server, key: (),
-        run_round,
-        lambda server, state: (server.base, server.theta),
+    inner = stateless(
         task,
+        lambda key: Server(*task.init(key)),
+        run_round,
         clients=len(ranks),
         sends_change=False,
     )

@@ -52,12 +52,6 @@ def ravan(
             trained, metrics = local.sgd(partial(task.loss, base), client_optimizer, start, k, work)
             return Reply(optax.tree.sub(forms.folded(trained), theta), (), metrics)
 
-        return averaging(
-            task,
-            client,
-            init_client=lambda server, key: (),
-            deploy=lambda server, state: (server.base, server.theta),
-            mean=mean,
-        )
+        return averaging(task, client, mean=mean)
 
     return combine.parametrised(make, task, form=forms.heads(heads))

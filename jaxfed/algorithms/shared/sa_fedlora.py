@@ -22,7 +22,7 @@ from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 from jaxfed.lowrank.rules import truncated
 from jaxfed.tasks.task import Task
-from jaxfed.templates import Server, check_number
+from jaxfed.templates import Server, check_number, stateless
 
 
 def sa_fedlora(
@@ -110,12 +110,10 @@ def sa_fedlora(
     def ended(server, t):
         return trees.nbytes(server.base) if t == initiating else 0
 
-    return Algorithm(
-        init,
-        lambda server, key: (),
-        run_round,
-        lambda server, state: (server.base, server.theta),
+    return stateless(
         task,
+        init,
+        run_round,
         broadcast=ended if initiating else no_broadcast,
     )
 
