@@ -101,9 +101,11 @@ def convolve(
             x,
             kernel,
             cpu=partial(_winograd, padding=padding, precision=precision),
-            default=partial(_product, strides=(1, 1), padding=padding, dilation=(1, 1)),
+            default=partial(
+                _product, strides=(1, 1), padding=padding, dilation=(1, 1), precision=precision
+            ),
         )
-    return _product(x, kernel, window_strides, padding, dilation)
+    return _product(x, kernel, window_strides, padding, dilation, precision)
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
@@ -123,10 +125,11 @@ def _product(
     strides: Sequence[int],
     padding: Padding,
     dilation: Sequence[int],
+    precision: lax.PrecisionLike,
 ) -> jax.Array:
     """Patches times the kernel as a matrix: [B, H, W, C] -> [B, H', W', O]."""
     patches = _patches(x, kernel, strides, padding, dilation)
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
+    return jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
 
 
 def _patches(

@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 from jax import lax
@@ -161,3 +162,21 @@ def test_pooling_and_its_gradient_are_those_of_flax(size):
         np.testing.assert_array_equal(a(x), b(x))
         gradients = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (a, b)]
         np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_precision_reaches_every_product(size):
+    """On a CPU Winograd's, on other platforms that of patches; of another size patches on all."""
+    x, kernel = jnp.ones((1, 8, 8, 16)), jnp.ones((size, size, 16, 16))
+    highest = partial(
+        conv.convolve, window_strides=(1, 1), padding="SAME", dimension_numbers=LAYOUT,
+        precision=lax.Precision.HIGHEST,
+    )  # fmt: skip
+    products = [
+        eqn.params["precision"]
+        for eqn in jaxprs.equations(jax.make_jaxpr(highest)(x, kernel).jaxpr)
+        if eqn.primitive.name == "dot_general" and eqn.outvars[0].aval.shape[-1] == 16
+    ]
+    assert products
+    assert all(one == (lax.Precision.HIGHEST,) * 2 for one in products)
