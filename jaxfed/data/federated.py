@@ -74,7 +74,8 @@ class Federated:
         """The data with a validation set for a test set: a tenth of each client's training rows.
 
         Of n rows floor(n / 10) are held out of the training, and that part of each label to within
-        one row. ValueError if no client has ten.
+        one row. Where clients have test examples of their own, they get their held-out rows in the
+        place of those. ValueError if no client has ten rows.
         """
         owner = np.repeat(np.arange(self.clients), self.train.count)
         held = _hold_out(owner, _labels(self.train.examples), 0.1, seed=0)
@@ -83,9 +84,13 @@ class Federated:
                 f"no client has 10 rows to hold one out of; the largest has {self.train.most}: "
                 "use fewer clients, or evaluate on the test set"
             )
-        train = _split(self.train.examples, np.flatnonzero(~held), owner[~held], self.clients)
-        test = {name: x[held] for name, x in self.train.examples.items()}
-        return dataclasses.replace(self, train=train, test=test)
+        examples = self.train.examples
+        train = _split(examples, np.flatnonzero(~held), owner[~held], self.clients)
+        own = self.personal
+        if own.count.any():
+            own = _split(examples, np.flatnonzero(held), owner[held], self.clients)
+        test = {name: x[held] for name, x in examples.items()}
+        return dataclasses.replace(self, train=train, test=test, personal=own)
 
     def number(self, client: Hashable) -> int:
         """The number of a client given by its name, or by its number if no name is a number.

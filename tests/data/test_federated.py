@@ -251,3 +251,19 @@ def test_what_cannot_be_trained_on_is_named(changes, message):
 
 def test_large_numbers_are_kept_in_double_precision(x64):
     data.federate(holding(user=(np.arange(6) * 2**40, np.arange(6))), [np.arange(6)])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("own", [{"personal_fraction": 0.2}, {"personal_parts": [[0], [1]]}, {}])
+def test_with_a_validation_set_nothing_is_measured_on_test_rows(own):
+    own = {n: [np.array(p) for p in v] if isinstance(v, list) else v for n, v in own.items()}
+    federated = data.federate(source(), [np.arange(30), np.arange(30, 60)], **own)
+    held = federated.validated()
+    trained = [set(rows(federated.train, k)) for k in range(2)]
+    for k in range(2):
+        mine = rows(held.personal, k)
+        assert bool(mine) == bool(own)
+        assert set(mine) <= trained[k] - set(rows(held.train, k))
+    assert set(held.test["row"].tolist()) == set().union(*trained) - {
+        row for k in range(2) for row in rows(held.train, k)
+    }
