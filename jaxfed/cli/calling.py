@@ -1,5 +1,6 @@
 """A command's config or run made into an experiment, with the options that it was given."""
 
+import functools
 import inspect
 import logging
 import subprocess
@@ -74,15 +75,21 @@ def about(config: Config, given: str, arguments: list[str], launch: Launch) -> d
 
     Beside them the packages that are installed, and the commit of the config's git repository.
     """
-    packages = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     return {
         "config": given,
         "directory": str(config.directory),
         "arguments": arguments,
         "launch": launch.remembered(),
-        "environment": dict(sorted(packages.items(), key=lambda item: str(item[0]).lower())),
+        "environment": packages(),
         "commit": commit(config.path.parent),
     }
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """{name: version} of the packages that are installed, by name."""
+    found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return dict(sorted(found.items(), key=lambda item: str(item[0]).lower()))
 
 
 def commit(folder: Path) -> str | None:

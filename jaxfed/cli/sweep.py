@@ -23,12 +23,13 @@ from jaxfed.cli.options import Config
 from jaxfed.cli.product import Trial
 from jaxfed.cli.watching import Watch
 from jaxfed.data.federated import Size
-from jaxfed.simulation import checkpoint, lock, run_folder, signals, stored
+from jaxfed.simulation import lock, run_folder, signals, stored
 from jaxfed.simulation.experiment import Host
 from jaxfed.simulation.prepare import Origin, prepare
 from jaxfed.simulation.programs import Programs
 
 SWEEP: dict[str, tuple] = {"text": (str,), "trials": (dict,)}  # of sweep.json
+ENDED = "ended.json"  # {folder: True for a trial that came to its end, False if it diverged}
 
 
 def command(arguments: list[str], watch: Watch) -> None:
@@ -65,14 +66,16 @@ def command(arguments: list[str], watch: Watch) -> None:
 def _run(out: Path, config: Config, trials: list[Trial], given: str, watch: Watch) -> None:
     """Runs those of the trials that are not finished."""
     here = _check(out, config, trials)
-    left = [trial for trial in trials if not _is_finished(trial.folder)]
+    left = [trial for trial in trials if not _has_ended(trial)]
     shared = _sharing(config, left)
     run_folder.write_json(out / "sweep.json", {"text": config.text, "trials": here})
     watch.clear()
     print(f"folder   {out}")
     print(f"trials   {len(trials)}, {len(trials) - len(left)} of them finished", flush=True)
     for trial in left:
-        _go(trial, config, given, watch, shared[_kind(trial)])
+        came_to_its_end = _go(trial, config, given, watch, shared[_kind(trial)])
+        content = {**_ended(out), trial.folder.name: came_to_its_end}
+        run_folder.write_json(out / ENDED, content)
 
 
 # ---------------------------------------------------------------------- what is tuned
@@ -83,7 +86,13 @@ def _best(trials: Sequence[Trial], name: str) -> dict[str, Any]:
     scores: dict[str, dict[Any, float]] = {}
     for trial in trials:
         scored = scores.setdefault(_rest(trial, name), {})
-        scored[trial.settings[name]] = _score(recorded.read(trial.folder))
+        scored[trial.settings[name]] = _score(trial)
+    for rest, scored in scores.items():
+        if max(scored.values()) == -math.inf:
+            raise ValueError(
+                f"--tune {name}: every trial of {', '.join(map(str, scored))} diverged, with "
+                f"{rest}; give other values"
+            )
     best = {rest: max(scored, key=lambda v: scored[v]) for rest, scored in scores.items()}
     for trial in trials:
         value, tried = trial.settings[name], scores[_rest(trial, name)]
@@ -103,14 +112,16 @@ def _rest(trial: Trial, name: str) -> str:
     return repr({n: v for n, v in trial.settings.items() if n not in (name, "seed", "on")})
 
 
-def _score(run: recorded.Run) -> float:
-    """The last accuracy, or else the negative test loss; lowest for a run that diverged."""
+def _score(trial: Trial) -> float:
+    """The last accuracy, or else the negative test loss; lowest for a trial that diverged."""
+    run = recorded.read(trial.folder)
     accuracy, loss = (recorded.series(run, n)[1] for n in ("accuracy", "test_loss"))
+    if not _ended(trial.folder.parent)[trial.folder.name]:
+        return -math.inf
     if not loss.size and not accuracy.size:
         raise ValueError("--tune needs an evaluation at least after the last round; none was made")
     last = accuracy[-1] if accuracy.size else -loss[-1]
-    ended = len(run.records) == run.settings["rounds"]
-    return float(last) if ended and math.isfinite(last) else -math.inf
+    return float(last) if math.isfinite(last) else -math.inf
 
 
 # ---------------------------------------------------------------------- the sweep's folder
@@ -158,13 +169,18 @@ def _check(out: Path, config: Config, trials: Sequence[Trial]) -> dict[str, dict
     return here
 
 
-def _is_finished(folder: Path) -> bool:
-    """True if the trial's last round is saved."""
-    if run_folder.why_not_begun(folder) or not (folder / "checkpoints").is_dir():
-        return False
-    rounds = run_folder.resumed_settings(folder)["experiment"].get("rounds")
-    with contextlib.closing(checkpoint.look_into(folder / "checkpoints")) as kept:
-        return rounds in kept.rounds
+def _ended(out: Path) -> dict[str, bool]:
+    """{folder: whether it came to its end} of the trials that have ended.
+
+    A kill before this is written costs a look at a run that is finished.
+    """
+    return stored.object_of(out / ENDED) if (out / ENDED).exists() else {}
+
+
+def _has_ended(trial: Trial) -> bool:
+    """True if the trial came to its end, was stopped by `stop_when`, or diverged."""
+    ended = trial.folder.name in _ended(trial.folder.parent)
+    return ended and not run_folder.why_not_begun(trial.folder)
 
 
 # ---------------------------------------------------------------------- one trial
@@ -204,8 +220,8 @@ def _host(launch: Launch, shared: Shared) -> Host:
     return asked
 
 
-def _go(trial: Trial, config: Config, given: str, watch: Watch, shared: Shared) -> None:
-    """Runs a trial, or goes on with it. If it diverges, that is its result, and a warning."""
+def _go(trial: Trial, config: Config, given: str, watch: Watch, shared: Shared) -> bool:
+    """Runs a trial, or goes on with it. False, with a warning, if it diverges."""
     experiment, settings, launch = calling.call(config, trial.arguments, "sweep")
     host = _host(launch, shared)
     launched = dataclasses.replace(launch, host=host)
@@ -221,12 +237,13 @@ def _go(trial: Trial, config: Config, given: str, watch: Watch, shared: Shared) 
     chunk = prepared.machine.chunk or experiment.cohort
     shared.host.append(dataclasses.replace(host, chunk=chunk, fuse=prepared.fuse))
     watch.rounds_begin()
-    done = [prepared.state.done]
+    done, diverged = [prepared.state.done], False
     try:
         following.follow(prepared, watch.noted, done, bar=True, lines=False)
         if watch.noted:
             raise signals.stopped_by(watch.noted[0])
     except FloatingPointError as error:
+        diverged = True
         warnings.warn(f"{trial.folder.name} ends early: {error}", stacklevel=1)
     except (KeyboardInterrupt, SystemExit) as stop:
         status = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
@@ -240,6 +257,7 @@ def _go(trial: Trial, config: Config, given: str, watch: Watch, shared: Shared) 
     watch.quiet = False
     run = recorded.read(trial.folder)
     print(f"finished {run.name}, round {len(run.records)}", *_scores(run), sep="  ", flush=True)
+    return not diverged
 
 
 def _scores(run: recorded.Run) -> list[str]:

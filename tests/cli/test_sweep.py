@@ -9,7 +9,7 @@ import killed
 import launched
 import pytest
 
-from jaxfed.cli import main
+from jaxfed.cli import main, options, product, sweep
 
 SMALL = launched.SMALL
 QUICK = ("--chunk", "5", "--fuse", "2", "--devices", "1")
@@ -65,6 +65,32 @@ def test_only_trials_that_are_not_finished_are_run(swept, capsys):
     after = [(swept / name / "metrics.jsonl").stat().st_mtime_ns for name in NAMES]
     assert after[0] > before[0]
     assert after[1:] == before[1:]
+
+
+def test_the_best_value_is_that_of_trials_that_ended(swept, tmp_path, capsys):
+    """Stopped early is an end; diverged is none."""
+    folder = tmp_path / "s"
+    shutil.copytree(swept, folder)
+    _, trials = product.trials(
+        options.read(SMALL), product.given([str(word) for word in (*ASKED[1:], "--out", folder)])
+    )
+    trials = [t for t in trials if t.settings["seed"] == 0]
+    scores = {t.settings["learning_rate"]: sweep._score(t) for t in trials}
+    good = max(scores, key=lambda rate: scores[rate])
+    for trial in trials:  # as if stop_when had ended them
+        path = trial.folder / "settings.json"
+        content = json.loads(path.read_text())
+        content["experiment"]["rounds"] = 6
+        path.write_text(json.dumps(content))
+    assert set(sweep._best(trials, "learning_rate").values()) == {good}
+    (folder / "ended.json").write_text(
+        json.dumps({t.folder.name: t.settings["learning_rate"] != good for t in trials})
+    )
+    assert set(sweep._best(trials, "learning_rate").values()) == set(scores) - {good}
+    (folder / "ended.json").write_text(json.dumps({t.folder.name: False for t in trials}))
+    with pytest.raises(ValueError, match=r"--tune learning_rate: every trial of 0\.01, 0\.1 div"):
+        sweep._best(trials, "learning_rate")
+    capsys.readouterr()
 
 
 def test_report_and_resume_read_a_trial(swept, capsys):
