@@ -215,15 +215,15 @@ def append(folder: Path, records: Sequence[dict]) -> None:
     """Adds records to metrics.jsonl; they are on disk when this returns."""
     path = folder / "metrics.jsonl"
     with writing(path), open(path, "a") as file:
-        file.writelines(json.dumps(_finite(r), allow_nan=False) + "\n" for r in records)
+        file.writelines(json.dumps(finite(r), allow_nan=False) + "\n" for r in records)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for each NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: _finite(x) for name, x in value.items()}
+        return {name: finite(x) for name, x in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -22,9 +22,12 @@ def patience(
     sign = -1 if recording.falls(measure) else 1
 
     def stop_when(records: Sequence[dict]) -> bool:
-        found = [sign * r[measure] for r in records if r.get(measure) is not None]
-        if not found and records:
+        given = [r[measure] for r in records if r.get(measure) is not None]
+        if records and not any(measure in r for r in records):
             raise ValueError(f"no record has {measure!r}; they have {', '.join(records[-1])}")
+        if given and not isinstance(given[-1], int | float):
+            raise ValueError(f"{measure!r} is no number in a record; it is {given[-1]!r}")
+        found = [sign * value for value in given]
         before, recent = found[:-evaluations], found[-evaluations:]
         return bool(before) and max(recent) <= max(before) + least
 
@@ -34,7 +37,8 @@ def patience(
 def watched(p: Prepared) -> Callable[[Sequence[dict]], bool]:
     """A function of each block's records: true, on all processes, if the run is to end after it.
 
-    After each evaluation `stop_when` gets all records, also those from before a resume.
+    After each evaluation `stop_when` gets all records, also those from before a resume, as they
+    stand in metrics.jsonl: numbers that are not finite are None.
     """
     stop_when = p.experiment.stop_when
     if stop_when is None:
@@ -45,7 +49,7 @@ def watched(p: Prepared) -> Callable[[Sequence[dict]], bool]:
         history += [record for _, record in stored][: p.state.done]
 
     def ends(block: Sequence[dict]) -> bool:
-        history.extend(block)
+        history.extend(map(run_folder.finite, block))
         evaluated = bool(history) and "test_loss" in history[-1]
         return evaluated and bool(engine.largest(bool(stop_when(history)), p.machine))
 

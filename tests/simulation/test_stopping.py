@@ -32,6 +32,29 @@ def test_a_run_ends_after_the_evaluation_that_it_is_told_to_and_stays_ended(tmp_
     assert [r["round"] for r in more] == [5, 6]
 
 
+def test_a_resumed_run_stops_where_an_unbroken_one_does(tmp_path):
+    """What is not finite is None in both, as it is in the folder."""
+    task = refusals.task()
+
+    def summary(sums, count):
+        return {"loss": sums["loss"] / count, "f1": float("nan")}
+
+    algorithm = fedavg(task._replace(summary=summary), refusals.WORK, client_optimizer=refusals.SGD)
+    seen = []
+
+    def stop_when(records):
+        seen.append([r.get("f1", "") for r in records if "test_loss" in r])
+        return False
+
+    e = jaxfed.Experiment(
+        refusals.data(), algorithm, rounds=1, cohort=2, evaluate_every=1, stop_when=stop_when
+    )
+    list(jaxfed.run(e, tmp_path, HOST))
+    list(jaxfed.run(dataclasses.replace(e, rounds=2), tmp_path, HOST, resume=True))
+    assert seen[0] == [None]
+    assert seen[-1] == [None, None]
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("values", "ends"),
@@ -55,6 +78,8 @@ def test_patience_ends_after_evaluations_without_a_new_best(values, ends):
 def test_a_wrong_stop_is_refused():
     with pytest.raises(ValueError, match="no record has 'f1'; they have round, loss"):
         jaxfed.patience("f1")([{"round": 1, "loss": 2.0}])
+    with pytest.raises(ValueError, match="'personal' is no number in a record; it is"):
+        jaxfed.patience("personal")([{"round": 1, "personal": {}}])
     with pytest.raises(ValueError, match="evaluations=0; use at least 1"):
         jaxfed.patience(evaluations=0)
     algorithm = fedavg(refusals.task(), refusals.WORK, client_optimizer=refusals.SGD)
