@@ -222,10 +222,10 @@ def keep_programs() -> None:
     config: Any = jax.config
     if config.jax_compilation_cache_dir is not None:
         return
-    folder = cache(os.environ, sys.platform)
     try:
+        folder = cache(os.environ, sys.platform)
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no place to write: nothing is kept
+    except (OSError, RuntimeError):  # no place to write, or no home: nothing is kept
         return
     config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:

@@ -154,14 +154,14 @@ def _xml(path: Path, wanted: str) -> Iterator[tuple[str, bytes]]:
     """(name, content) of each XML file in a folder or a tar whose path has `wanted` in it."""
     if path.is_dir():
         for file in path.rglob("*.xml"):
-            if f"/{wanted}" in file.as_posix():
+            if f"/{wanted}" in f"/{file.relative_to(path).as_posix()}":
                 yield file.as_posix(), file.read_bytes()
         return
     try:
         with tarfile.open(path) as tar:
             for member in tar:
                 opened: IO[bytes] | None = tar.extractfile(member) if member.isfile() else None
-                if opened and f"/{wanted}" in member.name and member.name.endswith(".xml"):
+                if opened and f"/{wanted}" in f"/{member.name}" and member.name.endswith(".xml"):
                     yield member.name, opened.read()
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path} cannot be read ({error}); download it again") from None

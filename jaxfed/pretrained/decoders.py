@@ -125,7 +125,7 @@ def read_decoder(
     folder = Path(folder).expanduser()
     kind, config = _configuration(folder)
     tensors = _tensors(folder, kind)
-    model = _decoder(kind, config, tensors, dtype=dtype, remat=remat)
+    model = _decoder(kind, folder / "config.json", config, tensors, dtype=dtype, remat=remat)
     wanted = shapes_of(model)
     parts = {path: names(kind, path, model.depth) for path in wanted}
     _check(folder, tensors, [name for one in parts.values() for name in one])
@@ -175,12 +175,12 @@ def _configuration(folder: Path) -> tuple[Kind, dict]:
     return kind, config
 
 
-def _decoder(kind: Kind, config: dict, tensors: Mapping, **options) -> models.Decoder:
+def _decoder(kind: Kind, path: Path, config: dict, tensors: Mapping, **options) -> models.Decoder:
     optional: dict[str, Any] = {ours: config.get(theirs) for ours, theirs in kind.optional.items()}
     if kind.settings["kind"] == "gpt2":
         optional["feedforward"] = optional["feedforward"] or 4 * config["n_embd"]
     else:
-        optional |= _rotary(config)
+        optional |= _rotary(path, config)
     tied = config.get("tie_word_embeddings", "lm_head.weight" not in tensors)
     return models.Decoder(
         **{ours: config[theirs] for ours, theirs in kind.fields.items()},
@@ -192,21 +192,28 @@ def _decoder(kind: Kind, config: dict, tensors: Mapping, **options) -> models.De
     )
 
 
-def _rotary(config: dict) -> dict[str, Any]:
+def _rotary(path: Path, config: dict) -> dict[str, Any]:
     """Rotary settings, as transformers 5 groups them or as older files have them."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} has rotary settings {given!r}; give an object of them")
     base = given.get("rope_theta", config.get("rope_theta", 10000.0))
+    _check_real(path, "rope_theta", base)
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise ValueError(f"rotary positions are of type {kind!r}; supported are default and llama3")
     if kind == "default":
         return {"rotary_base": float(base)}
-    low, high = given["low_freq_factor"], given["high_freq_factor"]
-    before = given["original_max_position_embeddings"]
-    return {
-        "rotary_base": float(base),
-        "rotary_scaling": models.Scaling(given["factor"], low, high, before),
-    }
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    for name in names:
+        _check_real(path, name, given.get(name))
+    scaling = models.Scaling(*(given[name] for name in names))
+    return {"rotary_base": float(base), "rotary_scaling": scaling}
+
+
+def _check_real(path: Path, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{path} has {name}={value!r}; give a number above 0")
 
 
 def _tensors(folder: Path, kind: Kind) -> dict[str, np.ndarray]:

@@ -50,7 +50,10 @@ def load_all(folder: Path) -> dict[str, np.ndarray]:
     listed = json_object(index).get("weight_map")
     if not isinstance(listed, dict):
         raise ValueError(f"{index} has no weight_map; download it again")
-    parts = [load(find(folder, str(name))) for name in sorted(set(listed.values()))]
+    for name in listed.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{index} names the part {name!r}, which is no file beside it")
+    parts = [load(find(folder, name)) for name in sorted(set(listed.values()))]
     return {name: tensor for part in parts for name, tensor in part.items()}
 
 

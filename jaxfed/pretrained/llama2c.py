@@ -113,6 +113,8 @@ def _pieces(path: Path, data: bytes) -> tuple[list[str], list[float]]:
     try:
         while at < len(data):
             score, length = struct.unpack_from("<fi", data, at)
+            if length < 0:
+                raise ValueError(f"a token of {length} bytes")
             pieces.append(data[at + 8 : at + 8 + length].decode())
             scores.append(score)
             at += 8 + length

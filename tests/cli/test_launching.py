@@ -97,6 +97,23 @@ def test_a_cache_that_the_user_has_set_stays(tmp_path, monkeypatch):
     assert before
 
 
+def test_without_a_home_or_a_place_to_write_nothing_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    before = jax.config.jax_compilation_cache_dir
+
+    def homeless(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        for place in (homeless, lambda *_: tmp_path / "file" / "kept"):
+            monkeypatch.setattr(launching, "cache", place)
+            launching.keep_programs()
+            assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 def test_otherwise_one_is_set_and_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(launching, "cache", lambda *_: tmp_path / "kept")
     names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")

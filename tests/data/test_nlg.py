@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -124,6 +125,11 @@ def test_a_folder_and_a_tar_of_webnlg_are_read_alike(tmp_path):
         assert found["prompt"] == ["A | b | C && A | d | E"] * 2 + ["F | g | H"]
         assert found["response"] == ["One.", "Two.", "Three."]
         assert (found["entry"], found["category"]) == ([0, 0, 1], ["City", "City", "Food"])
+    below = tmp_path / "train" / "webnlg"
+    shutil.copytree(tmp_path / "webnlg" / "train", below / "dev")
+    assert len(nlg.webnlg(below, "dev")["prompt"]) == 3
+    with pytest.raises(ValueError, match=r"has no train/"):
+        nlg.webnlg(below, "train")
     with pytest.raises(ValueError, match=r"has no testdata_with_lex\.xml of WebNLG"):
         nlg.webnlg(tmp_path / "webnlg", "test")
     place.write_text(ENTRY[:-5])

@@ -69,6 +69,11 @@ def test_a_checkpoint_in_parts_is_the_whole(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
     shutil.copy(folder / "config.json", tmp_path)
     same(pretrained.read_decoder(tmp_path)[1], pretrained.read_decoder(folder)[1])
+    for wrong in ("../part-0.safetensors", ["part-0.safetensors"]):
+        index = {"weight_map": {**listed, names[0]: wrong}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="which is no file beside it"):
+            pretrained.read_decoder(tmp_path)
 
 
 def bare(prefix):
@@ -98,6 +103,15 @@ WRONG = {
     "positions": (
         {"config": {"rope_parameters": {"rope_type": "yarn"}}},
         "rotary positions are of type 'yarn'",
+    ),
+    "positions of no object": ({"config": {"rope_parameters": "x"}}, "rotary settings 'x'"),
+    "no base": (
+        {"config": {"rope_parameters": {"rope_theta": None}}},
+        "rope_theta=None; give a number above 0",
+    ),
+    "half of a scaling": (
+        {"config": {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}},
+        "low_freq_factor=None; give a number above 0",
     ),
     "a lost tensor": ({"tensors": without("model.norm.weight")}, r"lacks model\.norm\.weight"),
     "a stranger": (

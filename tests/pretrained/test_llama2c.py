@@ -128,6 +128,13 @@ def tokens_file(path, pieces):
     return path
 
 
+def test_a_token_of_a_length_below_zero_is_refused(tmp_path):
+    path = tmp_path / "tok.bin"
+    path.write_bytes(struct.pack("<ifi", 9, 0.0, -8))
+    with pytest.raises(ValueError, match=r"is no tokenizer of llama2\.c \(a token of -8 bytes\)"):
+        pretrained.llama2c_tokenizer(path)
+
+
 PIECES = [*((c, -9.0) for c in " abc"), ("ab", -2.0), ("bc", -1.0), (" a", -3.0), ("abc", -1.5)]
 
 
