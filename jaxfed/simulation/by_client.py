@@ -1,7 +1,8 @@
 """clients.jsonl of a run's folder: each evaluation of clients' own models, by client.
 
 A line is {"round": t, "client": [n], "examples": [n], "loss": [n], ...}; of many clients there are
-several lines a round. Clients are numbers, or the names of their users.
+several lines a round. Clients are numbers, or the names of their users. The file grows with every
+evaluation and has no bound; a line has one.
 """
 
 import json
@@ -28,7 +29,17 @@ def append(
     with stored.writing(path), open(path, "a") as file:
         for i in range(0, len(ids), MOST):
             part = {n: v[i : i + MOST] for n, v in {"client": shown, **numbers}.items()}
-            file.write(json.dumps({"round": t, **part}, allow_nan=False) + "\n")
+            file.writelines(_short_lines(t, part))
+
+
+def _short_lines(t: int, part: Mapping[str, list]) -> Iterator[str]:
+    """These clients in one line, or in more if that were too long to be read."""
+    line, n = json.dumps({"round": t, **part}, allow_nan=False) + "\n", len(part["client"])
+    if len(line) <= stored.LINE or n == 1:
+        yield line
+        return
+    for half in (slice(n // 2), slice(n // 2, None)):
+        yield from _short_lines(t, {name: x[half] for name, x in part.items()})
 
 
 def _name(name: Any) -> str | int:
@@ -47,7 +58,7 @@ def lines(folder: Path) -> Iterator[tuple[bytes, dict]]:
     ValueError, naming the line, if it is damaged: lists of one length, rounds ascending.
     """
     path, before = folder / NAME, 0
-    for number, line, found in stored.objects(path) if path.exists() else ():
+    for number, line, found in stored.objects(path, None) if path.exists() else ():
         where = f"{path}, line {number}"
         stored.check_kinds({"round": None, "client": None, **found}, {"round": (int,)}, where)
         columns = {n: v for n, v in found.items() if n != "round"}
@@ -63,8 +74,13 @@ def lines(folder: Path) -> Iterator[tuple[bytes, dict]]:
 
 def keep(folder: Path, rounds: int) -> None:
     """Cuts off the evaluations after the first `rounds` rounds, and a torn last line."""
-    path = folder / NAME
-    content = b"".join(line for line, found in lines(folder) if found["round"] <= rounds)
-    if path.exists() and stored.read(path) != content:
-        with stored.writing(path):
-            stored.replace(path, content)
+    path, end, whole = folder / NAME, 0, True
+    stored.check_no_link(path, "put a copy of the run's own back")
+    for line, found in lines(folder):
+        if found["round"] <= rounds:
+            end, whole = end + len(line), line.endswith(b"\n")
+    if path.exists() and not (whole and path.stat().st_size == end):
+        with stored.writing(path), open(path, "r+b") as file:
+            file.truncate(end)
+            file.seek(end)
+            file.write(b"" if whole else b"\n")

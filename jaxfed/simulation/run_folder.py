@@ -183,7 +183,7 @@ def keep_records(folder: Path, rounds: int) -> list[dict]:
         where = f"{path}, round {record['round']}"
         sent = {name: record.get(name) for name in ("down", "up", "broadcast")}
         stored.check_kinds(sent, dict.fromkeys(sent, (int, float)), where)
-    content = b"".join(line for line, _ in kept)
+    content = b"".join(line.removesuffix(b"\n") + b"\n" for line, _ in kept)
     if path.exists() and stored.read(path) != content:
         with writing(path):
             replace(path, content)

@@ -22,15 +22,15 @@ LINE = 2**24  # bytes of a line
 FILE = 2**30  # bytes of any other file, and of what its arrays unpack to
 
 
-def check(path: Path, most: int = FILE) -> None:
-    """Raises ValueError unless this is a regular file of up to `most` bytes.
+def check(path: Path, most: int | None = FILE) -> None:
+    """Raises ValueError unless this is a regular file of up to `most` bytes; None: of any size.
 
     A pipe or a device is so refused before it is opened.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise ValueError(f"{path} is no regular file; put a copy of the run's own back")
-    if about.st_size > most:
+    if most is not None and about.st_size > most:
         raise ValueError(
             f"{path} has {about.st_size:,} bytes, and a run's own has up to {most:,}; put a copy "
             "of it back"
@@ -44,9 +44,12 @@ def read(path: Path, most: int = FILE) -> bytes:
         return file.read(most)
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a regular file, each with its end; the last may lack it."""
-    check(path)
+def lines(path: Path, most: int | None = FILE) -> Iterator[bytes]:
+    """The lines of a regular file, each with its end; the last may lack it.
+
+    The file has up to `most` bytes; None, for one that is read line by line, bounds each line only.
+    """
+    check(path, most)
     with open(path, "rb") as file:
         number = 0
         while line := file.readline(LINE + 1):
@@ -58,12 +61,14 @@ def lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def objects(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+def objects(path: Path, most: int | None = FILE) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     """(number, line, object) of each line of JSON; a last line that a kill cut is left out.
+
+    `most` bytes bound the file, as in `lines`.
 
     ValueError, naming the line, if another holds no object.
     """
-    for number, line in enumerate(lines(path), start=1):
+    for number, line in enumerate(lines(path, most), start=1):
         try:
             found = parsed(line, f"{path}, line {number}")
         except ValueError:
@@ -99,8 +104,8 @@ def check_kinds(found: Mapping[Any, Any], kinds: Mapping[Any, tuple], where: obj
         if name in found and not right:
             wanted = " or ".join(NAMES[kind] for kind in allowed)
             raise ValueError(
-                f"{where} is damaged ({name} is {named(value)}, not {wanted}); put a copy of it "
-                "back"
+                f"{where} is damaged ({plain(str(name))[:100]} is {named(value)}, not {wanted}); "
+                "put a copy of it back"
             )
 
 

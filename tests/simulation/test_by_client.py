@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxfed.simulation import by_client
+from jaxfed.simulation import by_client, stored
 
 pytestmark = pytest.mark.quick
 EACH = {
@@ -55,3 +55,39 @@ def test_a_torn_line_is_left_out_and_a_damaged_one_named(folder):
     path.write_text('{"round": 1, "client": [1, 2], "loss": [3.0]}\n')
     with pytest.raises(ValueError, match=r"clients.jsonl, line 1 is damaged .* differ in length"):
         contents(folder)
+
+
+def test_the_file_may_outgrow_what_is_read_at_once(folder, monkeypatch):
+    path = folder / by_client.NAME
+    first = path.read_bytes().splitlines(keepends=True)[0]
+    monkeypatch.setattr(stored, "FILE", len(first) + 1)
+    with pytest.raises(ValueError, match="put a copy"):
+        stored.check(path, stored.FILE)
+    assert [found["round"] for found in contents(folder)] == [2, 4]
+    by_client.keep(folder, 2)
+    assert path.read_bytes() == first
+
+
+def test_a_line_is_never_longer_than_its_reader_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "LINE", 90)
+    by_client.append(tmp_path, 1, EACH, ("anna" * 5, "ben", 7))
+    assert [x for found in contents(tmp_path) for x in found["client"]] == ["anna" * 5, "ben", 7]
+    assert len(contents(tmp_path)) > 1
+
+
+def test_a_last_line_that_lacks_its_end_alone_gets_it(folder):
+    path = folder / by_client.NAME
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    by_client.keep(folder, 4)
+    assert path.read_bytes() == whole
+
+
+def test_nothing_is_cut_off_through_a_link(folder, tmp_path):
+    path = folder / by_client.NAME
+    theirs = path.rename(tmp_path / "theirs")
+    path.symlink_to(theirs)
+    before = theirs.read_bytes()
+    with pytest.raises(ValueError, match="is a link"):
+        by_client.keep(folder, 2)
+    assert theirs.read_bytes() == before

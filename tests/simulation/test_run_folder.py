@@ -56,6 +56,14 @@ def test_records_are_kept_up_to_a_checkpoint(tmp_path):
         run_folder.keep_records(folder, 3)
 
 
+def test_a_last_record_that_lacks_its_end_alone_gets_it(tmp_path):
+    path = begun(tmp_path / "a") / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    run_folder.keep_records(path.parent, 3)
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize("cut", range(1, 45, 4))
 def test_a_last_line_that_a_kill_cut_is_no_damage(cut, tmp_path):
     path = begun(tmp_path / "a") / "metrics.jsonl"
