@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,16 @@ def read(directory: str | Path) -> Run:
     return Run(
         name=stored.plain(directory.resolve().name),
         config=config and _brief(config),
-        settings={_brief(n): _brief(v) for n, v in given.items()} | planned,
+        settings={_brief(n): _brief(v) for n, v in given.items() if _fits(n, v)} | planned,
         records=[r for _, r in run_folder.records(metrics)] if metrics.exists() else [],
         labels=_labels(clients) if clients.exists() else None,
         clients=_newest(directory),
     )
+
+
+def _fits(name: str, value: Any) -> bool:
+    """False for rounds that are no whole number: with them, a run's rounds are compared."""
+    return name != "rounds" or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _newest(folder: Path) -> dict[str, list]:
@@ -57,6 +63,7 @@ def _newest(folder: Path) -> dict[str, list]:
     for _, found in by_client.lines(folder):
         newest = [*(f for f in newest if f["round"] == found["round"]), found]
     names = [n for n in (newest[0] if newest else {}) if n != "round"]
+    _check_names(names, folder / by_client.NAME)
     joined: dict[str, list] = {n: [x for f in newest for x in f.get(n, [])] for n in names}
     for name in (n for n in names if n != "client"):
         for x in joined[name]:
@@ -67,6 +74,15 @@ def _newest(folder: Path) -> dict[str, list]:
                     "number); put a copy of it back"
                 )
     return joined
+
+
+def _check_names(names: Iterable[str], where: object) -> None:
+    """Raises ValueError for what cannot be a measure's name, such as the path of another file."""
+    if wrong := [name for name in names if not records.is_name(name)]:
+        raise ValueError(
+            f"{where} is damaged (a measure is called {_brief(repr(wrong[0]))}, which is no name "
+            "of a measure); put a copy of it back"
+        )
 
 
 def _from_python(about: dict) -> dict:
@@ -140,7 +156,9 @@ def measures(run: Run) -> list[str]:
         if "test_loss" in record:
             names = list(record)
             start = names.index("broadcast") + 1 if "broadcast" in names else 0
-            found |= dict.fromkeys(n for n in names[start:] if n not in ("personal", "test_loss"))
+            mine = [n for n in names[start:] if n not in ("personal", "test_loss")]
+            _check_names(mine, f"{run.name}/metrics.jsonl, line {record['round']}")
+            found |= dict.fromkeys(mine)
     return [*found, "test_loss"] if any("test_loss" in r for r in run.records) else [*found]
 
 

@@ -25,7 +25,7 @@ from jaxfed.algorithm import (
     check_names,
 )
 from jaxfed.data.federated import Federated, Split, filled_up, length
-from jaxfed.simulation import engine
+from jaxfed.simulation import engine, records
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.programs import Programs
 from jaxfed.tasks.task import Task, check_sums
@@ -154,7 +154,7 @@ def overall(summary: Callable, sums: dict, count: int | np.ndarray) -> dict:
 
 
 def check_measures(summary: Callable, sums: dict) -> None:
-    """Raises ValueError if a measure has a reserved name, or there is no loss.
+    """Raises ValueError if a measure's name is reserved or no name, or there is no loss.
 
     `sums` have shapes [pieces, ...].
     """
@@ -167,6 +167,11 @@ def check_measures(summary: Callable, sums: dict) -> None:
             'losses too, as "loss"'
         )
     check_names(names - {"accuracy", "loss"})
+    if wrong := sorted(name for name in names if not records.is_name(name)):
+        raise ValueError(
+            f"a measure is called {wrong[0]!r}, and reports make it part of a file's name; rename "
+            "it: a letter or digit, then up to 99 letters, digits, spaces and _ . + -"
+        )
 
 
 def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:

@@ -1,5 +1,7 @@
 """The record of a round: who took part, means over clients, bytes on the wire."""
 
+import re
+
 import numpy as np
 
 from jaxfed import trees
@@ -34,6 +36,11 @@ def record(t: int, plan: Plan, metrics: dict) -> dict:
     for name in ("down", "up"):
         made[name] = int(trees.as_number(getattr(account, name)).sum())
     return made
+
+
+def is_name(measure: str) -> bool:
+    """True if a name can be a measure's: it stands in tables, in titles and in names of files."""
+    return re.fullmatch(r"\w[\w .+-]{0,99}", measure) is not None
 
 
 def falls(measure: str) -> bool:

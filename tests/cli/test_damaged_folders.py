@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launched import recorded_folder
 
 from jaxfed.cli import main, plots
 
@@ -346,3 +347,34 @@ def test_a_damaged_folder_ends_in_one_sentence(command, name, folder, capsys, mo
         assert last.startswith("jaxfed: ")
         assert "Traceback" not in printed
         assert re.search(said, last), last
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../escaped", "a\x1b[2Jb", "", ".hidden", "a/b", "a" * 101, "a\nb"]
+)
+def test_a_measure_with_no_name_for_a_file_is_refused(name, tmp_path, capsys):
+    place = recorded_folder(tmp_path / "deep" / "down" / "run", rounds=2, every=2)
+    lines = (place / "metrics.jsonl").read_text().splitlines()
+    evaluated = {**json.loads(lines[1]), name: 0.5}
+    (place / "metrics.jsonl").write_text(f"{lines[0]}\n{json.dumps(evaluated)}\n")
+    before = sorted(tmp_path.rglob("*"))
+    status, printed = ended(["report", place], capsys)
+    assert (status, "\x1b" in printed) == (2, False)
+    assert "run/metrics.jsonl, line 2 is damaged (a measure is called" in printed
+    (place / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1]}\n")
+    (place / "clients.jsonl").write_text(
+        json.dumps({"round": 2, "client": [0], name: [0.5]}) + "\n"
+    )
+    status, printed = ended(["report", place], capsys)
+    assert (status, "\x1b" in printed) == (2, False)
+    assert "clients.jsonl is damaged (a measure is called" in printed
+    (place / "clients.jsonl").write_text(json.dumps({"round": 2, "client": [0], name: 0.5}) + "\n")
+    assert "\x1b" not in ended(["report", place], capsys)[1]
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, place / "clients.jsonl"])
+
+
+def test_rounds_that_are_no_number_are_left_out(tmp_path, capsys):
+    place = recorded_folder(tmp_path / "run", rounds=2)
+    settings = {"config": "digits", "settings": {"rounds": "many"}}
+    (place / "settings.json").write_text(json.dumps(settings))
+    assert ended(["report", place, "--html", tmp_path / "page.html"], capsys)[0] == 0
