@@ -129,7 +129,7 @@ MAY_IMPORT = {
     "cli.loading": {"cli.calling", "cli.options", "simulation.experiment", "simulation.loaded",
                     "simulation.run_folder"},
     "cli.export": {"cli.calling", "cli.launching", "cli.loading", "cli.options", "cli.watching",
-                   "lowrank", "pretrained", "simulation.loaded", "simulation.run_folder", "trees"},
+                   "lowrank", "pretrained", "simulation.loaded", "simulation.stored", "trees"},
     "cli.check": {"algorithms", "analysis.certify", "cli.calling", "cli.errors", "cli.launching",
                   "cli.options", "cli.watching"},
     "cli.zoo": {"algorithms", "analysis", "cli.check", "cli.watching"},

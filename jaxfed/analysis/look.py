@@ -56,9 +56,7 @@ def written(plot: Callable[[], Figure], path: Path) -> Path:
     image = io.BytesIO()
     with mpl.rc_context(LOOK):
         plot().savefig(image, dpi=150)
-    with stored.writing(path, ELSEWHERE):
-        stored.replace(path, image.getvalue())
-    return path
+    return stored.save(path, image.getvalue(), ELSEWHERE)
 
 
 ELSEWHERE = "put this right, or choose another folder for the plots with --to DIR"

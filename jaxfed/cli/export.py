@@ -1,6 +1,7 @@
 """`jaxfed export`: the model of a run in files that other programs read."""
 
 import dataclasses
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from jaxfed import lowrank, pretrained, trees
 from jaxfed.cli import calling, loading, options
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
-from jaxfed.simulation import run_folder
+from jaxfed.simulation import stored
 from jaxfed.simulation.loaded import Loaded
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +48,13 @@ def command(arguments: list[str], watch: Watch) -> None:
     """Carries out `jaxfed export DIR --npz F | --hf FOLDER | --peft FOLDER`."""
     path, saved = calling.begun(arguments, "export")
     asked = options.parse(Export, arguments[1:], f"jaxfed export {path}")
-    targets = [target for target in (asked.npz, asked.hf, asked.peft) if target is not None]
+    forms = {"npz": asked.npz, "hf": asked.hf, "peft": asked.peft}
+    targets = {form: target for form, target in forms.items() if target is not None}
     if not targets:
         raise ValueError(f"give the form: jaxfed export {path} --npz F | --hf FOLDER | --peft F")
-    for target in targets:
-        if target.exists():
+    options.check_apart(targets)
+    for target in targets.values():
+        if os.path.lexists(target):
             raise FileExistsError(f"{target} exists; choose a new path, or move it away")
     wants = asked.hf is not None or asked.peft is not None
     checkpoint = checkpoint_of(saved, path, asked.checkpoint) if wants else None
@@ -63,14 +68,14 @@ def command(arguments: list[str], watch: Watch) -> None:
     if asked.hf is not None and checkpoint is not None:
         pretrained.write_model(asked.hf, checkpoint, lowrank.merged(base, theta))
     if asked.peft is not None and checkpoint is not None:
-        with run_folder.writing(asked.peft):
+        with stored.writing(asked.peft, "choose another folder"):
             asked.peft.parent.mkdir(parents=True, exist_ok=True)
         pretrained.write_adapters(
             asked.peft.parent, checkpoint.absolute(), base, {asked.peft.name: theta}
         )
     watch.clear()
     print(_summary(found, asked.client))
-    for target in targets:
+    for target in targets.values():
         print(target)
 
 
@@ -85,12 +90,9 @@ def write_npz(path: Path, weights: Mapping[str, Any]) -> None:
         name: np.asarray(w, np.float32) if w.dtype == jnp.bfloat16 else np.asarray(w)
         for name, w in weights.items()
     }
-    new = path.with_name(path.name + ".new")
-    with run_folder.writing(path, "choose another file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(new, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(new, path)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    stored.save(path, buffer.getvalue())
 
 
 def checkpoint_of(saved: Mapping[str, Any], path: Path, asked: Path | None) -> Path:
@@ -102,10 +104,23 @@ def checkpoint_of(saved: Mapping[str, Any], path: Path, asked: Path | None) -> P
         return asked
     home = Path(str(saved.get("directory", "")))
     values = [v for v in saved.get("settings", {}).values() if isinstance(v, str) and v]
-    places = [home / Path(value).expanduser() for value in values]
-    if found := [place for place in places if (place / "model.safetensors").is_file()]:
-        return found[0]
+    found = (folder for value in values if (folder := _pretrained(home, value)) is not None)
+    if (first := next(found, None)) is not None:
+        return first
     raise ValueError(
         f"no setting of {path} is a pretrained folder with model.safetensors; if the run started "
         "from one, give it with --checkpoint FOLDER, else use --npz"
     )
+
+
+def _pretrained(home: Path, value: str) -> Path | None:
+    """The folder that a setting names, if it holds a model's tensors, whole or in parts.
+
+    A setting may be any text, such as a prompt that no path can be.
+    """
+    try:
+        folder = home / Path(value).expanduser()
+        here = any((folder / name).is_file() for name in WEIGHTS)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return folder if here else None

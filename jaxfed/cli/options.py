@@ -176,13 +176,29 @@ def path(word: str) -> Path:
     """The path that a word of the command line is, with ~ as the user's home."""
     if not word:
         raise ValueError("the path after the command is empty; give a folder or a file")
-    return Path(word).expanduser()
+    return _at_home(Path(word))
 
 
 def _at_home(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_at_home, value))
-    return value.expanduser() if isinstance(value, Path) else value
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{value} is in nobody's home here; give the whole path") from None
+
+
+def check_apart(paths: Mapping[str, Path]) -> None:
+    """Raises ValueError if two of {option: what it writes} are one, or one lies in the other."""
+    for (first, one), (second, other) in itertools.combinations(paths.items(), 2):
+        a, b = (Path(os.path.realpath(path)) for path in (one, other))
+        if a == b or a in b.parents or b in a.parents:
+            raise ValueError(
+                f"--{first} {one} and --{second} {other} are one place, or one in the other; give "
+                "each a place of its own"
+            )
 
 
 def _quietly(options: Any, arguments: list[str]) -> Any:

@@ -169,7 +169,22 @@ def writing(path: Path, remedy: str = "put this right, and then run or resume") 
 
 def replace(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all, and in the place of a link, not where it leads."""
-    new = path.with_name(path.name + ".new")
+    _put(path, content, path.with_name(path.name + ".new"))
+
+
+def save(path: Path, content: str | bytes, remedy: str = "choose another file") -> Path:
+    """The path, once a file that the user asked for is written there, whole or not at all.
+
+    As `replace`, but among files of the user's, so that until it is whole it has a name that none
+    of them has. OSError, with the remedy, if it cannot be written.
+    """
+    with writing(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _put(path, content, path.with_name(f".{path.name}.{os.getpid()}.new"))
+    return path
+
+
+def _put(path: Path, content: str | bytes, new: Path) -> None:
     new.unlink(missing_ok=True)
     with open(new, "xb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

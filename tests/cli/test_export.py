@@ -112,3 +112,31 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(run, tmp_path, capsys)
     with pytest.raises(ValueError, match=r"not of a model like .*: layer_1/.* is not there"):
         pretrained.write_model(tmp_path / "new", other, found.params())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("pair", [("hf", "peft", ""), ("npz", "hf", ""), ("npz", "hf", "/in")])
+def test_two_forms_have_two_places(run, pair, tmp_path, capsys):
+    first, second, inside = pair
+    place = tmp_path / "x"
+    given = (f"--{first}", f"{place}{inside}", f"--{second}", place)
+    refused("give each a place of its own", "export", run[0], *given, capsys=capsys)
+    refused("in nobody's home", "export", run[0], "--npz", "~nobody-at-all/x", capsys=capsys)
+    assert not place.exists()
+
+
+def test_any_text_may_be_a_setting_beside_the_pretrained_folder(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "model.safetensors.index.json").write_text("{}")
+    texts = {"a": "~nobody-at-all/x", "b": "x" * 5000, "c": "a\0b", "d": "parts"}
+    saved = {"settings": texts, "directory": str(tmp_path)}
+    assert export.checkpoint_of(saved, tmp_path / "r", None) == tmp_path / "parts"
+
+
+def test_arrays_are_written_beside_what_a_user_has(tmp_path):
+    (tmp_path / "w.npz.new").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine").write_text("mine")
+    export.write_npz(tmp_path / "w.npz", {"a/b": np.arange(3)})
+    with np.load(tmp_path / "w.npz") as arrays:
+        np.testing.assert_array_equal(arrays["a/b"], np.arange(3))
+    assert (tmp_path / "w.npz.new").is_symlink()
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -112,3 +112,15 @@ def test_a_kind_that_is_wrong_is_named():
         stored.check_kinds({"a": True}, {"a": (int,)}, "x.json")
     with pytest.raises(ValueError, match=r"a is a list, not text or null"):
         stored.check_kinds({"a": []}, {"a": (str, type(None))}, "x.json")
+
+
+def test_a_file_that_was_asked_for_takes_no_other_of_the_users(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "a.new").write_text("mine too")
+    (tmp_path / "a").symlink_to(tmp_path / "theirs")
+    assert stored.save(tmp_path / "a", "mine") == tmp_path / "a"
+    stored.save(tmp_path / "deep" / "b", b"b")
+    found = {p.name: p.read_text() for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {"a": "mine", "a.new": "mine too", "theirs": "theirs", "b": "b"}
+    with pytest.raises(OSError, match=r"could not be written: .*; choose another file"):
+        stored.save(tmp_path / "a" / "b", "")
