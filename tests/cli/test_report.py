@@ -249,7 +249,7 @@ def test_a_task_without_accuracy_is_reported_by_its_own_measure(tmp_path):
 
 
 def test_files_for_a_paper_and_a_spreadsheet(study, tmp_path, capsys):
-    where = {n: tmp_path / f"out.{n}" for n in ("csv", "latex")}
+    where = {n: tmp_path / f"out.{end}" for n, end in (("csv", "csv"), ("latex", "tex"))}
     files = [word for n, path in where.items() for word in (f"--{n}", path)]
     given = ["report", *study, "--group", "seed", *files, "--to", tmp_path / "plots"]
     main.main([str(word) for word in given])
@@ -308,3 +308,28 @@ def test_without_pandas_there_is_a_sentence(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'jaxfed\[results\]'"):
         jaxfed.results(*study)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("--csv", "mine.py"),
+        ("--latex", "mine.csv"),
+        ("--html", "page"),
+        ("--csv", "a.csv", "--html", "a.csv"),
+        ("--latex", "a.tex", "--html", "a.tex/b.html"),
+        ("--csv", "folder.csv"),
+    ],
+)
+def test_a_file_of_another_kind_is_never_replaced(study, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("mine.py", "mine.csv", "page"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit):
+        main.main(["report", str(study[0]), *files])
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert files[-2] in printed.err
+    assert {(tmp_path / n).read_text() for n in ("mine.py", "mine.csv", "page")} == {"mine"}
+    assert not (study[0] / "plots").exists()
