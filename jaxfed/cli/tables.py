@@ -13,11 +13,20 @@ from jaxfed.cli.recorded import Run, best, measures, megabytes, series
 from jaxfed.cli.studies import Group, Statistic
 
 
+class Column(NamedTuple):
+    """A column of numbers over the runs of a group."""
+
+    name: str
+    write: Callable[[float], str]
+    is_cost: bool  # rounds, megabytes and seconds, whose interval is in the CSV alone
+    of: Callable[[Group], Statistic | None]
+
+
 class Table(NamedTuple):
     """Rows of numbers over runs, and how each column is written."""
 
     rows: list[dict[str, Any]]  # {column: Statistic, text, or None}
-    formats: dict[str, Callable[[float], str]]  # of the columns that hold numbers
+    columns: dict[str, Column]  # those that hold numbers
     runs: list[int]  # how many each row is of
 
 
@@ -33,32 +42,61 @@ def table(groups: Sequence[Group], goal: float | None = None) -> Table:
     goal = studies.goal_of(runs, measure) if goal is None else goal
     others = [n for n in dict.fromkeys(n for r in runs for n in measures(r)) if n != measure]
     others = [n for n in others if n != "test_loss"]
-    kinds = {n: _kind(n, runs) for n in (measure, *others)}
-    reached = "goal" if goal is None else kinds[measure](goal)
-    formats: dict[str, Callable[[float], str]] = {
-        **dict.fromkeys(("best", "last"), kinds[measure]),
-        **{n: kinds[n] for n in others},
-        f"round of {reached}": "{:.4g}".format,
-        **dict.fromkeys((f"MB to {reached}", "MB up", "MB down"), _number),
-        "s/round": "{:.3g}".format,
-    }
-    rows = []
-    for group in groups:
-        hits = (None, None) if goal is None else studies.to_goal(group, goal, measure)
-        up, down = (
-            [megabytes(r, *n) for r in group.runs] for n in (("up",), ("down", "broadcast"))
-        )
-        numbers = [
-            studies.over_runs([best(run, measure) for run in group.runs]),
-            *(studies.over_runs([studies.last(run, n) for run in group.runs]) for n in kinds),
-            *hits,
-            *(studies.over_runs([x[-1] if x.size else None for x in each]) for each in (up, down)),
-            studies.over_runs([_median(series(run, "seconds")[1]) for run in group.runs]),
-        ]
-        rows.append(_names(group) | dict(zip(formats, numbers, strict=True)))
-    empty = {n for n in ("method", *others) if not any(row.get(n) for row in rows)}
+    write = _kind(measure, runs)
+    reached = "goal" if goal is None else write(goal)
+    ends = [
+        Column("best", write, False, _over(lambda run: best(run, measure))),
+        Column("last", write, False, _over(lambda run: studies.last(run, measure))),
+    ]
+    costs = [
+        Column(f"round of {reached}", "{:.4g}".format, True, _to(goal, measure, 0)),
+        Column(f"MB to {reached}", _number, True, _to(goal, measure, 1)),
+        Column("MB up", _number, True, _over(lambda run: _sent(run, "up"))),
+        Column("MB down", _number, True, _over(lambda run: _sent(run, "down", "broadcast"))),
+        Column("s/round", "{:.3g}".format, True, _over(lambda run: _median(run, "seconds"))),
+    ]
+    taken = ["run", "group", "method", "runs", "rounds", *(c.name for c in (*ends, *costs))]
+    own = [Column(n, _kind(m, runs), False, _last(m)) for n, m in _apart(others, taken).items()]
+    columns = [*ends, *own, *costs]
+    rows = [_names(group) | {c.name: c.of(group) for c in columns} for group in groups]
+    some = ("method", *(c.name for c in own))
+    empty = {n for n in some if not any(row.get(n) for row in rows)}
     rows = [{n: v for n, v in row.items() if n not in empty} for row in rows]
-    return Table(rows, formats, [len(group.runs) for group in groups])
+    return Table(rows, {c.name: c for c in columns}, [len(group.runs) for group in groups])
+
+
+def _apart(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """{column: measure}, where a measure with the name of another column is called "test NAME"."""
+    found: dict[str, str] = {}
+    for name in names:
+        column = name
+        while column in {*taken, *found} or (column != name and column in names):
+            column = f"test {column}"
+        found[column] = name
+    return found
+
+
+def _over(number: Callable[[Run], float | None]) -> Callable[[Group], Statistic | None]:
+    return lambda group: studies.over_runs([number(run) for run in group.runs])
+
+
+def _last(measure: str) -> Callable[[Group], Statistic | None]:
+    return _over(lambda run: studies.last(run, measure))
+
+
+def _to(goal: float | None, measure: str, part: int) -> Callable[[Group], Statistic | None]:
+    """Rounds (part 0) or megabytes (part 1) to the goal."""
+    return lambda group: None if goal is None else studies.to_goal(group, goal, measure)[part]
+
+
+def _sent(run: Run, *names: str) -> float | None:
+    sent = megabytes(run, *names)
+    return sent[-1] if sent.size else None
+
+
+def _median(run: Run, name: str) -> float | None:
+    values = series(run, name)[1]
+    return float(np.median(values)) if values.size else None
 
 
 def _names(group: Group) -> dict[str, Any]:
@@ -72,10 +110,6 @@ def _names(group: Group) -> dict[str, Any]:
         run = group.runs[0]
         return {"run": run.name, "method": str(run.settings.get("method", "")), "rounds": shown}
     return {"group": group.name, "runs": str(len(group.runs)), "rounds": shown}
-
-
-def _median(values: np.ndarray) -> float | None:
-    return float(np.median(values)) if values.size else None
 
 
 def _kind(measure: str, runs: Sequence[Run]) -> Callable[[float], str]:
@@ -113,15 +147,12 @@ def _cell(found: Table, name: str, value: Any, of: int) -> str:
         return "-"
     if not isinstance(value, Statistic):
         return value
-    write = found.formats[name]
+    write, is_cost = found.columns[name].write, found.columns[name].is_cost
     some = f" ({value.size} of {of})" if value.size < of else ""
     if value.size < 2 or not value.deviation:
         return write(value.mean) + some
     mean = f"{write(value.mean)} +- {write(value.deviation)}"
-    costs = (
-        " " in name or "/" in name
-    )  # rounds, megabytes and seconds, whose interval is in the CSV
-    return mean + some if costs else f"{mean} [{write(value.low)}, {write(value.high)}]"
+    return mean + some if is_cost else f"{mean} [{write(value.low)}, {write(value.high)}]"
 
 
 def paired(groups: Sequence[Group]) -> str:
@@ -159,13 +190,20 @@ def as_csv(found: Table) -> str:
 def _flat(row: dict[str, Any], found: Table) -> Any:
     several = max(found.runs, default=1) > 1
     for name, value in row.items():
-        if not isinstance(value, Statistic):
-            yield name, "" if value is None else value
+        if isinstance(value, str):
+            yield name, _harmless(value)
+        elif value is None:
+            yield f"{name} mean" if several else name, ""
         elif not several:
             yield name, value.mean
         else:
             parts = value._asdict().items()
             yield from ((f"{name} {part}", x) for part, x in parts if x == x)
+
+
+def _harmless(words: str) -> str:
+    """The words as a spreadsheet takes them for text: it would run those that start a formula."""
+    return f"'{words}" if words.lstrip()[:1] in ("=", "+", "-", "@") else words
 
 
 def as_latex(found: Table) -> str:
@@ -187,7 +225,8 @@ def as_latex(found: Table) -> str:
 def _latex(found: Table, name: str, value: Any) -> str:
     if not isinstance(value, Statistic):
         return "--" if value is None else _escaped(value)
-    mean, deviation = (_escaped(found.formats[name](x)) for x in (value.mean, value.deviation))
+    write = found.columns[name].write
+    mean, deviation = (_escaped(write(x)) for x in (value.mean, value.deviation))
     return mean if value.size < 2 or not value.deviation else rf"{mean} $\pm$ {deviation}"
 
 

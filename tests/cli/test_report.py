@@ -333,3 +333,42 @@ def test_a_file_of_another_kind_is_never_replaced(study, files, tmp_path, monkey
     assert files[-2] in printed.err
     assert {(tmp_path / n).read_text() for n in ("mine.py", "mine.csv", "page")} == {"mine"}
     assert not (study[0] / "plots").exists()
+
+
+def test_measures_with_the_names_of_other_columns_have_columns_of_their_own(tmp_path):
+    names = ("best", "last", "rounds", "test best", "MB up", "exact match")
+    runs = [recorded.read(folder(tmp_path / f"r{s}", rate=0.1 + s / 10, seed=s)) for s in range(2)]
+    for i, run in enumerate(runs):
+        run.records[-1] |= {name: 0.1 * (j + 1) + i / 100 for j, name in enumerate(names)}
+    found = tables.table(studies.grouped(runs, ["seed"]))
+    (row,) = found.rows
+    columns = ("test test best", "test last", "test rounds", "test best", "test MB up", names[-1])
+    for j, column in enumerate(columns):
+        np.testing.assert_allclose(row[column].mean, 0.1 * (j + 1) + 0.005)
+    (cells,) = tables.cells(found)
+    assert "[" in cells["exact match"]  # a measure has its interval
+    assert "[" not in cells["s/round"]
+    assert row["best"].mean > 0.8
+    for write in (tables.text, tables.as_csv, tables.as_latex):
+        assert "exact match" in write(found)
+
+
+@pytest.mark.parametrize("first", "=+-@")
+def test_text_is_no_formula_of_a_spreadsheet(tmp_path, first):
+    wicked = f"{first}SUM(A1)"
+    found = tables.table(studies.grouped([recorded.read(folder(tmp_path / "a", method=wicked))]))
+    assert f"'{wicked}" in tables.as_csv(found).split("\n")[1].split(",")
+
+
+def test_a_number_that_a_group_lacks_is_empty_in_its_own_column(study):
+    groups = studies.grouped([recorded.read(p) for p in study], ["seed"])
+    for run in groups[1].runs:
+        run.records[-1] |= {"f1": 0.5, "last mean": 0.25}
+    head, first, _ = (
+        line.split(",") for line in tables.as_csv(tables.table(groups)).split("\n")[:3]
+    )
+    cells = dict(zip(head, first, strict=True))
+    np.testing.assert_allclose(
+        float(cells["last mean"]), np.mean([end(r) for r in ENDS["fedlora"]])
+    )
+    assert cells["f1 mean"] == cells["last mean mean"] == ""
