@@ -140,7 +140,7 @@ MAY_IMPORT = {
                       "simulation.run_folder", "simulation.signals"},
     "cli.rerun": {"cli.calling", "cli.following", "cli.launching", "cli.options", "cli.watching",
                   "simulation.experiment", "simulation.identity", "simulation.prepare",
-                  "simulation.run_folder"},
+                  "simulation.run_folder", "simulation.stored"},
     "cli.product": {"cli.calling", "cli.options"},
     "cli.sweep": {"cli.calling", "cli.errors", "cli.following", "cli.launching", "cli.options",
                   "cli.product", "cli.recorded", "cli.studies", "cli.tables", "cli.watching",

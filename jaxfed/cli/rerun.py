@@ -10,7 +10,7 @@ import jax
 from jaxfed.cli import calling, following, launching, options
 from jaxfed.cli.launching import HOST, Launch
 from jaxfed.cli.watching import Watch
-from jaxfed.simulation import identity, run_folder
+from jaxfed.simulation import identity, run_folder, stored
 from jaxfed.simulation.experiment import Host
 from jaxfed.simulation.prepare import Origin
 
@@ -38,6 +38,11 @@ def command(arguments: list[str], watch: Watch) -> None:
     if saved.get("changes"):
         raise ValueError(
             f"{path} was resumed with changes, which settings.json lists; run it with `jaxfed run`"
+        )
+    if not _records(path):
+        raise ValueError(
+            f"{path} has no record in metrics.jsonl with which a rerun could be compared: its run "
+            f"was stopped before its first round; go on with `jaxfed resume {path}`"
         )
     if asked.out is not None and (why := run_folder.why_not_new(asked.out)):
         raise FileExistsError(why)
@@ -76,23 +81,26 @@ def _launch(path: Path, saved: dict, watch: Watch) -> Launch:
 
 def compared(old: Path, new: Path) -> str:
     """Whether two runs have the same records, in a sentence; seconds do not count."""
-    kept = (
-        [
-            {n: v for n, v in record.items() if n != "seconds"}
-            for _, record in run_folder.records(folder / "metrics.jsonl")
-        ]
-        for folder in (old, new)
-    )
-    for before, now in itertools.zip_longest(*kept):
+    for before, now in itertools.zip_longest(_records(old), _records(new)):
         if before is None or now is None:
             fewer = old if before is None else new
             return (
                 f"compared  {fewer} has no round {(now or before)['round']}; all before are equal"
             )
         if before != now:
-            name = next(n for n in {**before, **now} if before.get(n) != now.get(n))
-            return (
-                f"compared  round {now['round']} differs: {name} was {before.get(name)} and is "
-                f"{now.get(name)}"
+            names = [*before, *(n for n in now if n not in before)]
+            pairs = {n: [found.get(n, "not there") for found in (before, now)] for n in names}
+            name, (was, here) = next((n, pair) for n, pair in pairs.items() if pair[0] != pair[1])
+            return stored.plain(
+                f"compared  round {now['round']} differs: {name} was {was} and is {here}"
             )
     return "compared  all records are equal, in every digit"
+
+
+def _records(folder: Path) -> list[dict]:
+    """The records of a run without their seconds, none if it was stopped before the first."""
+    path = folder / "metrics.jsonl"
+    return [
+        {n: v for n, v in record.items() if n != "seconds"}
+        for _, record in (run_folder.records(path) if path.exists() else ())
+    ]

@@ -76,3 +76,27 @@ def test_the_first_difference_is_named(tmp_path):
     assert rerun.compared(a, a) == "compared  all records are equal, in every digit"
     assert rerun.compared(a, b).endswith("round 2 differs: loss was 2.0 and is 3.0")
     assert f"{c} has no round 2" in rerun.compared(a, c)
+
+
+def test_a_number_that_is_null_differs_from_none_at_all(tmp_path):
+    for name, more in (("a", {}), ("b", {"accuracy": None})):
+        (tmp_path / name).mkdir()
+        line = json.dumps({"round": 1, "loss": 1.0, **more})
+        (tmp_path / name / "metrics.jsonl").write_text(f"{line}\n")
+    words = "round 1 differs: accuracy was not there and is None"
+    assert rerun.compared(tmp_path / "a", tmp_path / "b").endswith(words)
+
+
+@pytest.mark.parametrize("records", [None, "", '{"round": 1, "lo'])
+def test_a_run_without_a_record_is_not_repeated(records, tmp_path, capsys):
+    about = {"arguments": [], "launch": {}, "experiment": {"rounds": 2}, "settings": {}}
+    (tmp_path / "settings.json").write_text(json.dumps(about))
+    (tmp_path / "config.py").write_text("raise RuntimeError('executed')")
+    if records is not None:
+        (tmp_path / "metrics.jsonl").write_text(records)
+    with pytest.raises(SystemExit):
+        command("rerun", tmp_path, "--out", tmp_path / "new")
+    assert (
+        "was stopped before its first round; go on with `jaxfed resume" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "new").exists()
