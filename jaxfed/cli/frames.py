@@ -26,7 +26,7 @@ def results(*directories: str | os.PathLike, clients: bool = False) -> Any:
         raise ValueError("give the folders of runs: jaxfed.results(DIR, ...)")
     values.kind("clients", clients, bool, "True or False")
     places = [Path(directory) for directory in directories]
-    runs = [(place, recorded.read(place)) for place in places]
+    runs = zip(places, recorded.apart([recorded.read(p) for p in places]), strict=True)
     make = _by_client if clients else lambda place, run: _rows(run)
     rows = [row for place, run in runs for row in make(place, run)]
     return pandas().DataFrame(rows)

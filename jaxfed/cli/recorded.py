@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ LARGEST = 1e300  # of a number in a record, so that sums stay finite
 class Run:
     """What a run has recorded so far."""
 
-    name: str  # its folder's
+    folder: Path
+    name: str  # its folder's, or more where several runs are compared
     config: str | None
     settings: dict
     records: list[dict]  # one a round
@@ -43,6 +44,7 @@ def read(directory: str | Path) -> Run:
     given = about["settings"] if "settings" in about else _from_python(about)
     config = about.get("config")
     return Run(
+        folder=directory,
         name=stored.plain(directory.resolve().name),
         config=config and _brief(config),
         settings={_brief(n): _brief(v) for n, v in given.items() if _fits(n, v)} | planned,
@@ -50,6 +52,24 @@ def read(directory: str | Path) -> Run:
         labels=_labels(clients) if clients.exists() else None,
         clients=_newest(directory),
     )
+
+
+def apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs, numbered where their folders have one name, as p/run and q/run."""
+    names = numbered([run.name for run in runs])
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, all different: of equal ones the second is "NAME (2)", the third "NAME (3)"."""
+    found: dict[str, None] = {}
+    for name in names:
+        label, n = name, 1
+        while label in found or (label != name and label in names):
+            n += 1
+            label = f"{name} ({n})"
+        found[label] = None
+    return list(found)
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -137,9 +157,13 @@ def _at(run: Run, record: dict, path: tuple[str, ...]) -> float | None:
 
 def _damaged(run: Run, record: dict, path: tuple[str, ...], value: Any) -> ValueError:
     return ValueError(
-        f"{run.name}/metrics.jsonl, line {record['round']} is damaged ({'/'.join(path)} is "
+        f"{_line(run, record)} is damaged ({'/'.join(path)} is "
         f"{_brief(repr(value))}, no number); put a copy of it back"
     )
+
+
+def _line(run: Run, record: dict) -> str:
+    return f"{run.folder / 'metrics.jsonl'}, line {record['round']}"
 
 
 def megabytes(run: Run, *names: str) -> np.ndarray:
@@ -157,7 +181,7 @@ def measures(run: Run) -> list[str]:
             names = list(record)
             start = names.index("broadcast") + 1 if "broadcast" in names else 0
             mine = [n for n in names[start:] if n not in ("personal", "test_loss")]
-            _check_names(mine, f"{run.name}/metrics.jsonl, line {record['round']}")
+            _check_names(mine, _line(run, record))
             found |= dict.fromkeys(mine)
     return [*found, "test_loss"] if any("test_loss" in r for r in run.records) else [*found]
 

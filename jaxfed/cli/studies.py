@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
+from jaxfed.cli import recorded
 from jaxfed.cli.recorded import Run, best, measures, reached, series
 from jaxfed.simulation import records
 
@@ -49,6 +50,7 @@ def grouped(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
     A group is named by the settings in which groups differ. ValueError if no run has a setting of
     that name.
     """
+    runs = recorded.apart(runs)
     if not by:
         return [Group(n, (run,), ((),)) for n, run in zip(legend(runs), runs, strict=True)]
     by = [name.replace("-", "_") for name in by]
@@ -83,10 +85,12 @@ def legend(runs: Sequence[Run], without: Sequence[str] = ()) -> list[str]:
     if without and len(runs) == 1:
         method = settings[0].get("method", runs[0].config)
         return [runs[0].name if method is None else str(method)]
-    return [
-        (label if labels.count(label) == 1 else f"{label} ({run.name})") if label else run.name
-        for label, run in zip(labels, runs, strict=True)
-    ]
+    return recorded.numbered(
+        [
+            (label if labels.count(label) == 1 else f"{label} ({run.name})") if label else run.name
+            for label, run in zip(labels, runs, strict=True)
+        ]
+    )
 
 
 def main_measure(runs: Sequence[Run]) -> str:
@@ -139,9 +143,10 @@ def to_goal(group: Group, goal: float, measure: str) -> tuple[Statistic | None, 
 def differences(groups: Sequence[Group], measure: str) -> tuple[str, dict[str, Statistic]]:
     """(the best group, {other group: its last value minus the best's, paired by key}).
 
-    A pair is a run of each with equal values of the settings that the runs were grouped by.
+    A pair is a run of each with equal values of the settings that the runs were grouped by; of
+    several with equal values, the first of each are a pair, then the second.
     """
-    ends = [{k: last(r, measure) for k, r in zip(g.keys, g.runs, strict=True)} for g in groups]
+    ends = [_ends(group, measure) for group in groups]
     means = [over_runs(list(end.values())) for end in ends]
     scores = [s.mean if s else np.nan for s in means]
     if np.isnan(scores).all():
@@ -157,3 +162,13 @@ def differences(groups: Sequence[Group], measure: str) -> tuple[str, dict[str, S
         if group is not groups[top] and (paired := over_runs(pairs)) is not None:
             found[group.name] = paired
     return groups[top].name, found
+
+
+def _ends(group: Group, measure: str) -> dict[tuple, float | None]:
+    """{(key, how many before have it): the last value} of a group's runs."""
+    before: Counter[tuple] = Counter()
+    found = {}
+    for key, run in zip(group.keys, group.runs, strict=True):
+        found[key, before[key]] = last(run, measure)
+        before[key] += 1
+    return found

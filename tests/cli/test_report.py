@@ -372,3 +372,42 @@ def test_a_number_that_a_group_lacks_is_empty_in_its_own_column(study):
         float(cells["last mean"]), np.mean([end(r) for r in ENDS["fedlora"]])
     )
     assert cells["f1 mean"] == cells["last mean mean"] == ""
+
+
+def test_runs_of_one_name_are_numbered_and_none_is_lost(tmp_path):
+    labels = np.eye(3, dtype=int)
+    places = [
+        folder(tmp_path / p / "run", rate=0.1 + i / 10, labels=labels, seed=0)
+        for i, p in enumerate("pqr")
+    ]
+    groups = studies.grouped([recorded.read(place) for place in places])
+    assert [g.name for g in groups] == ["run", "run (2)", "run (3)"]
+    assert [row["run"] for row in tables.table(groups).rows] == ["run", "run (2)", "run (3)"]
+    drawn = [p.stem for p in plots.draw(groups, tmp_path)]
+    assert drawn[-3:] == [f"labels_by_client_run{n}" for n in ("", " (2)", " (3)")]
+    assert len(set(drawn)) == len(drawn)
+    top, found = studies.differences(groups, "accuracy")
+    assert (top, list(found)) == ("run (3)", ["run", "run (2)"])
+    assert recorded.numbered(["a", "a", "a (2)"]) == ["a", "a (3)", "a (2)"]
+    damaged = groups[1].runs[0]
+    damaged.records[4]["accuracy"] = "x"
+    with pytest.raises(ValueError, match=r"q/run/metrics.jsonl, line 5 is damaged"):
+        recorded.series(damaged, "accuracy")
+
+
+def test_runs_with_equal_keys_are_paired_each_once(tmp_path):
+    rates = {"fedlora": (0.02, 0.03), "fedloru": (0.06, 0.08)}
+    runs = [
+        recorded.read(folder(tmp_path / f"{method}{i}", rate=rate, method=method, seed=0))
+        for method, of in rates.items()
+        for i, rate in enumerate(of)
+    ]
+    (found,) = studies.differences(studies.grouped(runs, ["seed"]), "accuracy")[1].values()
+    gaps = [end(a) - end(b) for a, b in zip(*rates.values(), strict=True)]
+    np.testing.assert_allclose(found, studies.statistic(gaps))
+
+
+def test_a_frame_tells_runs_of_one_name_apart(tmp_path):
+    pytest.importorskip("pandas")
+    frame = jaxfed.results(*(folder(tmp_path / p / "run", rounds=2) for p in "pq"))
+    assert frame["run"].to_list() == ["run", "run", "run (2)", "run (2)"]
