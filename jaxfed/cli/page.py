@@ -55,7 +55,7 @@ def page(groups: Sequence[Group], goal: float | None = None) -> str:
         '<p class="note">Bands are 95 % intervals of the mean over runs; over clients, the 10th to '
         "90th percentile.</p>",
         f"<h2>{'Groups' if several else 'Runs'}</h2>{_runs(groups, goal)}",
-        _pairs(groups, measure),
+        _pairs(groups),
         _settings(groups),
     ]
     title = runs[0].name if len(runs) == 1 else "Runs compared"
@@ -82,7 +82,7 @@ def _legend(groups: Sequence[Group]) -> str:
 
 def _figures(measure: str, groups: Sequence[Group], drawn: dict[str, list[Curve]]) -> Iterable[str]:
     """A figure for each kind of curve that the runs hold."""
-    name = measure.removeprefix("test_").replace("_", " ")
+    name = studies.in_words(measure)
     share = studies.is_share(measure, [run for group in groups for run in group.runs])
     numbers = {group.name: i for i, group in enumerate(groups)}
     captions = {
@@ -149,8 +149,7 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 
 def _axes(curves: Sequence[Curve], share: bool, kind: str) -> tuple[Axis, Axis]:
     x = np.concatenate([curve.x for curve in curves]).astype(float)
-    ends = [curve.x[-1] for curve in curves]
-    log = kind == "by_megabytes" and bool(min(x) > 0 and max(ends) > 8 * min(ends))
+    log = kind == "by_megabytes" and plots.is_wide(curves)
     y = np.concatenate([curve.y for curve in curves] + [b for c in curves for b in c.band or ()])
     y = y[np.isfinite(y)] if np.isfinite(y).any() else np.zeros(1)
     low, high = float(y.min()), float(y.max())
@@ -266,20 +265,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]], sorta
     return f'<div class="card">{table}</div>'
 
 
-def _pairs(groups: Sequence[Group], measure: str) -> str:
+def _pairs(groups: Sequence[Group]) -> str:
     if all(len(group.runs) == 1 for group in groups):
         return ""
-    top, found = studies.differences(groups, measure)
-    if not found:
+    head, rows = tables.pairs(groups)
+    if not rows:
         return ""
-    points = studies.is_share(measure, [run for group in groups for run in group.runs])
-    head = [f"{measure} less that of {top}", "pairs", "mean", "95 % interval"]
-    rows = [
-        [(name, name), (f"{s.size}", f"{s.size}"), *((w, repr(s.mean)) for w in words)]
-        for name, s in found.items()
-        for words in [tables.difference(s, points)]
+    body = [
+        [(name, name), (size, size), (mean, repr(s.mean)), (interval, repr(s.mean))]
+        for s, (name, size, mean, interval) in rows
     ]
-    return f"<h2>Paired differences</h2>{_table(head, rows, sortable=True)}"
+    return f"<h2>Paired differences</h2>{_table(head, body, sortable=True)}"
 
 
 def _settings(groups: Sequence[Group]) -> str:

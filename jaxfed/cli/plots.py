@@ -135,7 +135,7 @@ def _measure_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
 
 def _named(measure: str) -> str:
     """The name of a measure as titles have it: "Test accuracy"."""
-    return f"Test {measure.removeprefix('test_').replace('_', ' ')}"
+    return f"Test {studies.in_words(measure)}"
 
 
 def _sent_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
@@ -148,11 +148,17 @@ def _sent_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
         [curve._replace(x=curve.x / size) for curve in curves],
         share=share,
     )
-    if min(ends) > 0 and max(ends) > 8 * min(ends):
+    if is_wide(curves):
         figure.axes[0].set_xscale("log")
         figure.axes[0].xaxis.set_major_formatter("{x:g}")
         figure.axes[0].set_xlabel(f"sent up and down by all clients together ({unit}, log scale)")
     return figure
+
+
+def is_wide(curves: Sequence[Curve]) -> bool:
+    """True if some runs sent so much more than others that a logarithmic axis shows them best."""
+    ends = [curve.x[-1] for curve in curves]
+    return bool(min(curve.x.min() for curve in curves) > 0 and max(ends) > 8 * min(ends))
 
 
 def _loss_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
@@ -162,7 +168,7 @@ def _loss_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
 
 
 def _spread(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
-    name = measure.removeprefix("test_").replace("_", " ")
+    name = studies.in_words(measure)
     return _lines(
         f"{name.capitalize()} over clients: median, 10th to 90th percentile",
         "round",
@@ -180,7 +186,7 @@ def _by_client(measure: str, group: Group) -> Curve:
 
 
 def _sorted(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
-    name = measure.removeprefix("test_").replace("_", " ")
+    name = studies.in_words(measure)
     figure = _lines(
         f"{name.capitalize()} of each client, in the newest evaluation",
         "share of clients at or below",

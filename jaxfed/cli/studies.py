@@ -101,6 +101,11 @@ def main_measure(runs: Sequence[Run]) -> str:
     return found[0]
 
 
+def in_words(measure: str) -> str:
+    """A measure as titles name it: "perplexity" for test_perplexity."""
+    return measure.removeprefix("test_").replace("_", " ")
+
+
 def is_share(measure: str, runs: Sequence[Run]) -> bool:
     """True if a measure is a share, to be written in percent: more is better, up to 1."""
     values = [abs(x) for run in runs for x in series(run, measure)[1] if np.isfinite(x)]

@@ -155,21 +155,28 @@ def _cell(found: Table, name: str, value: Any, of: int) -> str:
     return mean + some if is_cost else f"{mean} [{write(value.low)}, {write(value.high)}]"
 
 
-def paired(groups: Sequence[Group]) -> str:
-    """Differences from the best group in the last evaluation, paired; "" if there is no pair."""
+def pairs(groups: Sequence[Group]) -> tuple[list[str], list[tuple[Statistic, list[str]]]]:
+    """(head, [(difference, its row in words)]): other groups less the best, in the last evaluation.
+
+    Paired as studies.differences has it; there is no row without a pair. Differences of shares are
+    in percentage points.
+    """
     runs = [run for group in groups for run in group.runs]
     measure = studies.main_measure(runs)
     top, found = studies.differences(groups, measure)
-    if not found:
-        return ""
     points = studies.is_share(measure, runs)
     head = [f"{measure} less that of {top}", "pairs", "mean", "95 % interval"]
-    rows = [[name, f"{s.size}", *difference(s, points)] for name, s in found.items()]
-    return aligned([head, *rows], left=(head[0],))
+    return head, [(s, [name, f"{s.size}", *_difference(s, points)]) for name, s in found.items()]
 
 
-def difference(s: Statistic, points: bool) -> tuple[str, str]:
-    """(mean, interval) of differences, in words; of shares in percentage points."""
+def paired(groups: Sequence[Group]) -> str:
+    """`pairs` in columns of plain text; "" if there is no pair."""
+    head, rows = pairs(groups)
+    return aligned([head, *(words for _, words in rows)], left=(head[0],)) if rows else ""
+
+
+def _difference(s: Statistic, points: bool) -> tuple[str, str]:
+    """(mean, interval) in words."""
     mean, low, high = (
         f"{100 * x:+.2f}" if points else f"{x:+.4g}" for x in (s.mean, s.low, s.high)
     )

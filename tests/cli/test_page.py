@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from launched import recorded_folder as folder
 
-from jaxfed.cli import main, page, recorded, studies, tables
+from jaxfed.cli import main, page, plots, recorded, studies, tables
 from jaxfed.simulation import by_client
 
 WICKED = "</script><img src=x onerror=alert(1)>"
@@ -134,3 +134,21 @@ def test_the_script_is_javascript():
     script = page.TEMPLATE.read_text().split("<script>")[1].split("</script>")[0]
     check = subprocess.run(["node", "--check", "-"], input=script, text=True, check=False)
     assert check.returncode == 0
+
+
+@pytest.mark.parametrize(("megabyte", "log"), [(1.0, False), (100.0, True)])
+def test_the_page_and_the_plots_take_the_same_axis(tmp_path, megabyte, log):
+    places = [folder(tmp_path / "a"), folder(tmp_path / "b", megabyte=megabyte)]
+    groups, found = made(places, ())
+    curves = plots.curves("accuracy", groups)["by_megabytes"]
+    assert found.charts[1]["log"] == plots.is_wide(curves) == log
+    axes = plots.PLOTS["by_megabytes"]("accuracy", True, curves).axes[0]
+    assert axes.get_xscale() == ("log" if log else "linear")
+
+
+def test_the_page_and_the_text_have_the_same_pairs(study):
+    groups, found = made(study)
+    head, rows = tables.pairs(groups)
+    for words in (head, *(words for _, words in rows)):
+        assert set(words) <= set(found.cells)
+        assert all(word in tables.paired(groups) for word in words)
