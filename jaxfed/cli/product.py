@@ -43,6 +43,11 @@ def trials(config: Config, given: dict[str, list[str]]) -> tuple[Path, list[Tria
     folders = [
         _folder(out, {n: settings.get(n, fields[n][1]) for n in axes}) for _, settings in made
     ]
+    if equal := [folder for folder in folders if folders.count(folder) > 1]:
+        raise ValueError(
+            f"two trials would have one folder, {equal[0]}: their values differ only in characters "
+            "that no folder's name has, such as /; give values that differ elsewhere"
+        )
     return out, [
         Trial(folder, [*words, "--out", str(folder)], settings)
         for folder, (words, settings) in zip(folders, made, strict=True)

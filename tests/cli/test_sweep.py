@@ -174,3 +174,14 @@ def test_a_sweep_that_was_killed_goes_on_by_the_same_command(swept, tmp_path):
         for name in NAMES:
             assert launched.records(folder / name) == launched.records(swept / name)
     assert begun
+
+
+@pytest.mark.quick
+def test_two_trials_never_share_a_folder(tmp_path):
+    path = tmp_path / "words.py"
+    path.write_text("def experiment(word: str = ''):\n    pass\n")
+    given = ["--out", str(tmp_path / "s"), "--word"]
+    _, trials = product.trials(options.read(path), product.given([*given, "a/b", "a_c"]))
+    assert [t.folder.name for t in trials] == ["word=a_b", "word=a_c"]
+    with pytest.raises(ValueError, match=r"one folder, .*word=a_b: their values differ only in"):
+        product.trials(options.read(path), product.given([*given, "a/b", "a_b"]))
