@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxfed.analysis import look
 from jaxfed.analysis.look import COLOURS, DASHES, written
-from jaxfed.cli import studies
+from jaxfed.cli import recorded, studies
 from jaxfed.cli.recorded import Run, megabytes, series
 from jaxfed.cli.studies import Group
 from jaxfed.simulation import stored
@@ -52,7 +52,11 @@ def draw(groups: Sequence[Group], directory: str | Path) -> list[Path]:
                 title = group.name if several else ""
                 plots.append((name, partial(_labels_plot, run.labels, title)))
     directory = look.place(directory)
-    return [written(plot, directory / f"{name}.png") for name, plot in plots]
+    names = recorded.numbered([name for name, _ in plots])  # a measure may be called "labels"
+    return [
+        written(plot, directory / f"{name}.png")
+        for name, (_, plot) in zip(names, plots, strict=True)
+    ]
 
 
 def curves(measure: str, groups: Sequence[Group]) -> dict[str, list[Curve]]:

@@ -411,3 +411,13 @@ def test_a_frame_tells_runs_of_one_name_apart(tmp_path):
     pytest.importorskip("pandas")
     frame = jaxfed.results(*(folder(tmp_path / p / "run", rounds=2) for p in "pq"))
     assert frame["run"].to_list() == ["run", "run", "run (2)", "run (2)"]
+
+
+def test_a_measure_called_labels_has_a_picture_beside_that_of_labels(tmp_path):
+    run = recorded.read(folder(tmp_path / "a", labels=np.eye(3, dtype=int), personal=False))
+    for record in run.records:
+        if "accuracy" in record:
+            record["labels"] = record.pop("accuracy")
+    run.clients["labels"] = [0.5, 1.0]
+    names = [p.stem for p in draw([run], tmp_path / "plots")]
+    assert names[-2:] == ["labels_by_client", "labels_by_client (2)"]
