@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfed.algorithm import PyTree
 from jaxfed.data import values
@@ -69,7 +70,8 @@ def trimmed(share: float) -> Callable[[PyTree, jax.Array], PyTree]:
     def mean(stacked, weight):
         present = weight > 0
         count = jnp.sum(present)
-        left_out = jnp.floor(share * count).astype(count.dtype)
+        every = np.floor(share * np.arange(len(weight) + 1) + 1e-9)  # of 0, 1, ..., K clients
+        left_out = jnp.asarray(every, count.dtype)[count]
         place = jnp.arange(len(weight))
         inside = (place >= left_out) & (place < count - left_out)
 
@@ -82,12 +84,16 @@ def trimmed(share: float) -> Callable[[PyTree, jax.Array], PyTree]:
     return mean
 
 
+LARGE = float(np.finfo(np.float32).max)  # below infinity, the score of those who are absent
+
+
 def krum(byzantine: int) -> Callable[[PyTree, jax.Array], PyTree]:
     """The upload that lies nearest to others (Blanchard et al., NeurIPS 2017).
 
     Of n clients of weight above zero, f = `byzantine` of whom may upload anything, the one whose
     n - f - 2 nearest others are nearest, by the sum of squared distances over the whole tree. The
-    paper's guarantee needs n > 2 f + 2. ValueError for fewer than f + 3 clients.
+    paper's guarantee needs n > 2 f + 2. An upload that is not finite is at an infinite distance of
+    all. ValueError for fewer than f + 3 clients.
     """
     values.whole("byzantine", byzantine, 0)
 
@@ -101,15 +107,14 @@ def krum(byzantine: int) -> Callable[[PyTree, jax.Array], PyTree]:
         flat = jnp.concatenate(
             [x.reshape(len(weight), -1) for x in jax.tree.leaves(stacked)], axis=1
         )
-        flat = jnp.where(present[:, None], flat, 0)
-        flat = flat - jnp.sum(flat, axis=0) / jnp.sum(present)  # distances lose fewer digits
-        square = jnp.sum(flat**2, axis=1)
-        distance = jnp.maximum(square[:, None] + square - 2 * flat @ flat.T, 0)
+        # One row after the other: products would lose all digits beside one huge upload.
+        distance = jax.lax.map(lambda x: jnp.sum((flat - x) ** 2, axis=1), flat)
+        distance = jnp.where(jnp.isfinite(distance), distance, jnp.inf)
         alone = ~present | jnp.eye(len(weight), dtype=bool)  # no client is its own neighbour
         near = jnp.sort(jnp.where(alone, jnp.inf, distance), axis=1)
         neighbours = jnp.maximum(jnp.sum(present) - byzantine - 2, 1)
         score = jnp.sum(jnp.where(jnp.arange(len(weight)) < neighbours, near, 0), axis=1)
-        chosen = jnp.argmin(jnp.where(present, score, jnp.inf))
+        chosen = jnp.argmin(jnp.where(present, jnp.minimum(score, LARGE), jnp.inf))
         return jax.tree.map(lambda x: x[chosen], stacked)
 
     return mean

@@ -6,7 +6,7 @@ A client's state never crosses the wire; each algorithm's file defines it.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,27 @@ def keeps_nothing(server: Any, key: jax.Array) -> tuple:
 def as_trained(server: Any, state: PyTree) -> tuple[PyTree, PyTree]:
     """The server's model (base, theta), deployed by every client."""
     return server.base, server.theta
+
+
+def check_ranks(theta: Theta, ranks: Sequence[int] | None) -> None:
+    """Raises ValueError unless theta has factors, and no client's rank is above theirs."""
+    if not theta.factors:
+        raise ValueError("no factors are trained to aggregate; select some with a rank")
+    for p, f in theta.factors.items():
+        if ranks is not None and max(ranks) > f.rank:
+            raise ValueError(
+                f"ranks has {max(ranks)}, but {p} has factors of rank {f.rank}; use at most that"
+            )
+
+
+def at_rank(
+    theta: Theta, ranks: Sequence[int] | None, client: jax.Array
+) -> tuple[Theta, jax.Array | None]:
+    """(theta cut to the rank of a client, that rank), or (theta, None) without `ranks`."""
+    if ranks is None:
+        return theta, None
+    rank = jnp.asarray(ranks, jnp.int32)[client]
+    return lowrank.cut(theta, rank), rank
 
 
 def stateless(task: Task, init: Callable, run_round: Callable, **declared: Any) -> Algorithm:

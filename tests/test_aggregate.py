@@ -136,3 +136,27 @@ def test_a_robust_mean_that_leaves_no_client_is_refused():
         aggregate.trimmed(0.5)
     with pytest.raises(ValueError, match="byzantine=2 needs 5 clients"):
         aggregate.krum(2)(uploads(4), jnp.full(4, 0.25))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e5, 1e8, 1e20, 1e38])
+def test_one_upload_of_anything_does_not_move_krum(wrong):
+    """Of seven clients, the last of whom may upload anything, it chooses as without the last."""
+    x = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    far = x.astype(np.float64)
+    distance = np.sort(((far[:6, None] - far[:6]) ** 2).sum(-1), axis=1)
+    expected = int(np.argmin(distance[:, 1:5].sum(1)))  # 7 - 1 - 2 nearest
+    x[6, 2] = wrong
+    chosen = aggregate.krum(1)({"x": x}, jnp.full(7, 1 / 7))["x"]
+    np.testing.assert_array_equal(chosen, x[expected])
+
+
+def test_krum_of_one_client_is_that_client():
+    x = np.arange(3, dtype=np.float32)
+    for i in range(3):
+        assert aggregate.krum(0)({"x": x}, jnp.eye(3)[i])["x"] == i
+
+
+def test_a_trimmed_mean_leaves_out_the_share_that_was_asked_for():
+    x = np.sort(np.random.default_rng(0).normal(size=150)).astype(np.float32)
+    found = aggregate.trimmed(0.42)({"x": x}, jnp.full(150, 1 / 150))["x"]
+    np.testing.assert_allclose(found, x[63:87].mean(), rtol=1e-5)

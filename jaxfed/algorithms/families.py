@@ -256,6 +256,7 @@ FORMS = (
         "a core R of each layer, W + s A R B",
         "nothing",
         "Fed-SB, arXiv 2502.15436 (here with W's own directions)",
+        exact=True,
     ),
     Row(
         "ravan",
@@ -265,6 +266,7 @@ FORMS = (
         "a core H_i of each head, W + s sum_i s_i A_i H_i B_i",
         "nothing",
         "Raje et al., NeurIPS 2025",
+        exact=True,
     ),
     Row(
         "fedhm",

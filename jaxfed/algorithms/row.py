@@ -58,7 +58,7 @@ class Row(NamedTuple):
     keeps: str  # a client's state between rounds
     source: str
     exact: bool = False
-    """True if the model changes by the mean of the products that clients trained, and no other."""
+    """True if the model changes by the mean of the products that clients upload, and no other."""
 
     @property
     def family(self) -> str:

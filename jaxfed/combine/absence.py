@@ -49,9 +49,9 @@ def unreliable(algorithm: Algorithm, *, unavailable: Share = 0.0, lost: Share = 
                 reply = client(base, message, k)
                 there, answers = fate(k)
                 received = _if(there, reply.received, message)
-                return reply._replace(
-                    received=received, sent=_if(answers, reply.sent, reply.upload)
-                )
+                arrived = jax.tree.map(lambda x: jnp.where(answers, x, 0), reply.upload)
+                sent = _if(answers, reply.sent, reply.upload)
+                return reply._replace(upload=arrived, received=received, sent=sent)
 
             return for_each_client(perhaps, base, message, inner)
 
@@ -60,7 +60,11 @@ def unreliable(algorithm: Algorithm, *, unavailable: Share = 0.0, lost: Share = 
         after = jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), after, server)
         account = metrics[ACCOUNT]
         account = account._replace(skipped=account.skipped | ~counted)
-        own = {n: jnp.nan_to_num(m) for n, m in metrics.items() if n != ACCOUNT}
+        own = {
+            n: jnp.where(total > 0, m, jnp.nan_to_num(m))
+            for n, m in metrics.items()
+            if n != ACCOUNT
+        }
         return after, states, {**own, ACCOUNT: account}
 
     return algorithm._replace(run_round=run_round)

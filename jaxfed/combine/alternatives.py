@@ -66,6 +66,10 @@ def counterfactual(algorithm: Algorithm, *, rules: Mapping[str, Rule]) -> Algori
     values.kind("rules", rules, Mapping, '{name: rule}, such as {"fedex": rules.FEDEX}')
     for name, rule in rules.items():
         values.kind(f"rules[{name!r}]", rule, Rule, "one of lowrank.rules, such as rules.FEDEX")
+        if rule.partitioned:
+            raise ValueError(
+                f"rules[{name!r}] needs the ranks of clients; leave it out, or run it by fedlora"
+            )
     if not rules or APPLIED in rules:
         raise ValueError(f"rules={list(rules)}: name one or more, none of them {APPLIED!r}")
     if not algorithm.sends_change or algorithm.task is None:

@@ -182,9 +182,12 @@ def quantised(bits: int) -> Compressor:
     levels = 2 ** (bits - 1) - 1
 
     def one(x: jax.Array, key: jax.Array) -> jax.Array:
-        most = jnp.max(jnp.abs(x), initial=0)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # a narrow sum would be biased
+        most = jnp.max(jnp.abs(wide), initial=0)
         step = jnp.where(most > 0, most, 1) / levels
-        return jnp.floor(x / step + jax.random.uniform(key, x.shape, x.dtype)) * step
+        drawn = jax.random.uniform(key, wide.shape, wide.dtype)
+        q = jnp.clip(jnp.floor(wide / step + drawn), -levels, levels)
+        return (q * step).astype(x.dtype)
 
     def compress(tree, key):
         leaves, structure = jax.tree.flatten(tree)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed import trees
+from jaxfed import aggregate, trees
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.combine.compress import check_form
 from jaxfed.data import values
@@ -61,13 +61,15 @@ def private(
         values.whole(name, count, 1)
     if cohort_size > clients:
         raise ValueError(f"cohort_size={cohort_size} is above clients={clients}; draw at most all")
+    if delta >= 1 / clients:
+        raise ValueError(f"delta={delta}; use less than 1 / clients = {1 / clients:g}")
     if not algorithm.sends_change:
         raise ValueError("clients do not upload a change of theta that could be clipped")
     spent = epsilons(noise, clients=clients, cohort_size=cohort_size, rounds=rounds, delta=delta)
 
     def clipped(change):
         norm = optax.tree.norm(change)
-        return optax.tree.scale(jnp.minimum(1, clip / jnp.maximum(norm, clip)), change)
+        return optax.tree.scale(clip / jnp.maximum(norm, clip), change)
 
     def run_round(server, cohort, for_each_client):
         form, exchanges = trees.shapes(server.theta), []
@@ -98,16 +100,9 @@ def private(
 
 def _noisy(uploads: PyTree, share: jax.Array, deviation: float, key: jax.Array) -> PyTree:
     """The sum of share [K] times uploads [K, ...], with noise, in each client's place [K, ...]."""
-    leaves, structure = jax.tree.flatten(uploads)
-
-    def one(x, key):
-        mean = jnp.tensordot(share.astype(x.dtype), x, axes=1)
-        noised = mean + deviation * jax.random.normal(key, mean.shape, x.dtype)
-        return jnp.broadcast_to(noised, x.shape)
-
-    keys = jax.random.split(key, len(leaves))
-    noised = [one(x, k) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, noised)
+    mean = aggregate.weighted_mean(uploads, share)
+    noised = optax.tree.add_scale(mean, deviation, optax.tree.random_like(key, mean))
+    return jax.tree.map(lambda m, x: jnp.broadcast_to(m.astype(x.dtype), x.shape), noised, uploads)
 
 
 def epsilons(

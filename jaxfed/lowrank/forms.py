@@ -164,7 +164,9 @@ def _singular(path: str, f: Factors, matrix: jax.Array) -> tuple[jax.Array, jax.
     """(a, b) of f's shapes: the first singular vectors of a matrix [in..., out...]."""
     u, _, vt = thin_svd(matrix.reshape(f.a.size // f.rank, -1))
     if f.rank > len(vt):
-        raise ValueError(f"rank={f.rank} is above {path}'s smaller side, {len(vt)}")
+        raise ValueError(
+            f"rank={f.rank} is above {path}'s smaller side, {len(vt)}; use at most that"
+        )
     return u[:, : f.rank].reshape(f.a.shape), vt[: f.rank].reshape(f.b.shape)
 
 

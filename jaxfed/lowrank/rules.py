@@ -202,18 +202,25 @@ def thresholded(f: Factors, energy: float) -> tuple[Factors, jax.Array]:
     """
 
     def one(f):
-        q, inside = jnp.linalg.qr(f.a.reshape(-1, f.rank))  # [in, l], [l, r]
-        v, outside = jnp.linalg.qr(f.b.reshape(f.rank, -1).T)  # [out, l'], [l', r]
-        u, sigma, vt = thin_svd(inside @ outside.T)
+        left, sigma, right = _singular(f.a.reshape(-1, f.rank), f.b.reshape(f.rank, -1))
         share = jnp.cumsum(sigma**2)
         kept = jnp.minimum(jnp.sum(share < energy * share[-1]) + (share[-1] > 0), len(sigma))
         kept = kept.astype(jnp.int32)
-        a = (q @ u) * jnp.where(jnp.arange(len(sigma)) < kept, sigma, 0)
-        b = vt @ v.T * (jnp.arange(len(sigma)) < kept)[:, None]
+        a = left * jnp.where(jnp.arange(len(sigma)) < kept, sigma, 0)
+        b = right * (jnp.arange(len(sigma)) < kept)[:, None]
         a, b = a.reshape(*f.a.shape[:-1], -1), b.reshape(-1, *f.b.shape[1:])
         return dataclasses.replace(f, a=a, b=b), kept
 
     return each_layer(one, f)
+
+
+@jax.custom_batching.sequential_vmap
+def _singular(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(u [in, l], sigma [l], v' [l, out]) of a b; one after the other under vmap, as below."""
+    q, inside = jnp.linalg.qr(a)  # [in, l], [l, r]
+    v, outside = jnp.linalg.qr(b.T)  # [out, l'], [l', r]
+    u, sigma, vt = thin_svd(inside @ outside.T)
+    return q @ u, sigma, vt @ v.T
 
 
 @jax.custom_batching.sequential_vmap

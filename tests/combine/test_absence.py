@@ -63,3 +63,29 @@ def test_declared_bytes_stay_declared():
 def test_what_is_no_probability_is_refused():
     with pytest.raises(ValueError, match=r"lost=1\.5"):
         combine.unreliable(algorithms.averaging(algorithms.WHOLE, 0.2), lost=1.5)
+
+
+def test_a_lost_answer_may_hold_anything(x64):
+    """And what the record says of the others is as it was."""
+    inner = algorithms.averaging(algorithms.WHOLE, 0.2)
+
+    def run_round(server, cohort, for_each_client):
+        def verb(client, base, message, cohort):
+            def broken(base, message, k):
+                reply = client(base, message, k)
+                wrong = jnp.where(k.id == 4, jnp.nan, 0)
+                return reply._replace(upload=jax.tree.map(lambda x: x + wrong, reply.upload))
+
+            return for_each_client(broken, base, message, cohort)
+
+        server, states, metrics = inner.run_round(server, cohort, verb)
+        return server, states, {**metrics, "beyond": jnp.inf}
+
+    def lost(i, t):
+        return (i == 4).astype(float)
+
+    fed = combine.unreliable(inner._replace(run_round=run_round), lost=lost)
+    found, _, (metrics,) = oracle.rounds(fed, UNEQUAL, [np.arange(9)])
+    expected, _, _ = oracle.rounds(combine.unreliable(inner, lost=lost), UNEQUAL, [np.arange(9)])
+    oracle.assert_close(found, expected)
+    assert metrics["beyond"] == np.inf

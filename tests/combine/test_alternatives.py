@@ -79,6 +79,8 @@ def test_wrong_rules_are_refused(x64):
         counterfactual(fed, rules={})
     with pytest.raises(TypeError, match="fedex"):
         counterfactual(fed, rules={"fedex": "FEDEX"})
+    with pytest.raises(ValueError, match=r"rules\['raflora'\] needs the ranks of clients"):
+        counterfactual(fed, rules={"raflora": rules.RAFLORA})
     with pytest.raises(ValueError, match="upload no change"):
         counterfactual(fed._replace(sends_change=False), rules=OTHERS)
     with pytest.raises(TypeError, match="algorithm"):

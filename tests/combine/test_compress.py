@@ -176,3 +176,14 @@ def test_rounded_uploads_count_their_bits():
     assert sum(sizes) == 4 + 2 + 4 + 6  # 9 and 45 bits, and a float32 each
     with pytest.raises(ValueError, match="bits=20"):
         compress.quantised(20)
+
+
+def test_rounding_is_unbiased_in_a_narrow_type():
+    """A step is much less than a digit of the largest; the mean is taken in double precision."""
+    x = {"w": jnp.linspace(-1, 1, 64, dtype=jnp.bfloat16)}
+    keys = jax.random.split(jax.random.key(0), 4000)
+    arrived = jax.vmap(lambda key: compress.quantised(4)(x, key)[0]["w"])(keys)
+    assert arrived.dtype == jnp.bfloat16
+    bias = np.asarray(arrived, np.float64).mean(axis=0) - np.asarray(x["w"], np.float64)
+    assert np.max(np.abs(bias)) < 5 / 7 / 2 / np.sqrt(4000) + 2.0**-9  # and a cast's rounding
+    assert np.max(np.abs(np.asarray(arrived, np.float32))) <= 1

@@ -108,3 +108,8 @@ def test_what_cannot_be_made_private_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ImportError, match=r"pip install 'jaxfed\[privacy\]'"):
         made(0.2, clip=1.0, noise=1.0)
+
+
+def test_a_delta_that_promises_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"delta=0.5; use less than 1 / clients = 0\.111"):
+        made(0.2, clip=1.0, noise=1.0, delta=0.5)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 
@@ -99,3 +100,12 @@ def test_a_component_counts_the_clients_that_have_it(x64):
     stack = rules.stacked(f, rules.partitioned(weight, ranks, 2))
     whole = SCALE * jnp.einsum("kir,kr,kro->io", f.a, jnp.asarray(expected)[:, :2], f.b)
     np.testing.assert_allclose(lowrank.product(stack), whole, rtol=1e-10)
+
+
+def test_no_decomposition_is_batched_over_layers():
+    """On a CPU, batched ones may wait for threads for ever."""
+    f = lowrank.Factors(jnp.ones((3, 6, 2)), jnp.ones((3, 2, 5)), 1.0, stack=1)
+    traced = jax.make_jaxpr(lambda f: rules.thresholded(f, 0.9))(f)
+    found = [e for e in jaxprs.equations(traced.jaxpr) if e.primitive.name in ("qr", "svd")]
+    assert len(found) >= 3
+    assert all(len(e.invars[0].aval.shape) == 2 for e in found)

@@ -75,6 +75,8 @@ def fedms(
         mean: of the uploads; weighted by examples by default.
     """
     check_number("rounds", rounds, 1)
+    local.accepting(client_optimizer)
+    local.accepting(personal_optimizer, "personal_optimizer")
 
     def init(key):
         base, theta = task.init(key)

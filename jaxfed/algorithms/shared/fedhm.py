@@ -23,7 +23,7 @@ from jaxfed.lowrank import forms
 from jaxfed.lowrank.factors import Theta
 from jaxfed.lowrank.rules import stacked
 from jaxfed.tasks.task import Task
-from jaxfed.templates import keeps_nothing
+from jaxfed.templates import at_rank, check_ranks, keeps_nothing
 
 
 class Server(NamedTuple):
@@ -44,7 +44,8 @@ def fedhm(
 ) -> Algorithm:
     """FedHM over the weights with factors; the others that are trained are averaged.
 
-    The server's whole W is what is deployed. Clients keep nothing.
+    The server's whole W is what is deployed. Clients keep nothing. FedHM saves bytes, not work: the
+    model multiplies by its weights, which are zero here, beside the factors.
 
     Args:
         task: the model and its loss; the task's factors tell paths and r. W begins at their
@@ -72,14 +73,14 @@ def fedhm(
 
     def init(key):
         base, theta = inner.init(key)
+        check_ranks(theta, ranks)
         begun = each(lambda f, w: forms.reshaped(w).astype(f.a.dtype), theta, base)
         whole = lowrank.merge(begun, theta)
         rest = {p: w for p, w in base.items() if p not in whole}
         return Server(rest, best(theta, whole), whole)
 
     def client(base, theta, k):
-        rank = None if ranks is None else jnp.asarray(ranks, jnp.int32)[k.id]
-        start = theta if rank is None else lowrank.cut(theta, rank)
+        start, rank = at_rank(theta, ranks, k.id)
 
         def nothing(f):
             return forms.restored(jnp.zeros((*f.a.shape[:-1], *f.b.shape[1:]), f.a.dtype))
@@ -87,8 +88,11 @@ def fedhm(
         zeros = each(nothing, theta)
 
         def loss(theta, batch, key):
+            value = inner.loss({**base, **zeros}, theta, batch, key)
+            if not decay:
+                return value
             squares = sum(lowrank.inner(f, f) for f in theta.factors.values())
-            return inner.loss({**base, **zeros}, theta, batch, key) + decay / 2 * squares
+            return value + decay / 2 * squares
 
         trained, metrics = local.sgd(loss, client_optimizer, start, k, work)
         size = lowrank.nbytes(theta, rank)

@@ -30,7 +30,7 @@ from jaxfed.algorithm import Algorithm, Reply, no_broadcast
 from jaxfed.data import values
 from jaxfed.lowrank.rules import Rule, applied, partitioned, stacked
 from jaxfed.tasks.task import Task
-from jaxfed.templates import Server, alone, stateless
+from jaxfed.templates import Server, alone, at_rank, check_ranks, stateless
 
 
 def fedlora(
@@ -74,8 +74,7 @@ def fedlora(
 
     def init(key):
         server = Server(*task.init(key))
-        if not server.theta.factors:
-            raise ValueError("no factors are trained to aggregate; select some with a rank")
+        check_ranks(server.theta, ranks)
         return server
 
     def change(base, theta):  # {path: bytes} of the change of W
@@ -83,8 +82,7 @@ def fedlora(
         return {p: min(n, trees.nbytes(base[p])) for p, n in stacks.items()}
 
     def client(base, theta, k):
-        rank = None if ranks is None else jnp.asarray(ranks, jnp.int32)[k.id]
-        start = theta if rank is None else lowrank.cut(theta, rank)
+        start, rank = at_rank(theta, ranks, k.id)
         trained, metrics = local.sgd(partial(task.loss, base), optimizer, start, k, work)
         merged = jax.tree.map(lambda n: jnp.where(k.round > 0, n, 0), change(base, theta))
         received = lowrank.nbytes(theta, rank, rule.receives), merged

@@ -21,7 +21,7 @@ from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.lowrank.rules import stacked, thresholded
 from jaxfed.tasks.task import Task
-from jaxfed.templates import stateless
+from jaxfed.templates import at_rank, check_ranks, stateless
 
 
 class Server(NamedTuple):
@@ -62,15 +62,13 @@ def florist(
 
     def init(key):
         base, theta = task.init(key)
-        if not theta.factors:
-            raise ValueError("no factors are trained to aggregate; select some with a rank")
+        check_ranks(theta, ranks)
         kept = {p: jnp.zeros(f.a.shape[: f.stack], jnp.int32) for p, f in theta.factors.items()}
         return Server(base, theta, kept)
 
     def client(known, theta, k):
         base, kept = known
-        rank = None if ranks is None else jnp.asarray(ranks, jnp.int32)[k.id]
-        start = theta if rank is None else lowrank.cut(theta, rank)
+        start, rank = at_rank(theta, ranks, k.id)
         trained, metrics = local.sgd(partial(task.loss, base), client_optimizer, start, k, work)
         change = {p: jnp.sum(kept[p]) * _component(f) for p, f in theta.factors.items()}
         received = lowrank.nbytes(theta, rank, ""), change
@@ -80,7 +78,9 @@ def florist(
 
     def run_round(server, cohort, for_each_client):
         if len(cohort.id) > cohort_size:
-            raise ValueError(f"cohort_size={cohort_size}, but a round has {len(cohort.id)}")
+            raise ValueError(
+                f"cohort_size={cohort_size}, but a round has {len(cohort.id)}; give that"
+            )
         known = server.base, server.kept
         reply = for_each_client(client, known, server.theta, cohort)
         mean = optax.tree.add(server.theta, aggregate.weighted_mean(reply.upload, cohort.weight))

@@ -6,9 +6,9 @@
     B <- B + sum_k p_k dB_k   or   A <- A + sum_k p_k dA_k
 
 The score is the norm of what the component's change adds to the product, A_i dB_i. As only one side
-changes, the mean of the products is the product of the means. WE COULD NOT READ when the paper
+changes, the mean of the products is the product of the means. We could not read when the paper
 scores: here it is after local training of all components, so the choice spares uploads, not work.
-The paper's larger learning rate for one side belongs into `client_optimizer`.
+The paper's larger learning rate for one side belongs in `client_optimizer`.
 """
 
 import dataclasses
@@ -54,8 +54,10 @@ def lora_a2(
     def init(key):
         server = Server(*task.init(key))
         held = sum(f.rank * f.layers for f in server.theta.factors.values())
-        if not components <= held:
-            raise ValueError(f"components={components}; the factors have {held} together")
+        if components > held:
+            raise ValueError(
+                f"components={components}; the factors have {held} together; use at most that"
+            )
         return server
 
     def client(base, theta, k):

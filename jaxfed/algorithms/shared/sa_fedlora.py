@@ -97,9 +97,14 @@ def sa_fedlora(
         def anneal(base, theta):
             rank = budget(_rank(theta), t)
             falls = (t > initiating) & (rank < budget(_rank(theta), t - 1))
-            ordered = {p: truncated(f, f.rank, cohort.round_key) for p, f in theta.factors.items()}
-            fewer = lowrank.cut(theta._replace(factors=ordered), rank)
-            theta = jax.tree.map(partial(jnp.where, falls), fewer, theta)
+
+            def fewer(theta):
+                ordered = {
+                    p: truncated(f, f.rank, cohort.round_key) for p, f in theta.factors.items()
+                }
+                return lowrank.cut(theta._replace(factors=ordered), rank)
+
+            theta = jax.lax.cond(falls, fewer, lambda theta: theta, theta)
             reply = for_each_client(low, base, theta, cohort)
             mean = aggregate.weighted_mean(reply.upload, cohort.weight)
             return base, optax.tree.add(theta, mean), reply.metrics

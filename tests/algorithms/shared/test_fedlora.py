@@ -172,6 +172,11 @@ def test_cola_is_fedloru_with_one_client(x64):
 # ---------------------------------------------------------------------- ranks of clients
 
 
+def test_a_rank_above_the_factors_is_refused(x64):
+    with pytest.raises(ValueError, match="ranks has 3, but w has factors of rank 2; use at most"):
+        once(bl.bilinear(COUNT, rank=2), rules.FLORA, ranks=[1, 3, 1])
+
+
 def test_clients_of_lower_rank_train_and_send_the_first_components(x64):
     """FLoRA: W takes sum_k p_k s A_k B_k of the factors as the clients had them."""
     problem, ranks = bl.bilinear(COUNT, rank=2), [1, 2, 1]

@@ -101,7 +101,13 @@ def test_a_merge_that_keeps_the_function_is_told_from_one_that_does_not(restart,
 @pytest.mark.parametrize("row", [r for r in zoo.ROWS if r.trains != "any"], ids=lambda r: r.name)
 def test_the_zoo_says_exact_of_the_rows_that_are(row):
     found = measures.products(of_row(row.name))
-    assert (found.holds is True) == row.exact, found
+    if row.name in CORES:
+        assert (found.holds, row.exact) == (None, True)
+    else:
+        assert (found.holds is True) == row.exact, found
+
+
+CORES = {"fedsb", "ravan"}  # exact by tests/combine/test_forms.py; they upload cores, no factors
 
 
 @pytest.mark.parametrize(
