@@ -1,6 +1,7 @@
 """Rows of the zoo that differ in one choice alone: a rule, a compressor, a server optimizer."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jaxfed import aggregate, combine, lowrank
@@ -22,6 +23,11 @@ from jaxfed.lowrank import forms, restarts, rules
 from jaxfed.tasks.task import Task
 
 MERGES: dict[str, Any] = {"every": 2, "restart": restarts.reinit}
+
+
+def _averaged(s: Setting) -> Callable[[Task], Algorithm]:
+    """task -> FedAvg."""
+    return partial(fedavg, work=s.work, client_optimizer=s.sgd)
 
 
 def _opt(name: str) -> Row:
@@ -63,10 +69,7 @@ def _frlora(task: Task, s: Setting) -> Algorithm:
 def _list(task: Task, s: Setting) -> Algorithm:
     """FedLoRU whose merges are kept as a list."""
 
-    def make(task: Task) -> Algorithm:
-        return fedavg(task, s.work, client_optimizer=s.sgd)
-
-    return combine.accumulate_list(make, task, every=MERGES["every"], merges=3)
+    return combine.accumulate_list(_averaged(s), task, every=MERGES["every"], merges=3)
 
 
 def _cola(task: Task, s: Setting) -> Algorithm:
@@ -74,10 +77,7 @@ def _cola(task: Task, s: Setting) -> Algorithm:
 
 
 def _fedpara(task: Task, s: Setting) -> Algorithm:
-    def make(task: Task) -> Algorithm:
-        return fedavg(task, s.work, client_optimizer=s.sgd)
-
-    return combine.parametrised(make, task, form=forms.HADAMARD)
+    return combine.parametrised(_averaged(s), task, form=forms.HADAMARD)
 
 
 def _pfedpara(task: Task, s: Setting) -> Algorithm:
@@ -90,10 +90,7 @@ def _pfedpara(task: Task, s: Setting) -> Algorithm:
 
 
 def _fedsb(task: Task, s: Setting) -> Algorithm:
-    def make(task: Task) -> Algorithm:
-        return fedavg(task, s.work, client_optimizer=s.sgd)
-
-    return combine.parametrised(make, task, form=forms.square())
+    return combine.parametrised(_averaged(s), task, form=forms.square())
 
 
 def _compressed(
