@@ -115,12 +115,7 @@ def sa_fedlora(
     def ended(server, t):
         return trees.nbytes(server.base) if t == initiating else 0
 
-    return stateless(
-        task,
-        init,
-        run_round,
-        broadcast=ended if initiating else no_broadcast,
-    )
+    return stateless(task, init, run_round, broadcast=ended if initiating else no_broadcast)
 
 
 def _rank(theta: Theta) -> int:
