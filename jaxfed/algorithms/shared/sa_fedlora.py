@@ -80,8 +80,7 @@ def sa_fedlora(
         trained, metrics = local.sgd(partial(task.loss, base), client_optimizer, theta, k, work)
         size = lowrank.nbytes(theta, budget(_rank(theta), k.round))
         once = trees.nbytes_if(k.round == initiating, base) if initiating else {}
-        change = optax.tree.sub(trained, theta)
-        return Reply(change, (), metrics, received=(size, once), sent=size)
+        return Reply(optax.tree.sub(trained, theta), (), metrics, (size, once), size)
 
     def run_round(server, cohort, for_each_client):
         base, theta = server
