@@ -157,7 +157,12 @@ def test_a_rate_is_chosen_on_validation_and_run_for_all_seeds(tmp_path, capsys):
     assert "chosen   learning_rate=0.1, of 1e-06, 0.1" in printed.out
     assert "best at an end of what was tried" in printed.err
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    assert names == {"sweep.json", "tune", *(f"seed={s},learning_rate=0.1" for s in (0, 1))}
+    assert names == {
+        "sweep.json",
+        "ended.json",
+        "tune",
+        *(f"seed={s},learning_rate=0.1" for s in (0, 1)),
+    }
     tuned = json.loads((tmp_path / "s/tune/learning_rate=0.1/settings.json").read_text())
     assert (tuned["settings"]["on"], tuned["settings"]["seed"]) == ("validation", 0)
 
