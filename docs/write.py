@@ -39,6 +39,7 @@ PUBLIC = (
     "jaxfed.pretrained",
     "jaxfed.data",
     "jaxfed.data.sources",
+    "jaxfed.data.tables",
     "jaxfed.data.partition",
     "jaxfed.data.images",
     "jaxfed.data.text",

@@ -78,7 +78,7 @@ class Federated:
         place of those. ValueError if no client has ten rows.
         """
         owner = np.repeat(np.arange(self.clients), self.train.count)
-        held = _hold_out(owner, _labels(self.train.examples), 0.1, seed=0)
+        held = hold_out(owner, _labels(self.train.examples), 0.1, seed=0)
         if not held.any():
             raise ValueError(
                 f"no client has 10 rows to hold one out of; the largest has {self.train.most}: "
@@ -144,7 +144,7 @@ def federate(
     if names is not None and isinstance(personal_parts, Named):
         personal_parts = _by_name(names, personal_parts)
     rows, owner = _flatten(parts, length(source.train), "parts")
-    held = _hold_out(owner, _labels(source.train)[rows], personal_fraction, seed)
+    held = hold_out(owner, _labels(source.train)[rows], personal_fraction, seed)
     train = _split(source.train, rows[~held], owner[~held], len(parts))
     if personal_parts is None:
         personal = _split(source.train, rows[held], owner[held], len(parts))
@@ -310,7 +310,7 @@ def _flatten(parts: Sequence[np.ndarray], n: int, name: str) -> tuple[np.ndarray
     return rows, owner
 
 
-def _hold_out(owner: np.ndarray, label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def hold_out(owner: np.ndarray, label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Which rows are held out, bool [M]; `owner` [M] is ascending.
 
     With a client's rows in order of label, row i is held where floor(fraction i) goes up: of any

@@ -21,7 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from jaxfed import algorithm as contract
 from jaxfed.algorithm import Algorithm, Cohort, Data, ForEachClient, Leaf, PyTree
-from jaxfed.simulation import account, memory
+from jaxfed.data import memory
+from jaxfed.simulation import account
 
 AXIS = "devices"
 

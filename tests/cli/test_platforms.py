@@ -10,7 +10,7 @@ import pytest
 
 import jaxfed
 from jaxfed.cli import main
-from jaxfed.simulation import memory
+from jaxfed.data import memory
 
 PACKAGE = Path(jaxfed.__file__).parent
 MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}

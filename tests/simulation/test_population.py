@@ -17,7 +17,8 @@ import oracle
 import pytest
 
 from jaxfed.algorithm import Algorithm, Reply
-from jaxfed.simulation import checkpoint, engine, memory, population
+from jaxfed.data import memory
+from jaxfed.simulation import checkpoint, engine, population
 from jaxfed.simulation.population import placements
 from jaxfed.simulation.population import population as choosing
 from jaxfed.simulation.population import rows as stores

@@ -27,7 +27,8 @@ import jax
 import numpy as np
 
 from jaxfed.algorithm import PyTree
-from jaxfed.simulation import engine, memory
+from jaxfed.data import memory
+from jaxfed.simulation import engine
 from jaxfed.simulation.population.placements import (
     Moving,
     OnDevice,

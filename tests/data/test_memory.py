@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxfed.simulation import memory
+from jaxfed.data import memory
 
 pytestmark = pytest.mark.quick
 
