@@ -152,8 +152,9 @@ def _delimited(path: Path, encoding: str, *, tabs: bool) -> Rows:
 
     def parsed():
         lines, share = _lines(path, encoding)
-        quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-        return csv.reader(lines, delimiter=mark, quoting=quoting, strict=not tabs), share
+        if tabs:
+            return csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_NONE), share
+        return csv.reader(lines, delimiter=mark, strict=True), share
 
     def records() -> Iterator[tuple[int, list[str]]]:
         """(line, fields) of each that is not blank, the header too."""

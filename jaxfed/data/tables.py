@@ -5,16 +5,15 @@ data = federate(table.source, table.parts, personal_parts=table.personal_parts)
 """
 
 import array
-import math
 import reprlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxfed.data import memory, partition, rows, values
+from jaxfed.data import fields, memory, partition, rows, values
 from jaxfed.data.federated import hold_out
 from jaxfed.data.sources import Examples, Source
 
@@ -197,25 +196,25 @@ def _collected(table: rows.Rows, columns: Columns, *, drop: bool) -> Read:
     kept: list[list[str]] = [[] for _ in range(last)]
     dropped = held = 0
     found, share = table.read(asked)
-    for at, fields in found:
-        names, words = [_name(field) for field in fields[:first]], fields[first:last]
-        row = _floats(fields[last:])
-        if row is None or not all(names) or not all(map(_is_text, words)):
-            empty, fault = _fault(asked, fields, first, last)
+    for at, row in found:
+        names, words = [fields.name(field) for field in row[:first]], row[first:last]
+        floats = fields.floats(row[last:])
+        if floats is None or not all(names) or not all(map(fields.is_text, words)):
+            empty, fault = fields.fault(asked, row, first, last)
             if not empty or not drop:
                 raise ValueError(f"{table.at(at)}: {fault}")
             dropped += 1
             continue
-        if number and len(row) * len(number) != len(x):
+        if number and len(floats) * len(number) != len(x):
             raise ValueError(
-                f"{table.at(at)} has {len(row)} numbers, and the rows before it have "
+                f"{table.at(at)} has {len(floats)} numbers, and the rows before it have "
                 f"{len(x) // len(number)}; give each row as many"
             )
         number.append(at)
-        x.extend(row)
+        x.extend(floats)
         for into, value in zip(kept, (*names, *words), strict=True):
             into.append(value)
-        held += 4 * len(row) + 8 * (last + 1) + sum(map(sys.getsizeof, words))
+        held += 4 * len(floats) + 8 * (last + 1) + sum(map(sys.getsizeof, words))
         if len(number) >= LOOK and not len(number) & (len(number) - 1):  # each power of two
             _check_memory(table, held / max(share(), 1e-9))
     if dropped:
@@ -241,70 +240,6 @@ def _check_memory(table: rows.Rows, needed: float) -> None:
             f"{table.name} needs about {2 * needed / 1e9:.2g} GB of memory, and {free / 1e9:.2g} "
             "GB are free; read fewer columns, or a file of fewer rows"
         )
-
-
-def _name(field: Any) -> str:
-    """A label or user as text, "" if it is empty or no such thing; 2.0, as of JSON, is "2"."""
-    if isinstance(field, float) and field.is_integer():
-        field = int(field)
-    if isinstance(field, float) and math.isnan(field):
-        return ""
-    return sys.intern(str(field).strip()) if isinstance(field, str | int | float) else ""
-
-
-def _is_text(field: Any) -> bool:
-    return isinstance(field, str) and bool(field) and not field.isspace()
-
-
-def _is_empty(field: Any) -> bool:
-    if isinstance(field, str):
-        return not field or field.isspace() or field.strip().lower() == "nan"
-    return field is None or (isinstance(field, float) and math.isnan(field))
-
-
-def _floats(fields: Sequence[Any]) -> list[float] | None:
-    """Numbers, and those in lists one after the other; None if something is no finite number."""
-    try:
-        row = list(map(float, fields))
-    except (TypeError, ValueError):
-        try:
-            row = [float(value) for field in fields for value in _flat(field)]
-        except (TypeError, ValueError):
-            return None
-    return row if math.isfinite(sum(row)) or all(map(math.isfinite, row)) else None
-
-
-def _flat(field: Any) -> Iterator[Any]:
-    if isinstance(field, list):
-        for part in field:
-            yield from _flat(part)
-    else:
-        yield field
-
-
-def _fault(
-    columns: Sequence[str], fields: Sequence[Any], first: int, last: int
-) -> tuple[bool, str]:
-    """(whether it is empty, a sentence about it) of the first field that cannot be used."""
-
-    def usable(place: int) -> bool:
-        field = fields[place]
-        if place < last:
-            return bool(_name(field)) if place < first else _is_text(field)
-        return _floats([field]) is not None
-
-    place = next(place for place in range(len(fields)) if not usable(place))
-    column, field = columns[place], fields[place]
-    if _is_empty(field):
-        return True, f"{column!r} is empty; fill it in, or leave such rows out by missing='drop'"
-    kind, remedy = (
-        ("name", "give text or a whole number")
-        if place < first
-        else ("text", "put it in quotes, or in numbers=")
-        if place < last
-        else ("finite number", "mend it, or name the columns of numbers, numbers=")
-    )
-    return False, f"{column!r} has {reprlib.repr(field)}, which is no {kind}; {remedy}"
 
 
 def _finite(table: rows.Rows, number: Sequence[int], x: array.array) -> np.ndarray:
