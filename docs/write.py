@@ -35,6 +35,7 @@ PUBLIC = (
     "jaxfed.lowrank.restarts",
     "jaxfed.lowrank.rules",
     "jaxfed.tasks",
+    "jaxfed.tasks.scores",
     "jaxfed.models",
     "jaxfed.pretrained",
     "jaxfed.data",

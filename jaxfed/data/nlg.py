@@ -1,9 +1,10 @@
 """Text to be written: files of it, and tokens with a mark on those that a model is to predict.
 
-JSON lines, such as prompts and responses, and WebNLG's XML. As for `text.tokenise`, all rows of a
-split have one length.
+JSON lines, such as prompts and responses, WebNLG's XML, and E2E's CSV. As for `text.tokenise`, all
+rows of a split have one length.
 """
 
+import csv
 import gzip
 import json
 import lzma
@@ -106,7 +107,7 @@ def jsonl(path: str | Path, names: Sequence[str] = ("prompt", "response")) -> Ex
 
 def _lines(path: Path) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
+    with opened(path, "rt", encoding="utf-8-sig") as file:
         try:
             yield from (line for line in file if line.strip())
         except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -165,3 +166,58 @@ def _xml(path: Path, wanted: str) -> Iterator[tuple[str, bytes]]:
                     yield member.name, opened.read()
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path} cannot be read ({error}); download it again") from None
+
+
+def e2e(path: str | Path) -> Examples:
+    """A file of the E2E challenge, plain or .gz, one row a reference; arrays as in `webnlg`.
+
+    It is a CSV with columns "mr" and "ref" (a name that ends in .csv or .csv.gz), or has lines
+    "source||target". "prompt" is the meaning representation, "entry" its number; equal ones are one
+    entry, wherever they stand. ValueError, with the line, for another layout.
+    """
+    path = Path(path).expanduser()
+    pairs = list(_table(path) if ".csv" in path.suffixes else _split(path))
+    if not pairs:
+        raise ValueError(f"{path} has no rows; give the file as the E2E challenge publishes it")
+    prompt, response = zip(*pairs, strict=True)
+    number = {one: i for i, one in enumerate(dict.fromkeys(prompt))}
+    return {
+        "prompt": np.array(prompt, dtype=object),
+        "response": np.array(response, dtype=object),
+        "entry": np.array([number[one] for one in prompt], np.int32),
+    }
+
+
+def _table(path: Path) -> Iterator[tuple[str, str]]:
+    rows = csv.DictReader(_lines(path))
+    columns = {name.lower(): name for name in rows.fieldnames or ()}
+    if missing := {"mr", "ref"} - set(columns):
+        raise ValueError(f"{path} has no columns {sorted(missing)}; it has {sorted(columns)}")
+    for row in rows:
+        mr, ref = row[columns["mr"]], row[columns["ref"]]
+        if mr is None or ref is None:
+            raise ValueError(f"{path}, line {rows.line_num} has fewer than its columns; mend it")
+        yield mr.strip(), ref.strip()
+
+
+def _split(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(_lines(path), 1):
+        source, bars, target = line.partition("||")
+        if not bars:
+            raise ValueError(f"{path}, line {number} has no '||'; write source||target")
+        yield source.strip(), target.strip()
+
+
+def grouped(examples: Examples) -> tuple[Examples, list[list[str]]]:
+    """(the first row of each "entry", without "response"; the responses of each), in order.
+
+    For examples of several references, one a row, as `webnlg` and `e2e` make them.
+    """
+    if missing := {"entry", "response"} - set(examples):
+        raise ValueError(f"the examples have no {sorted(missing)}; they have {sorted(examples)}")
+    several: dict[int, list[str]] = {}
+    for entry, text in zip(examples["entry"].tolist(), examples["response"], strict=True):
+        several.setdefault(entry, []).append(text)
+    rows = np.sort(np.unique(examples["entry"], return_index=True)[1])
+    order = [several[entry] for entry in examples["entry"][rows].tolist()]
+    return {name: x[rows] for name, x in examples.items() if name != "response"}, order

@@ -1,5 +1,6 @@
 """Tasks: a model, its loss, and what of it is trained."""
 
+from jaxfed.tasks import scores as scores
 from jaxfed.tasks.classifier import classification as classification
 from jaxfed.tasks.generation import beam_search as beam_search
 from jaxfed.tasks.generation import generate as generate

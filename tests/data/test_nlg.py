@@ -144,3 +144,59 @@ def test_the_real_webnlg_has_its_published_counts():
     for split, (entries, texts) in {**counts, "unseen": (891, 2433)}.items():
         found = nlg.webnlg(path, split)
         assert (len(np.unique(found["entry"])), len(found["response"])) == (entries, texts)
+
+
+E2E = """mr,ref
+"name[Aromi], eatType[pub]",Aromi is a pub.
+"name[Zizzi]","Zizzi, a place
+to eat."
+"name[Aromi], eatType[pub]",A pub called Aromi.
+"""
+
+
+@pytest.mark.parametrize("layout", ["csv", "csv.gz", "text"])
+def test_both_forms_of_e2e_are_read_alike(tmp_path, layout):
+    """With the byte order mark that spreadsheets write, and equal meanings far apart."""
+    prompt = ["name[Aromi], eatType[pub]", "name[Zizzi]", "name[Aromi], eatType[pub]"]
+    response = ["Aromi is a pub.", "Zizzi, a place\nto eat.", "A pub called Aromi."]
+    if layout == "text":
+        response[1] = "Zizzi, a place to eat."
+        text = "".join(f"{p}||{r} \n" for p, r in zip(prompt, response, strict=True))
+    else:
+        text = E2E.replace("mr,ref", "\ufeffMR,ref")
+    path = tmp_path / f"e2e.{layout.replace('text', 'txt')}"
+    path.write_bytes((gzip.compress if layout == "csv.gz" else bytes)(text.encode()))
+    found = {n: x.tolist() for n, x in nlg.e2e(path).items()}
+    assert found == {"prompt": prompt, "response": response, "entry": [0, 1, 0]}
+
+
+def test_references_of_one_entry_are_gathered_in_order():
+    examples = {
+        "prompt": np.array(["x", "y", "x", "z"], object),
+        "response": np.array(["1", "2", "3", "4"], object),
+        "entry": np.array([5, 2, 5, 3]),
+    }
+    rows, several = nlg.grouped(examples)
+    assert {n: x.tolist() for n, x in rows.items()} == {
+        "prompt": ["x", "y", "z"],
+        "entry": [5, 2, 3],
+    }
+    assert several == [["1", "3"], ["2"], ["4"]]
+    with pytest.raises(ValueError, match=r"the examples have no \['entry', 'response'\]"):
+        nlg.grouped({"prompt": examples["prompt"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.csv", "mr\na", r"has no columns \['ref'\]; it has \['mr'\]"),
+        ("x.csv", "mr,ref\na", "line 2 has fewer than its columns"),
+        ("x.csv", "", r"has no columns \['mr', 'ref'\]"),
+        ("x.csv", "mr,ref\n", "has no rows; give the file as the E2E"),
+        ("x.txt", "a||b\nc|d", r"line 2 has no '\|\|'"),
+    ],
+)
+def test_wrong_files_of_e2e_are_refused_in_a_sentence(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        nlg.e2e(tmp_path / name)
