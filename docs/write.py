@@ -166,6 +166,10 @@ def _names(node: ast.stmt, package: bool) -> list[str]:
         if node.names[0].name == "*":
             return list(importlib.import_module(node.module or "").__all__)
         return [alias.asname for alias in node.names if alias.asname]
+    if package and isinstance(node, ast.If):  # of TYPE_CHECKING
+        return [name for inside in node.body for name in _names(inside, package)]
+    if package:  # how it is lazy is no part of what it lists
+        return []
     return [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
 
 

@@ -20,8 +20,9 @@ MODULES = {
 # packages that have doors inside, a part.
 MAY_IMPORT = {
     "__init__": {"aggregate", "algorithm", "algorithms", "combine", "data", "hypergrad", "local",
-                 "lowrank", "models", "pretrained", "analysis.certify", "cli.frames", "cli.loading",
-                 "simulation.experiment", "simulation.run", "simulation.stopping", "tasks"},
+                 "lowrank", "models", "pretrained", "analysis.certify", "cli.frames",
+                 "cli.loading", "simulation.experiment", "simulation.host", "simulation.run",
+                 "simulation.stopping", "tasks"},
     "algorithm": set(),
     "aggregate": {"algorithm", "data.values"},
     "hypergrad": {"algorithm", "data.values"},
@@ -57,9 +58,10 @@ MAY_IMPORT = {
     "simulation.tuning": {"simulation.engine"},
     "simulation.hlo": set(),
     "simulation.targets": {"simulation.engine", "simulation.hlo", "simulation.tuning"},
-    "simulation.experiment": {"algorithm", "data", "tasks"},
+    "simulation.host": {"data.values"},
+    "simulation.experiment": {"algorithm", "data", "simulation.host", "tasks"},
     "simulation.participation": {"algorithm", "data", "simulation.engine",
-                                 "simulation.experiment"},
+                                 "simulation.experiment", "simulation.host"},
     "simulation.population": {"algorithm", "data.memory", "simulation.engine",
                               "simulation.stored", "trees"},
     "simulation.records": {"algorithm", "simulation.engine", "trees"},
@@ -77,28 +79,29 @@ MAY_IMPORT = {
                           "simulation.experiment", "simulation.identity", "simulation.keys",
                           "simulation.population", "simulation.run_folder", "simulation.stored"},
     "simulation.blocks": {"algorithm", "data", "simulation.engine", "simulation.experiment",
-                          "simulation.participation", "simulation.population",
+                          "simulation.host", "simulation.participation", "simulation.population",
                           "simulation.programs", "trees"},
     "simulation.compilation": {"algorithm", "simulation.blocks", "simulation.engine",
-                               "simulation.experiment", "simulation.participation",
-                               "simulation.programs", "simulation.tuning"},
+                               "simulation.experiment", "simulation.host",
+                               "simulation.participation", "simulation.programs",
+                               "simulation.tuning"},
     "simulation.prepare": {"algorithm", "combine", "data", "simulation.blocks",
                            "simulation.checkpoint", "simulation.compilation", "simulation.engine",
-                           "simulation.evaluate", "simulation.experiment", "simulation.identity",
-                           "simulation.keys", "simulation.ledger", "simulation.lock",
-                           "simulation.population", "simulation.processes",
+                           "simulation.evaluate", "simulation.experiment", "simulation.host",
+                           "simulation.identity", "simulation.keys", "simulation.ledger",
+                           "simulation.lock", "simulation.population", "simulation.processes",
                            "simulation.programs", "simulation.run_folder", "trees"},
     "simulation.costs": {"simulation.compilation", "simulation.engine", "simulation.flops",
                          "simulation.ledger", "simulation.prepare", "simulation.targets",
                          "simulation.tuning", "trees"},
     "simulation.run": {"data.values", "simulation.blocks", "simulation.by_client",
-                       "simulation.engine",
-                       "simulation.experiment", "simulation.ledger", "simulation.prepare",
-                       "simulation.records", "simulation.run_folder", "simulation.signals",
-                       "simulation.stopping"},
+                       "simulation.engine", "simulation.experiment", "simulation.host",
+                       "simulation.ledger", "simulation.prepare", "simulation.records",
+                       "simulation.run_folder", "simulation.signals", "simulation.stopping"},
     "simulation.stopping": {"data.values", "simulation.engine", "simulation.prepare",
                             "simulation.records", "simulation.run_folder"},
-    "analysis": {"algorithm", "combine", "hypergrad", "local", "lowrank",
+    "analysis.settings": set(),
+    "analysis": {"algorithm", "analysis.settings", "combine", "hypergrad", "local", "lowrank",
                  "simulation.engine", "simulation.experiment", "simulation.identity",
                  "simulation.keys", "simulation.loaded", "simulation.run_folder",
                  "simulation.stored", "data.values"},
@@ -109,8 +112,10 @@ MAY_IMPORT = {
     "cli.options": set(),
     "cli.errors": {"cli.options"},
     "cli.__main__": {"cli.main"},
-    "cli.launching": {"cli.options", "simulation.experiment", "simulation.processes",
-                      "simulation.run_folder", "simulation.stored"},
+    "cli.launching": {"cli.options", "simulation.experiment", "simulation.host",
+                      "simulation.processes", "simulation.run_folder", "simulation.stored"},
+    "cli.asked": {"analysis.settings", "cli.launching", "cli.options"},
+    "cli.completion": {"cli.asked"},
     "cli.describe": {"data", "lowrank", "simulation.flops", "simulation.ledger",
                      "simulation.targets", "trees"},
     "cli.recorded": {"simulation.by_client", "simulation.identity", "simulation.records",
@@ -121,15 +126,16 @@ MAY_IMPORT = {
     "cli.tables": {"analysis", "cli.recorded", "cli.studies"},
     "cli.plots": {"analysis", "cli.recorded", "cli.studies", "simulation.stored"},
     "cli.page": {"cli.plots", "cli.studies", "cli.tables"},
-    "cli.report": {"cli.options", "cli.page", "cli.plots", "cli.recorded", "cli.studies",
-                   "cli.tables", "cli.watching", "data.values", "simulation.run_folder",
-                   "simulation.stored"},
+    "cli.report": {"cli.asked", "cli.options", "cli.page", "cli.plots", "cli.recorded",
+                   "cli.studies", "cli.tables", "cli.watching", "data.values",
+                   "simulation.run_folder", "simulation.stored"},
     "cli.calling": {"cli.errors", "cli.launching", "cli.options", "cli.watching",
                     "simulation.experiment", "simulation.run_folder", "simulation.stored"},
     "cli.loading": {"cli.calling", "cli.options", "simulation.experiment", "simulation.loaded",
                     "simulation.run_folder"},
-    "cli.export": {"cli.calling", "cli.launching", "cli.loading", "cli.options", "cli.watching",
-                   "lowrank", "pretrained", "simulation.loaded", "simulation.stored", "trees"},
+    "cli.export": {"cli.asked", "cli.calling", "cli.launching", "cli.loading", "cli.options",
+                   "cli.watching", "lowrank", "pretrained", "simulation.loaded",
+                   "simulation.stored", "trees"},
     "cli.check": {"algorithms", "analysis.certify", "cli.calling", "cli.errors", "cli.launching",
                   "cli.options", "cli.watching"},
     "cli.zoo": {"algorithms", "analysis", "cli.check", "cli.watching"},
@@ -138,20 +144,27 @@ MAY_IMPORT = {
                       "cli.studies", "cli.tables", "cli.watching", "simulation.experiment",
                       "simulation.prepare", "simulation.processes", "simulation.run",
                       "simulation.run_folder", "simulation.signals"},
-    "cli.rerun": {"cli.calling", "cli.following", "cli.launching", "cli.options", "cli.watching",
-                  "simulation.experiment", "simulation.identity", "simulation.prepare",
-                  "simulation.run_folder", "simulation.stored"},
+    "cli.rerun": {"cli.asked", "cli.calling", "cli.following", "cli.launching", "cli.options",
+                  "cli.watching", "simulation.experiment", "simulation.host",
+                  "simulation.identity", "simulation.prepare", "simulation.run_folder",
+                  "simulation.stored"},
     "cli.product": {"cli.calling", "cli.options"},
     "cli.sweep": {"cli.calling", "cli.errors", "cli.following", "cli.launching", "cli.options",
                   "cli.product", "cli.recorded", "cli.studies", "cli.tables", "cli.watching",
-                  "data", "simulation.checkpoint", "simulation.experiment", "simulation.lock",
-                  "simulation.prepare", "simulation.programs", "simulation.run_folder",
-                  "simulation.signals", "simulation.stored"},
-    "cli.main": {"analysis", "cli.calling", "cli.check", "cli.describe", "cli.errors", "cli.export",
-                 "cli.following", "cli.launching", "cli.options", "cli.plots", "cli.report",
-                 "cli.rerun", "cli.sweep", "cli.watching", "cli.zoo",
-                 "simulation.costs", "simulation.lock", "simulation.prepare", "simulation.stored",
-                 "simulation.targets", "simulation.tuning", "trees"},
+                  "data", "simulation.checkpoint", "simulation.experiment", "simulation.host",
+                  "simulation.lock", "simulation.prepare", "simulation.programs",
+                  "simulation.run_folder", "simulation.signals", "simulation.stored"},
+    "cli.running": {"cli.asked", "cli.calling", "cli.following", "cli.launching", "cli.options",
+                    "cli.watching", "simulation.prepare"},
+    "cli.costing": {"cli.calling", "cli.describe", "cli.options", "cli.watching",
+                    "simulation.costs", "simulation.prepare", "simulation.targets",
+                    "simulation.tuning", "trees"},
+    "cli.analysing": {"analysis", "cli.asked", "cli.calling", "cli.launching", "cli.options",
+                      "cli.plots", "cli.watching"},
+    "cli.main": {"cli.analysing", "cli.asked", "cli.check", "cli.completion", "cli.costing",
+                 "cli.errors", "cli.export", "cli.options", "cli.report", "cli.rerun",
+                 "cli.running", "cli.sweep", "cli.watching", "cli.zoo", "simulation.lock",
+                 "simulation.stored"},
 }  # fmt: skip
 
 # {what: the rooms that may import it}, for packages that are not ours.
@@ -172,7 +185,7 @@ ONLY_IN = {
     "tensorboardX": {"simulation.run_folder"},
     "safetensors": {"pretrained"},
     "tqdm": {"cli.following"},
-    "tyro": {"cli.main", "cli.options", "cli.report"},
+    "tyro": {"cli.asked", "cli.options"},
 }  # fmt: skip
 
 # {part of JAX without a promise to stay: the rooms that may use it}
@@ -206,6 +219,8 @@ def imports(path):
         else:
             continue
         for module, name in found:
+            if name == "jaxfed.lazily":  # there before any module of ours
+                continue
             if name.split(".", maxsplit=1)[0] != "jaxfed":
                 others.add(module.split(".", maxsplit=1)[0])
                 continue
@@ -322,8 +337,33 @@ def test_no_module_shares_a_name_with_what_its_package_exports(module):
 
 @pytest.mark.parametrize("module", [m for m, p in MODULES.items() if p.name == "__init__.py"])
 def test_public_names_are_listed_without_code(module):
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    assert all(isinstance(node, ast.ImportFrom | ast.Expr | ast.Assign) for node in tree.body)
+    """But for the function by which packages are lazy, which jaxfed itself has."""
+    body = ast.parse(MODULES[module].read_text(encoding="utf-8")).body
+    lists = [n for n in body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    listed = [node for found in lists for node in found.body]
+    assert all(isinstance(node, ast.ImportFrom) for node in listed)
+    rest = [node for node in body if node not in lists]
+    plain = [n for n in rest if isinstance(n, ast.ImportFrom | ast.Expr | ast.Assign)]
+    code = [ast.unparse(n).partition("(")[0] for n in rest if n not in plain]
+    lazy = ["import importlib", "import pkgutil", "import sys", "def lazily"]
+    assert code == (lazy if module == "__init__" else [])
+
+
+@pytest.mark.parametrize("module", ["__init__", "data", "analysis"])
+def test_a_lazy_package_has_the_names_that_it_lists_for_types(module):
+    package = importlib.import_module("jaxfed" if module == "__init__" else f"jaxfed.{module}")
+    lists = next(n for n in nodes(module, ast.If) if ast.unparse(n.test) == "TYPE_CHECKING")
+    listed = {alias.name: node.module for node in lists.body for alias in node.names}
+    where = getattr(package, "WHERE", {})
+    assert where == {n: m for n, m in listed.items() if m != package.__name__}
+    assert set(listed) <= set(dir(package))
+    for name, source in listed.items():
+        made = getattr(package, name)
+        whole = f"{source}.{name}"
+        expected = getattr(importlib.import_module(source), name) if name in where else None
+        assert made is (expected or importlib.import_module(whole))
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'x'"):
+        _ = package.x
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -11,16 +11,16 @@ The run's own files do not change, and the run may still be in progress.
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from jaxfed.algorithm import Algorithm, Cohort, PyTree, overheard
 from jaxfed.analysis import gradients, history, operators, spectrum, updates
+from jaxfed.analysis.settings import Probe
 from jaxfed.analysis.tables import Analysis
 from jaxfed.combine import measure
 from jaxfed.data import values
@@ -34,39 +34,6 @@ PARTS: dict[str, Callable] = {
     "factors": operators.factors,
 }
 ROOM = 2**30  # bytes of the Krylov spaces of clients that are measured together
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """The measurements to make, and their accuracy.
-
-    Args:
-        round: the round after which to measure; by default that of the newest checkpoint. 0 is
-            before the first round.
-        clients: the clients to measure; by default as many as a cohort has, evenly over all.
-        part: the parameters of the Hessians: all weights with factors folded in, the trained
-            parameters, or the factors alone.
-        paths: a regular expression; only weights whose paths match are measured.
-        depth: steps of Lanczos' method; each costs one Hessian-vector product.
-        probes: random vectors for the Frobenius norm; each costs one Hessian-vector product.
-        top: how many top eigenvectors the update is projected on.
-        ranks: ranks of the approximations of gradients and updates to compare.
-        batch: examples in a batch.
-    """
-
-    round: int | None = None
-    clients: tuple[int, ...] = ()
-    part: Literal["weights", "trained", "factors"] = "weights"
-    paths: str = ""
-    depth: int = 20
-    probes: int = 20
-    top: int = 5
-    ranks: tuple[int, ...] = (1, 4, 16)
-    batch: int = 250
-
-    def chosen(self, path: str) -> bool:
-        """True if `paths` matches this path."""
-        return re.search(self.paths, path) is not None
 
 
 def _check(probe: Probe) -> None:

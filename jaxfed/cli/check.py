@@ -13,13 +13,6 @@ from jaxfed.cli import calling, errors, options
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
 
-HELP = """jaxfed check NAME               a row of the zoo; `jaxfed zoo` lists them
-jaxfed check FILE.py:FUNCTION   FUNCTION(task, work) -> Algorithm
-
-Measures in a minute what holds for an algorithm; ends with status 1 if the contract is broken.
-A FUNCTION with the arguments learning_rate, clients, cohort or rounds is given them by name.
-"""
-
 
 def command(arguments: list[str], watch: Watch) -> None:
     """Carries out `jaxfed check NAME | FILE.py:FUNCTION`."""

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import jax
-
 from jaxfed.cli import options
 
 PACKAGE = Path(__file__).parents[1]
@@ -32,6 +30,8 @@ def sentence(error: Exception) -> str:
 
 def is_of_another_process(error: BaseException) -> bool:
     """True if a collective failed as one of several processes was not there to take part."""
+    import jax
+
     lost = "Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination|[Hh]eartbeat|[Bb]arrier"
     several, cause = jax.process_count() > 1, error.__cause__
     ours = isinstance(error, jax.errors.JaxRuntimeError) and re.search(lost, str(error))

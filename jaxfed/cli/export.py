@@ -1,6 +1,5 @@
 """`jaxfed export`: the model of a run in files that other programs read."""
 
-import dataclasses
 import io
 import os
 from collections.abc import Mapping
@@ -12,36 +11,13 @@ import numpy as np
 
 from jaxfed import lowrank, pretrained, trees
 from jaxfed.cli import calling, loading, options
+from jaxfed.cli.asked import Export
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
 from jaxfed.simulation import stored
 from jaxfed.simulation.loaded import Loaded
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """The model of a run, written to one or more of three forms.
-
-    Args:
-        npz: a new file of NumPy arrays {"layer/kernel": weight}, the factors merged.
-        hf: a new folder in the format of Hugging Face, the factors merged; for runs that started
-            from such a folder.
-        peft: a new folder with adapter_model.safetensors and adapter_config.json, for PEFT beside
-            the pretrained folder.
-        client: whose model, by name or number; by default the common one.
-        round: a round that has a checkpoint; by default the newest.
-        checkpoint: the pretrained folder that the run started from; by default the one that its
-            settings name.
-    """
-
-    npz: Path | None = None
-    hf: Path | None = None
-    peft: Path | None = None
-    client: str | None = None
-    round: int | None = None
-    checkpoint: Path | None = None
 
 
 def command(arguments: list[str], watch: Watch) -> None:

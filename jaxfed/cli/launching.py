@@ -1,4 +1,7 @@
-"""Where a run is launched: the options that every command shares, and JAX made ready."""
+"""Where a run is launched: the options that every command shares, and JAX made ready.
+
+The command line's help reads this module, so JAX is imported where it is used.
+"""
 
 import argparse
 import contextlib
@@ -13,11 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from jaxfed.cli import options
-from jaxfed.simulation import processes, run_folder, stored
-from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation import run_folder, stored
+from jaxfed.simulation.host import Host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Launch:
 
     def remembered(self) -> dict[str, Any]:
         """Whatever a resumed run takes from here; it is given its processes again."""
+        import jax
+
         here = jax.local_device_count() if jax.default_backend() == "cpu" else self.cpus()
         return {**dataclasses.asdict(self.host), "cpu_devices": here}
 
@@ -84,6 +87,8 @@ class Changes:
 
     def built(self, function: Callable, settings: Mapping[str, Any]) -> Any:
         """The experiment that a config's function makes of its settings, with these changes."""
+        from jaxfed.simulation.experiment import Experiment
+
         if self.split_seed is None:
             made = function(**settings)
         elif "seed" in settings:
@@ -151,6 +156,10 @@ def chosen(parsed: Any) -> Launch:
 
 def new_folder(stem: str) -> Path:
     """runs/CONFIG-DATE-TIME, made by process 0; with -2, -3, ... if others started this second."""
+    import jax
+
+    from jaxfed.simulation import processes
+
     if jax.process_index():
         return Path(processes.from_first(""))
     name = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -183,6 +192,8 @@ def prepare_jax(launch: Launch) -> None:
 
     Compiled programs are kept for later runs, in a folder of the user.
     """
+    import jax
+
     keep_programs()
     if not 1 <= launch.cpus() <= CPUS:
         raise ValueError(f"cpu_devices={launch.cpus()}; use 1 to {CPUS}")
@@ -219,6 +230,8 @@ KEPT = 2**31  # bytes of compiled programs; those that were not used for longest
 
 def keep_programs() -> None:
     """Sets JAX's cache of compiled programs, unless the user has set one or turned it off."""
+    import jax
+
     config: Any = jax.config
     if config.jax_compilation_cache_dir is not None:
         return

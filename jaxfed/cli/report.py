@@ -1,42 +1,15 @@
 """`jaxfed report`: tables, plots and files of one run, or of several together."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import tyro
-
 from jaxfed.cli import options, page, plots, recorded, studies, tables
+from jaxfed.cli.asked import Report
 from jaxfed.cli.watching import Watch
 from jaxfed.data import values
 from jaxfed.simulation import stored
 
 SUFFIXES = {"csv": (".csv",), "latex": (".tex", ".latex"), "html": (".html", ".htm")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Tables and plots of one run, or of several together; also of runs that still go on.
-
-    Args:
-        runs: the runs' folders.
-        group: settings, such as seed, in which runs of one group differ: a line is then a group,
-            with mean, standard deviation and 95 % interval, and groups are compared in pairs.
-        accuracy: the level at which rounds and megabytes are compared, of accuracy or, for a task
-            without it, of its first measure; by default 95 % of the best.
-        csv: a .csv file for the table's numbers.
-        latex: a .tex file for the table as a tabular.
-        html: an .html file for one page with curves, tables and settings, which needs nothing else.
-        to: where the plots go; by default the plots folder of the (first) run.
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    group: tuple[str, ...] = ()
-    accuracy: float | None = None
-    csv: Path | None = None
-    latex: Path | None = None
-    html: Path | None = None
-    to: Path | None = None
 
 
 def command(arguments: list[str], watch: Watch) -> None:

@@ -8,27 +8,12 @@ from pathlib import Path
 import jax
 
 from jaxfed.cli import calling, following, launching, options
+from jaxfed.cli.asked import Rerun
 from jaxfed.cli.launching import HOST, Launch
 from jaxfed.cli.watching import Watch
 from jaxfed.simulation import identity, run_folder, stored
-from jaxfed.simulation.experiment import Host
+from jaxfed.simulation.host import Host
 from jaxfed.simulation.prepare import Origin
-
-
-@dataclasses.dataclass(frozen=True)
-class Rerun:
-    """A run again, from its folder: its config, arguments, devices and clients at once.
-
-    Data, settings and algorithm must be as they were. Other versions are a warning. At the end it
-    says whether the records are the same.
-
-    Args:
-        out: the new folder; by default runs/NAME-DATE-TIME.
-        allow: names of what may differ: a setting, config, data, algorithm.
-    """
-
-    out: Path | None = None
-    allow: tuple[str, ...] = ()
 
 
 def command(arguments: list[str], watch: Watch) -> None:

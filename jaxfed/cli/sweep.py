@@ -24,7 +24,7 @@ from jaxfed.cli.product import Trial
 from jaxfed.cli.watching import Watch
 from jaxfed.data.federated import Size
 from jaxfed.simulation import lock, run_folder, signals, stored
-from jaxfed.simulation.experiment import Host
+from jaxfed.simulation.host import Host
 from jaxfed.simulation.prepare import Origin, prepare
 from jaxfed.simulation.programs import Programs
 

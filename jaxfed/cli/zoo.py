@@ -10,10 +10,6 @@ from jaxfed.analysis import look
 from jaxfed.cli.check import NAMES
 from jaxfed.cli.watching import Watch
 
-HELP = """jaxfed zoo         every method: family, theta, what is sent and kept, exact, source
-jaxfed zoo NAME    one of them, with the docstring of its file
-"""
-
 HEAD = ["method", "family", "theta", "sent", "kept", "exact", "source"]
 
 

@@ -11,7 +11,8 @@ from jaxfed import trees
 from jaxfed.algorithm import Cohort, PyTree
 from jaxfed.data.federated import filled_up
 from jaxfed.simulation import engine, participation, population
-from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.host import Host
 from jaxfed.simulation.programs import Programs
 
 

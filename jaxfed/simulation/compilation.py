@@ -9,7 +9,8 @@ import jax
 
 from jaxfed.algorithm import Algorithm
 from jaxfed.simulation import blocks, engine, participation, tuning
-from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.host import Host
 from jaxfed.simulation.programs import Programs
 
 

@@ -5,7 +5,8 @@ import numpy as np
 from jaxfed.algorithm import PyTree
 from jaxfed.data.federated import capacity, pack
 from jaxfed.simulation import engine
-from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.host import Host
 
 
 def draw(seed: int, t: int, clients: int, cohort: int) -> np.ndarray:

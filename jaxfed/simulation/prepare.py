@@ -30,7 +30,8 @@ from jaxfed.simulation import (
     processes,
     run_folder,
 )
-from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.host import Host
 from jaxfed.simulation.programs import Programs
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,8 @@ from jaxfed.simulation import (
     signals,
     stopping,
 )
-from jaxfed.simulation.experiment import Experiment, Host
+from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.host import Host
 from jaxfed.simulation.prepare import Prepared, State, prepare
 
 
