@@ -41,6 +41,7 @@ PUBLIC = (
     "jaxfed.data",
     "jaxfed.data.sources",
     "jaxfed.data.tables",
+    "jaxfed.data.pictures",
     "jaxfed.data.partition",
     "jaxfed.data.images",
     "jaxfed.data.text",

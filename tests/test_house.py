@@ -112,7 +112,7 @@ MAY_IMPORT = {
     "cli.options": set(),
     "cli.errors": {"cli.options"},
     "cli.__main__": {"cli.main"},
-    "cli.launching": {"cli.options", "simulation.experiment", "simulation.host",
+    "cli.launching": {"cli.options", "data", "simulation.experiment", "simulation.host",
                       "simulation.processes", "simulation.run_folder", "simulation.stored"},
     "cli.asked": {"analysis.settings", "cli.launching", "cli.options"},
     "cli.completion": {"cli.asked"},

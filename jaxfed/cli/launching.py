@@ -236,7 +236,7 @@ def keep_programs() -> None:
     if config.jax_compilation_cache_dir is not None:
         return
     try:
-        folder = cache(os.environ, sys.platform)
+        folder = programs(os.environ, sys.platform)
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # no place to write, or no home: nothing is kept
         return
@@ -245,20 +245,14 @@ def keep_programs() -> None:
         config.update("jax_compilation_cache_max_size", KEPT)
 
 
-def cache(environment: Mapping[str, str], system: str) -> Path:
-    """The folder for compiled programs, as the system has it; each computer has its own.
+def programs(environment: Mapping[str, str], system: str) -> Path:
+    """The folder for compiled programs in the user's cache; each computer has its own.
 
     Programs for one CPU may not run on another, and computers may share a user's files.
     """
-    home = Path.home()
-    places = {
-        "win32": ("LOCALAPPDATA", home / "AppData" / "Local"),
-        "darwin": ("", home / "Library" / "Caches"),
-    }
-    name, otherwise = places.get(system, ("XDG_CACHE_HOME", home / ".cache"))
-    given = Path(environment.get(name, ""))
-    parent = given if given.is_absolute() else otherwise
-    return parent / "jaxfed" / "compiled" / (platform.node() or "here")
+    from jaxfed.data import cache
+
+    return cache.user_folder(environment, system) / "compiled" / (platform.node() or "here")
 
 
 def local_gpus(environment: Mapping[str, str]) -> list[int] | None:

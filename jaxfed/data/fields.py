@@ -7,8 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 
+def plain(field: Any) -> Any:
+    """A number, text or list of them, in place of an array or tensor."""
+    return field.tolist() if hasattr(field, "tolist") else field
+
+
 def name(field: Any) -> str:
     """A label or user as text, "" if it is empty or no such thing; 2.0, as of JSON, is "2"."""
+    field = plain(field)
     if isinstance(field, float) and field.is_integer():
         field = int(field)
     if isinstance(field, float) and math.isnan(field):
@@ -41,6 +47,7 @@ def floats(fields: Sequence[Any]) -> list[float] | None:
 
 
 def _flat(field: Any) -> Iterator[Any]:
+    field = plain(field)
     if isinstance(field, list):
         for part in field:
             yield from _flat(part)
@@ -58,7 +65,7 @@ def fault(columns: Sequence[str], fields: Sequence[Any], first: int, last: int) 
         return floats([field]) is not None
 
     place = next(place for place in range(len(fields)) if not usable(place))
-    column, field = columns[place], fields[place]
+    column, field = columns[place], plain(fields[place])
     if is_empty(field):
         return True, f"{column!r} is empty; fill it in, or leave such rows out by missing='drop'"
     kind, remedy = (

@@ -274,8 +274,7 @@ def _columnar(given: Any, name: str) -> Rows:
             for begin in range(0, len(part), PAGE):
                 page = part[begin : begin + PAGE]
                 held = [_named(page[c], of) for c, of in zip(columns, names, strict=True)]
-                for row, fields in enumerate(zip(*held, strict=True), begin):
-                    yield row, [_plain(field) for field in fields]
+                yield from enumerate(zip(*held, strict=True), begin)
                 done = min(begin + PAGE, len(part))
 
         return rows(), lambda: done / max(len(part), 1)
@@ -286,7 +285,7 @@ def _columnar(given: Any, name: str) -> Rows:
 def _named(numbers: Any, names: Sequence[str] | None) -> Sequence[Any]:
     if names is None:
         return numbers
-    return [names[i] if i is not None and i >= 0 else None for i in map(_plain, numbers)]
+    return [names[int(i)] if i is not None and i >= 0 else None for i in numbers]
 
 
 def _indexed(given: Any, name: str) -> Rows:
@@ -311,13 +310,8 @@ def _indexed(given: Any, name: str) -> Rows:
             nonlocal done
             for done in range(len(given)):
                 one = item(done)
-                yield done, [_plain(one.get(column)) for column in columns]
+                yield done, [one.get(column) for column in columns]
 
         return rows(), lambda: (done + 1) / len(given)
 
     return Rows(name, "row", tuple(item(0)), read)
-
-
-def _plain(value: Any) -> Any:
-    """A number, text or list of them, from an array or tensor too."""
-    return value.tolist() if hasattr(value, "tolist") else value

@@ -8,7 +8,7 @@ import array
 import reprlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -126,12 +126,12 @@ def read(
     for each in tables:
         rows.check_columns(each, [*columns.names, *columns.words, *columns.numbers])
     parts = [_collected(each, columns, drop=missing == "drop") for each in tables]
-    classes = _classes(tables[0], label, parts[0].kept[0])
+    classes = sorted_classes(tables[0].name, label, parts[0].kept[0])
     made = [_examples(*pair, columns, classes) for pair in zip(tables, parts, strict=True)]
     if user is not None:
         made = [{**m, USER: np.array(p.kept[1], object)} for m, p in zip(made, parts, strict=True)]
     if test is None:
-        held = _held(made[0]["label"], made[0].get(USER), test_fraction, seed)
+        held = held_out(made[0]["label"], made[0].get(USER), test_fraction, seed)
         made = [{name: x[one] for name, x in made[0].items()} for one in (~held, held)]
     users = (made[0].pop(USER), made[1].pop(USER)) if user is not None else None
     return Table(Source(*made), classes, users)
@@ -257,41 +257,49 @@ def _finite(table: rows.Rows, number: Sequence[int], x: array.array) -> np.ndarr
 # ---------------------------------------------------------------------- labels and test rows
 
 
-def _classes(table: rows.Rows, column: str, labels: Sequence[str]) -> tuple[str, ...]:
+def sorted_classes(table: str, column: str, labels: Sequence[str]) -> tuple[str, ...]:
     """The distinct labels, sorted; raises ValueError if they are no classes."""
     distinct = set(labels)
     if len(distinct) < 2:
         raise ValueError(
-            f"{table.name} has {labels[0]!r} for {column!r} in every row; give two classes or more"
+            f"{table} has {labels[0]!r} for {column!r} in every row; give two classes or more"
         )
     if len(labels) >= 20 and 2 * len(distinct) > len(labels):
         raise ValueError(
-            f"{table.name} has {len(distinct)} different values of {column!r} in {len(labels)} "
+            f"{table} has {len(distinct)} different values of {column!r} in {len(labels)} "
             f"rows, such as {labels[0]!r}; give a column of classes (or round it to some)"
         )
     whole = all(label.removeprefix("-").isdecimal() for label in distinct)
     return tuple(sorted(distinct, key=int if whole else None))
 
 
+def numbered(labels: Sequence[str], classes: Sequence[str], at: Callable[[int], str]) -> np.ndarray:
+    """The place of each label among the classes, int32 [n].
+
+    ValueError if one is no class, with its place `at(row)`.
+    """
+    place = {name: i for i, name in enumerate(classes)}
+    if unseen := sorted(set(labels) - set(place)):
+        raise ValueError(
+            f"{at(labels.index(unseen[0]))} has the label {unseen[0]!r} ({len(unseen)} such "
+            f"labels), and the training set has only {reprlib.repr(list(classes))}; leave such "
+            "rows out"
+        )
+    return np.array([place[label] for label in labels], np.int32)
+
+
 def _examples(table: rows.Rows, found: Read, columns: Columns, classes: Sequence[str]) -> Examples:
     """The arrays; raises ValueError for a label that is no class."""
-    place = {name: i for i, name in enumerate(classes)}
-    labels = found.kept[0]
-    if unseen := sorted(set(labels) - set(place)):
-        at = found.number[labels.index(unseen[0])]
-        raise ValueError(
-            f"{table.at(at)} has the label {unseen[0]!r} ({len(unseen)} such labels), and the "
-            f"training set has only {reprlib.repr(list(classes))}; leave such rows out"
-        )
+    label = numbered(found.kept[0], classes, lambda i: table.at(found.number[i]))
     named = zip(("text", "pair"), found.kept[len(columns.names) :], strict=False)
     return {
         **{name: np.array(words, object) for name, words in named},
         **({"x": found.x} if columns.numbers else {}),
-        "label": np.array([place[label] for label in labels], np.int32),
+        "label": label,
     }
 
 
-def _held(label: np.ndarray, users: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
+def held_out(label: np.ndarray, users: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
     """Which rows are the test set's, bool [n]: that fraction of each user's, and of each label."""
     owner = np.zeros(len(label), int) if users is None else np.unique(users, return_inverse=True)[1]
     order = np.argsort(owner, kind="stable")

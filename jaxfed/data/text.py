@@ -8,14 +8,16 @@ few, so that data sets and limits share compiled rounds. What decides the cost i
 with what becomes of longer examples; what is lost to padding is told by `padding`.
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import tokenizers
 from tokenizers import Tokenizer
 
-from jaxfed.data import values
+from jaxfed.data import cache, values
 from jaxfed.data.sources import Examples
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
@@ -29,6 +31,7 @@ def tokenise(
     max_length: int = 128,
     longer: Literal["cut", "drop"] = "cut",
     buckets: Sequence[int] = BUCKETS,
+    keep: bool = False,
 ) -> Examples:
     """The examples with arrays of tokens in place of "text" [n] (and of "pair" [n], if given).
 
@@ -38,7 +41,7 @@ def tokenise(
 
     Examples of more than `max_length` tokens are cut there (of a pair, the longer sentence first),
     or dropped, with a warning that counts them. L is the smallest of the buckets that holds the
-    longest example, at most `max_length`.
+    longest example, at most `max_length`. `keep=True` keeps the arrays in the user's cache folder.
     """
     check_form(tokenizer, pad, max_length, longer, buckets)
     if "text" not in examples:
@@ -47,19 +50,36 @@ def tokenise(
     if max_length <= special:
         raise ValueError(f"max_length={max_length} holds only the {special} special tokens")
     check_text(examples, [name for name in ("text", "pair") if name in examples])
-    lines = list(examples["text"])
-    pairs = list(zip(lines, examples["pair"], strict=True)) if "pair" in examples else lines
-    encoded = limited(tokenizer, max_length if longer == "cut" else None).encode_batch(pairs)
+    columns = [list(examples[name]) for name in ("text", "pair") if name in examples]
+    pairs = list(zip(*columns, strict=True)) if len(columns) > 1 else columns[0]
+    cutting = limited(tokenizer, max_length if longer == "cut" else None)
+
+    def encoded() -> Examples:
+        return _padded(cutting.encode_batch(pairs), pad, max_length, buckets)
+
+    if keep:
+        form = (pad, max_length, longer, tuple(buckets), len(columns), tokenizers.__version__)
+        content = itertools.chain([str(form), cutting.to_str()], *columns)
+        found = cache.kept("tokens", (x.encode("utf-8", "surrogatepass") for x in content), encoded)
+    else:
+        found = encoded()
+    kept = kept_of(found.pop("fits"), max_length)
+    rest = {key: np.asarray(x)[kept] for key, x in examples.items() if key not in ("text", "pair")}
+    return {**found, **rest}
+
+
+def _padded(encoded: Sequence, pad: int, max_length: int, buckets: Sequence[int]) -> Examples:
+    """The arrays of the texts [m] that fit, and which of all [n] do."""
     length = np.array([len(one.ids) for one in encoded], np.int32)
-    kept = kept_of(length <= max_length, max_length)
-    width = min(b for b in (*buckets, max_length) if b >= length[kept].max())
+    fits = length <= max_length
+    kept, longest = np.flatnonzero(fits), length[fits].max(initial=1)
+    width = min(b for b in (*buckets, max_length) if b >= longest)
     tokens = np.full((len(kept), width), pad, np.int32)
     types = np.zeros((len(kept), width), np.int8)
     for row, i in enumerate(kept):
         tokens[row, : length[i]] = encoded[i].ids
         types[row, : length[i]] = encoded[i].type_ids
-    rest = {key: np.asarray(x)[kept] for key, x in examples.items() if key not in ("text", "pair")}
-    return {"tokens": tokens, "types": types, "length": length[kept], **rest}
+    return {"tokens": tokens, "types": types, "length": length[fits], "fits": fits}
 
 
 def check_form(

@@ -81,17 +81,17 @@ def test_jax_takes_no_ids_for_all_gpus(monkeypatch):
     ],
 )
 def test_programs_are_kept_where_the_system_keeps_such_files(environment, system, folder):
-    found = launching.cache(environment, system)
+    found = launching.programs(environment, system)
     assert found.is_relative_to(Path.home() / folder / "jaxfed" / "compiled")
 
 
 def test_programs_are_kept_where_the_user_says(tmp_path):
-    assert launching.cache({"XDG_CACHE_HOME": str(tmp_path)}, "linux").is_relative_to(tmp_path)
+    assert launching.programs({"XDG_CACHE_HOME": str(tmp_path)}, "linux").is_relative_to(tmp_path)
 
 
 def test_a_cache_that_the_user_has_set_stays(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
-    monkeypatch.setattr(launching, "cache", lambda *_: tmp_path)
+    monkeypatch.setattr(launching, "programs", lambda *_: tmp_path)
     launching.keep_programs()
     assert jax.config.jax_compilation_cache_dir == before
     assert before
@@ -107,7 +107,7 @@ def test_without_a_home_or_a_place_to_write_nothing_is_kept(tmp_path, monkeypatc
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         for place in (homeless, lambda *_: tmp_path / "file" / "kept"):
-            monkeypatch.setattr(launching, "cache", place)
+            monkeypatch.setattr(launching, "programs", place)
             launching.keep_programs()
             assert jax.config.jax_compilation_cache_dir is None
     finally:
@@ -115,7 +115,7 @@ def test_without_a_home_or_a_place_to_write_nothing_is_kept(tmp_path, monkeypatc
 
 
 def test_otherwise_one_is_set_and_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(launching, "cache", lambda *_: tmp_path / "kept")
+    monkeypatch.setattr(launching, "programs", lambda *_: tmp_path / "kept")
     names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
     before = [getattr(jax.config, name) for name in names]
     try:

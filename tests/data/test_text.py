@@ -38,6 +38,18 @@ def test_a_sentence_stands_between_special_tokens_before_padding():
     assert text.padding(made) == pytest.approx(1 - 13 / 24)
 
 
+def test_kept_tokens_are_those_that_were_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mine, form = examples("a b", "c d e f", "a"), {"pad": PAD, "max_length": 4, "longer": "drop"}
+    with pytest.warns(UserWarning, match="1 of 3 examples do not fit"):
+        made = text.tokenise(mine, tokenizer(), **form)
+    for _ in range(2):  # the second time they are read
+        with pytest.warns(UserWarning, match="1 of 3 examples do not fit"):
+            kept = text.tokenise(mine, tokenizer(), keep=True, **form)
+        assert {n: x.tolist() for n, x in kept.items()} == {n: x.tolist() for n, x in made.items()}
+    assert len(list(tmp_path.rglob("tokens-*.npz"))) == 1
+
+
 def test_the_second_sentence_has_type_one_and_padding_is_the_models():
     made = text.tokenise(examples("a b", pairs=["c"]), tokenizer(), pad=9, buckets=(8,))
     assert made["tokens"].tolist() == [[CLS, 4, 5, SEP, 6, SEP, 9, 9]]
