@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -103,7 +104,8 @@ def _write(path: Path, arrays: Examples) -> None:
     try:
         _make_room(path.parent, MOST - needed)
         with open(part, "wb") as file:
-            np.savez(file, **arrays)
+            save: Any = np.savez  # its stub takes every name of an array for an option's
+            save(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,10 +64,9 @@ def read(
         values.whole("size", size, 1)
     if not 0 < values.number("test_fraction", test_fraction) < 1:
         raise ValueError(f"test_fraction={test_fraction}; use a number above 0 and below 1")
-    parts = [_read(train, "the training set", size, (image, label, user))]
+    parts = _read(train, "the training set", size, (image, label, user))
     if test is not None:
-        parts = [parts[0], _read(test, "the test set", size, (image, label, user))]
-    parts = [part for made in parts for part in made]
+        parts = parts + _read(test, "the test set", size, (image, label, user))
     if len(parts) > 2:
         raise ValueError(f"{train} has a test set of its own; leave test= out")
     classes = tables.sorted_classes(parts[0].name, label, parts[0].labels)
@@ -133,7 +133,7 @@ def _of_arrays(name: str, source: Source, size: int | None) -> list[Part]:
             name,
             _alike(part["image"], f"{name}, {split}", size),
             [fields.name(label) for label in part["label"]],
-            lambda i, split=split: f"{name}, {split} row {i}",
+            partial("{}, {} row {}".format, name, split),
         )
         for split, part in zip(Source._fields, source, strict=True)
     ]
@@ -227,7 +227,7 @@ def _of_object(
         image, label = "0", "1"
     wanted = [image, label] + ([user] if user is not None else [])
     rows.check_columns(table, wanted)
-    known = getattr(given, "classes", None)  # the names of torchvision's labels
+    known: Any = getattr(given, "classes", None)  # the names of torchvision's labels
     labels, users = [], []
 
     def images() -> Iterator[tuple[str, np.ndarray]]:

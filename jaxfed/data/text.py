@@ -76,7 +76,7 @@ def _padded(encoded: Sequence, pad: int, max_length: int, buckets: Sequence[int]
     width = min(b for b in (*buckets, max_length) if b >= longest)
     tokens = np.full((len(kept), width), pad, np.int32)
     types = np.zeros((len(kept), width), np.int8)
-    for row, i in enumerate(kept):
+    for row, i in enumerate(kept.tolist()):
         tokens[row, : length[i]] = encoded[i].ids
         types[row, : length[i]] = encoded[i].type_ids
     return {"tokens": tokens, "types": types, "length": length[fits], "fits": fits}
