@@ -18,6 +18,7 @@ from jaxfed import local, lowrank, models, tasks
 from jaxfed.algorithm import Algorithm
 from jaxfed.algorithms import fedavg
 from jaxfed.data.federated import taken
+from jaxfed.pretrained import layouts
 from jaxfed.simulation import engine, tuning
 
 CPU_DEVICES = 2  # into which scripts split the CPU, before JAX starts
@@ -37,6 +38,7 @@ def encoder(name: str, width: int, feedforward: int, depth: int, heads: int) -> 
         pad=None,
         head="linear",
         epsilon=1e-5,
+        scanned=name.startswith("W6"),
     )
 
 
@@ -57,16 +59,19 @@ def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
     `options` go to the model, which may keep its frozen weights in another type.
     """
     workload, model = workloads.WORKLOADS[name], MODELS[name]().clone(**options)
-    trained = arrays.factors or arrays.params
-    factors = {p: lowrank.Factors(a, b, workload.scale) for p, (a, b) in arrays.factors.items()}
-    full = {p: w for p, w in arrays.params.items() if p in (workload.full if factors else trained)}
+    params, a, b = arrays.params, *({p: f[i] for p, f in arrays.factors.items()} for i in (0, 1))
+    if getattr(model, "scanned", False):
+        params, a, b = layouts.scanned(params), layouts.scanned(a), layouts.scanned(b)
+    scale = workload.scale
+    factors = {p: lowrank.Factors(a[p], b[p], scale, int(p.startswith("layers/"))) for p in a}
+    full = {p: w for p, w in params.items() if p in (workload.full if factors else params)}
     inputs = tuple(n for n in arrays.examples if n != "label")
     drawn = jax.eval_shape(model.init, jax.random.key(0), *(arrays.examples[n] for n in inputs))
     kept = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype
         for path, leaf in jax.tree_util.tree_leaves_with_path(drawn["params"])
     }
-    base = {p: w.astype(kept[p]) for p, w in arrays.params.items() if p not in full}
+    base = {p: w.astype(kept[p]) for p, w in params.items() if p not in full}
     first = jax.tree.map(jnp.asarray, (base, lowrank.Theta(full, factors)))
     classifier = tasks.classification(model, arrays.examples, inputs=inputs)
     work = local.Work(workload.batch, epochs=1, shuffle=False)

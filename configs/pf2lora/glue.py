@@ -31,6 +31,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
 
 from jaxfed import (
@@ -133,6 +134,9 @@ def experiment(
     test_length: int = 128,
     evaluate_every: int = 10,
     evaluate_batch: int = 250,
+    compute: Literal["float32", "bfloat16"] = "float32",
+    remat: bool = False,
+    scanned: bool = False,
     seed: int = 0,
 ) -> Experiment:
     """One method on one task of GLUE.
@@ -171,9 +175,15 @@ def experiment(
         test_length: test examples are cut at so many tokens.
         evaluate_every: rounds between evaluations.
         evaluate_batch: examples at once.
+        compute: the type of frozen weights and of activations.
+        remat: whether a layer keeps only its input for the gradient.
+        scanned: whether layers are stacked, so that one is compiled; it draws other factors.
         seed: decides the split, the head, the factors and who sees what in which order.
     """
-    encoder, params = pretrained.read(model, classes=len(glue.TASKS[task].classes))
+    narrow = jnp.bfloat16 if compute == "bfloat16" else None
+    classes = len(glue.TASKS[task].classes)
+    encoder, params = pretrained.read(model, classes, dtype=narrow, scanned=scanned)
+    encoder = encoder.clone(compute=narrow, remat=remat)
     tokenizer = pretrained.tokenizer(model)
     files = (Path(data_dir).expanduser() / glue.TASKS[task].folder).is_dir()
     strings = (glue.tsv if files else glue.tfds)(task, data_dir)

@@ -4,22 +4,27 @@ Parameter paths are `token|position|type/embedding`, `norm`, `layer_<i>/query|ke
 `layer_<i>/norm_0`, `layer_<i>/up|down`, `layer_<i>/norm_1`, `head`, and the head's hidden layer:
 `pooler` (BERT's, part of the checkpoint) or `head_dense` (RoBERTa's, not part of it). So in both,
 `query|value` selects the usual layers for LoRA, and `^head` the layers that a task adds.
+With `scanned=True` all layers but the last are a stack, `layers/query/kernel` [depth - 1, d, d] and
+so on, and factors beside them are stacked likewise.
 
 Options add `layer_<i>/adapter_<0|1>_narrow|wide` (bottlenecks: Houlsby et al. 2019) and
 `layer_<i>/prefix_key|prefix_value` (prefixes: Li and Liang 2021).
 """
 
-from typing import Literal
+import inspect
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from jaxfed.models import fields
 from jaxfed.models.layers import ACTIVATIONS, stored_as
 
 HIDDEN_HEAD = {"pooler": "pooler", "dense": "head_dense"}
+KEPT = "kept"  # the name of what the gradient keeps of a layer, beside its input
 
 
 class Layer(nn.Module):
@@ -35,6 +40,12 @@ class Layer(nn.Module):
     adapter: int = 0
     prefix: int = 0
     compute: DTypeLike | None = None
+    scanned: bool = False
+
+    @property
+    def sparing(self) -> bool:
+        """Whether the gradient computes again what is not KEPT."""
+        return self.scanned or self.compute is not None
 
     @nn.compact
     def __call__(
@@ -51,10 +62,15 @@ class Layer(nn.Module):
             return narrow(nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)(total))
 
         def dense(width: int, name: str) -> nn.Dense:
-            return nn.Dense(width, name=name, **stored_as(self.dtype))
+            if self.compute is None or self.dtype is None:
+                return nn.Dense(width, name=name, **stored_as(self.dtype))
+            return nn.Dense(width, name=name, dtype=self.compute, param_dtype=self.dtype)
 
         def narrow(x: jax.Array) -> jax.Array:
-            return _as_kept(self.compute, x)
+            return _narrowed(self.compute, x)
+
+        def kept(x: jax.Array) -> jax.Array:
+            return checkpoint_name(narrow(x), KEPT) if self.sparing else x
 
         def heads(name: str, x: jax.Array) -> jax.Array:
             y = narrow(dense(self.width, name)(x))
@@ -87,14 +103,14 @@ class Layer(nn.Module):
         share = narrow(drop(nn.softmax(score)))
         attended = jnp.einsum("bhqk,bkhd->bqhd", share, v).reshape(x.shape)
         attended = adapted("adapter_0", dense(self.width, "out")(attended))
-        x = norm("norm_0", x, drop(attended))
-        hidden = ACTIVATIONS[self.activation](narrow(dense(self.feedforward, "up")(x)))
+        x = norm("norm_0", x, drop(narrow(attended)))
+        hidden = ACTIVATIONS[self.activation](kept(dense(self.feedforward, "up")(x)))
         hidden = adapted("adapter_1", dense(self.width, "down")(hidden))
-        return norm("norm_1", x, drop(hidden))
+        return norm("norm_1", x, drop(kept(hidden)))
 
 
-def _as_kept(compute: DTypeLike | None, x: jax.Array) -> jax.Array:
-    """x in the type that activations are kept in."""
+def _narrowed(compute: DTypeLike | None, x: jax.Array) -> jax.Array:
+    """x in the type of activations."""
     return x if compute is None else x.astype(compute)
 
 
@@ -110,10 +126,13 @@ class Encoder(nn.Module):
     other weights are float32. `adapter` is the width of a bottleneck after each sublayer's last
     dense layer, y + wide(activation(narrow(y))), which starts as the identity. `prefix` is a number
     of trained keys and values before the tokens' own in each layer. Zero is none.
-    `compute=jnp.bfloat16` also keeps activations between layers' parts in that type, which halves
-    their memory; norms, softmax, residual sums and all that is trained stay float32. `remat=True`
-    keeps only each layer's input for the gradient and computes the rest again. Raises ValueError
-    for a text with more tokens than positions, and if `heads` does not divide `width`.
+    `compute=jnp.bfloat16` also keeps activations between layers' parts in that type; norms,
+    softmax, residual sums and all that is trained stay float32. `scanned=True` stacks the layers'
+    weights, so that one layer is compiled however deep the model; values are the same to rounding,
+    while what is drawn (initial weights, dropout) differs. With either, the gradient keeps of a
+    layer its input and what its last two dense layers make, and computes attention again;
+    `remat=True` keeps the input alone. Raises ValueError for a text with more tokens than
+    positions, and if `heads` does not divide `width`.
     """
 
     vocabulary: int
@@ -135,6 +154,7 @@ class Encoder(nn.Module):
     prefix: int = 0
     compute: DTypeLike | None = None
     remat: bool = False
+    scanned: bool = False
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError for sizes that no model can have."""
@@ -156,10 +176,13 @@ class Encoder(nn.Module):
         if self.types:
             self.type = nn.Embed(self.types, self.width)
         self.norm = nn.LayerNorm(self.epsilon, use_fast_variance=False)
-        options = (self.width, self.heads, self.feedforward, self.epsilon, self.activation)
-        more = (self.dropout, self.dtype, self.adapter, self.prefix, self.compute)
-        made = nn.remat(Layer, static_argnums=(4,)) if self.remat else Layer  # 4 is `train`
-        self.layer = [made(*options, *more) for _ in range(self.depth)]
+        names = inspect.get_annotations(Layer).keys() - {"name", "parent"}
+        of = {name: getattr(self, name) for name in names}
+        if self.scanned:
+            self.layers = self._layer(prevent_cse=False)(**of)  # a loop separates its passes
+        else:
+            self.layer = [self._layer()(**of) for _ in range(self.depth - 1)]
+        self.last = self._layer()(**of, name=f"layer_{self.depth - 1}")
         if self.head != "linear":
             self.hidden_head = nn.Dense(self.width, name=HIDDEN_HEAD[self.head])
         self.logits = nn.Dense(self.classes, name="head")
@@ -174,11 +197,10 @@ class Encoder(nn.Module):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         """Logits [B, classes]. `mask` is ignored, because examples do not interact."""
-        every = self._embed(tokens, types, train)
-        for layer in self.layer[:-1]:
-            every = layer(every, every, self._real(tokens), train)
+        real = self._real(tokens)
+        every = self._before_last(self._embed(tokens, types, train), real, train)
         # The head reads only the first position of the last layer, so only that one is computed.
-        x = self.layer[-1](every[:, :1], every, self._real(tokens), train)[:, 0]  # [B, d]
+        x = self.last(every[:, :1], every, real, train)[:, 0]  # [B, d]
         if self.compute is not None:
             x = x.astype(jnp.float32)
         if self.head != "linear":
@@ -189,10 +211,30 @@ class Encoder(nn.Module):
         self, tokens: jax.Array, types: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
         """The last layer's output at every position [B, L, d]; use apply(..., method="hidden")."""
-        x = self._embed(tokens, types, train)
-        for layer in self.layer:
-            x = layer(x, x, self._real(tokens), train)
+        real = self._real(tokens)
+        x = self._before_last(self._embed(tokens, types, train), real, train)
+        return self.last(x, x, real, train)
+
+    def _before_last(self, x: jax.Array, real: jax.Array | None, train: bool) -> jax.Array:
+        """The last layer's input [B, L, d]."""
+        if self.scanned and self.depth > 1:
+            layers = nn.scan(
+                lambda layer, x, _: (layer(x, x, real, train), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=self.depth - 1,
+            )
+            return layers(self.layers, x, None)[0]
+        for layer in () if self.scanned else self.layer:
+            x = layer(x, x, real, train)
         return x
+
+    def _layer(self, **options: Any) -> Any:
+        """The class of layers, which compute again for the gradient what they do not keep."""
+        if not (self.remat or self.scanned or self.compute is not None):
+            return Layer
+        policy = None if self.remat else jax.checkpoint_policies.save_only_these_names(KEPT)
+        return nn.remat(Layer, static_argnums=(4,), policy=policy, **options)  # 4 is `train`
 
     def _real(self, tokens: jax.Array) -> jax.Array | None:
         return None if self.pad is None else tokens != self.pad
@@ -207,7 +249,7 @@ class Encoder(nn.Module):
         x = self.token(tokens) + self.position(self._places(tokens))  # [B, L, d]
         if self.types:
             x += self.type(jnp.zeros_like(tokens) if types is None else types)
-        return _as_kept(self.compute, self.drop(self.norm(x), deterministic=not train))
+        return _narrowed(self.compute, self.drop(self.norm(x), deterministic=not train))
 
     def _places(self, tokens: jax.Array) -> jax.Array:
         """Each token's row in the table of positions; RoBERTa's padding has row `pad`."""

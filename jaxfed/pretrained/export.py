@@ -13,6 +13,7 @@ import safetensors.numpy
 from jaxfed import trees
 from jaxfed.algorithm import PyTree
 from jaxfed.pretrained import folder as folders
+from jaxfed.pretrained import layouts
 from jaxfed.pretrained.families import Family, tensor_name
 
 TOKENIZER = (
@@ -38,7 +39,7 @@ def write_model(folder: str | Path, checkpoint: str | Path, params: PyTree) -> N
     folder = Path(folder).expanduser()
     check_free(folder)
     family, config = folders.configuration(Path(checkpoint))
-    weights = trees.by_path(params)
+    weights = layouts.unrolled(trees.by_path(params))
     check_weights(checkpoint, weights)
     classes = len(weights["head/bias"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from jaxfed import lowrank, models, trees
 from jaxfed.algorithm import PyTree
-from jaxfed.pretrained import files
+from jaxfed.pretrained import files, layouts
 from jaxfed.pretrained.families import (
     ACTIVATIONS,
     FAMILIES,
@@ -45,14 +45,16 @@ def read(
     *,
     dropout: float = 0.0,
     dtype: DTypeLike | None = None,
+    scanned: bool = False,
 ) -> tuple[models.Encoder, PyTree]:
     """(model, params): the encoder that a folder describes and its weights, nested, on the host.
 
-    They are float32, or what a model of that `dtype` keeps. A checkpoint without a classifier gives
-    params without `head` (and without `head_dense` or `pooler`, if it has none); fill them in from
-    the model's own `init`. Nothing else may be missing, and nothing may be left over but what
-    `account` calls spare. Raises ValueError, listing the tensors, if they are not the model's, and
-    for a configuration that the Encoder does not cover.
+    They are float32, or what a model of that `dtype` keeps; `scanned=True` stacks them, as the
+    Encoder does. A checkpoint without a classifier gives params without `head` (and without
+    `head_dense` or `pooler`, if it has none); fill them in from the model's own `init`. Nothing
+    else may be missing, and nothing may be left over but what `account` calls spare. Raises
+    ValueError, listing the tensors, if they are not the model's, and for a configuration that the
+    Encoder does not cover.
     """
     family, config = configuration(Path(folder))
     model = encoder(family, config, classes, dropout=dropout, dtype=dtype)
@@ -61,7 +63,8 @@ def read(
         path: as_ours(path, tensors[name]).astype(wanted[path].dtype)
         for path, name in _account(family, model, tensors, folder).found.items()
     }
-    return model, lowrank.merged(flat, lowrank.Theta({}, {}))
+    flat = layouts.scanned(flat) if scanned else flat
+    return model.clone(scanned=scanned), lowrank.merged(flat, lowrank.Theta({}, {}))
 
 
 def account(folder: str | Path, classes: int = 2) -> Account:

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxfed import lowrank
+from jaxfed.pretrained import layouts
 from jaxfed.pretrained.families import Family, as_ours, layer_name, layer_of, tensor_name
 from jaxfed.pretrained.folder import configuration, tensors_in
 
@@ -41,8 +42,10 @@ def write_adapters(
         )
     family, _ = configuration(Path(checkpoint))
     tensors = tensors_in(Path(checkpoint), family)
+    base = layouts.unrolled(base)
     _check_base(family, tensors, base, checkpoint)
-    for name, theta in thetas.items():
+    for name, stacked in thetas.items():
+        theta = lowrank.Theta(layouts.unrolled(stacked.full), layouts.unrolled(stacked.factors))
         _write_adapter(Path(folder).expanduser() / name, checkpoint, family, base, theta)
 
 

@@ -11,14 +11,21 @@ import pytest
 
 from jaxfed import lowrank, models, trees
 from jaxfed.models.encoder import Layer
+from jaxfed.pretrained import layouts
 
 PAD = 3
 TEXTS = np.array([[5, 6, 7, 5, 9, 4], [8, 5, PAD, PAD, PAD, PAD], [4, 9, 9, 6, PAD, PAD]])
-tiny = partial(models.Encoder, 12, 8, 2, 2, 16, 16, 3, types=2, pad=PAD)
+
+
+def tiny(depth=2, **options):
+    return models.Encoder(12, 8, depth, 2, 16, 16, 3, **{"types": 2, "pad": PAD, **options})
+
+
 VARIANTS = {
     "bert": tiny(),
     "roberta": tiny(counted=True, head="dense", types=1),
     "plain": tiny(pad=None, head="linear", types=0, activation="gelu_tanh"),
+    "scanned": tiny(depth=3, scanned=True),
 }
 
 
@@ -60,7 +67,7 @@ def test_logits_are_the_head_of_the_first_hidden_state(name):
     flat = drawn(model)
     x = np.asarray(run(model, flat, TEXTS, method="hidden"))[:, 0]
     if name != "plain":
-        hidden = {"bert": "pooler", "roberta": "head_dense"}[name]
+        hidden = "head_dense" if name == "roberta" else "pooler"
         x = np.tanh(x @ flat[f"{hidden}/kernel"] + flat[f"{hidden}/bias"])
     expected = x @ flat["head/kernel"] + flat["head/bias"]
     np.testing.assert_allclose(run(model, flat, TEXTS), expected, atol=1e-5)
@@ -126,11 +133,12 @@ def test_types_are_zero_unless_given():
     assert np.max(np.abs(run(model, flat, TEXTS, np.ones_like(TEXTS)) - plain)) > 1e-3
 
 
-def test_dropout_acts_in_training_only():
-    model = tiny(dropout=0.3)
+@pytest.mark.parametrize("name", ["bert", "scanned"])
+def test_dropout_acts_in_training_only(name):
+    model = VARIANTS[name].clone(dropout=0.3)
     flat = drawn(model)
     plain = run(model, flat, TEXTS)
-    np.testing.assert_allclose(run(VARIANTS["bert"], flat, TEXTS), plain, rtol=1e-5)
+    np.testing.assert_allclose(run(VARIANTS[name], flat, TEXTS), plain, rtol=1e-5)
     first, second = (
         run(model, flat, TEXTS, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1)
     )
@@ -166,11 +174,12 @@ def test_frozen_embeddings_get_no_gradient():
     assert "scatter" in gradient(VARIANTS["bert"], lowrank.Select(full="token"))
 
 
-def test_no_client_has_a_copy_of_a_frozen_weight():
+@pytest.mark.parametrize("name", ["bert", "scanned"])
+def test_no_client_has_a_copy_of_a_frozen_weight(name):
     low_rank = lowrank.Select(factors="layer.*kernel", rank=2)
-    copy = re.compile(r"\[5,(8,8|8,16|16,8|12,8|16,8)\]")
-    assert not copy.search(gradient(VARIANTS["bert"], low_rank, clients=5))
-    assert copy.search(gradient(VARIANTS["bert"], lowrank.Select(full="up"), clients=5))
+    copy = re.compile(r"\[5,(2,)?(8,8|8,16|16,8|12,8)\]")
+    assert not copy.search(gradient(VARIANTS[name], low_rank, clients=5))
+    assert copy.search(gradient(VARIANTS[name], lowrank.Select(full="up"), clients=5))
 
 
 # bfloat16 for what is frozen.
@@ -289,6 +298,53 @@ def test_a_new_adapter_changes_nothing():
     np.testing.assert_array_equal(run(wide, flat, TEXTS), run(tiny(), plain, TEXTS))
 
 
+# Layers in a stack.
+
+
+SCANNED = {
+    "computed again, with bottlenecks and prefixes": {"remat": True, "adapter": 3, "prefix": 2},
+    "narrow": {"dtype": jnp.bfloat16, "compute": jnp.bfloat16},
+}
+
+
+@pytest.mark.parametrize("name", SCANNED)
+def test_stacked_layers_compute_what_layers_one_by_one_do(name):
+    """The logits and their gradients in every weight."""
+    model = tiny(depth=3, **SCANNED[name])
+    flat = drawn(model)
+
+    def loss(flat, model):
+        params = flax.traverse_util.unflatten_dict(flat, sep="/")
+        return jnp.mean(model.apply({"params": params}, TEXTS) ** 2)
+
+    both = quickly(jax.value_and_grad(loss), static_argnums=1)
+    value, expected = both(flat, model)
+    stacked, found = both(layouts.scanned(flat), model.clone(scanned=True))
+    exact = 2e-2 if name == "narrow" else 1e-5
+    np.testing.assert_allclose(stacked, value, rtol=exact)
+    found = layouts.unrolled(found)
+    assert set(found) == set(expected)
+    for path, gradient in expected.items():
+        size = np.abs(gradient.astype(np.float32)).max()
+        np.testing.assert_allclose(found[path], gradient, atol=10 * exact * size + exact)
+
+
+def test_a_program_of_stacked_layers_does_not_grow_with_them():
+    def products(depth):
+        model = tiny(depth=depth, scanned=True)
+        params = jax.eval_shape(model.init, jax.random.key(0), TEXTS)
+        return str(jax.make_jaxpr(model.apply)(params, TEXTS)).count("dot_general")
+
+    assert products(2) == products(9)
+
+
+def test_one_layer_needs_no_stack():
+    flat = drawn(tiny(depth=1))
+    stacked = tiny(depth=1, scanned=True)
+    np.testing.assert_array_equal(run(stacked, flat, TEXTS), run(tiny(depth=1), flat, TEXTS))
+    assert layouts.scanned(flat).keys() == flat.keys()
+
+
 # bfloat16 for activations, and layers that are computed again.
 
 
@@ -334,3 +390,20 @@ def test_narrow_activations_round_no_sum_and_no_gradient(adapted):
 def test_activations_that_are_no_floats_are_refused():
     with pytest.raises(ValueError, match=r"compute=.*such as jnp.bfloat16"):
         tiny(compute=jnp.int8)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_layer_of_narrow_activations_keeps_its_input_and_two_products(remat):
+    """For the gradient in factors: of widths 8, 16 and 8; with remat, the input alone."""
+    narrow = {"dtype": jnp.bfloat16, "compute": jnp.bfloat16}
+    model = tiny(depth=3, scanned=True, remat=remat, **narrow)
+    base, theta = split(model, lowrank.Select(factors="query|value", rank=2), shaped)
+
+    def backward(theta, base):
+        return jax.vjp(lambda theta: lowrank.apply(model, base, theta, TEXTS), theta)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(backward, theta, base))
+    kept = [(x.shape[-1], x.dtype) for x in kept if x.shape[:3] == (2, *TEXTS.shape)]
+    expected = [8] if remat else [8, 8, 16]
+    assert sorted(width for width, _ in kept) == expected
+    assert {dtype for _, dtype in kept} == {jnp.dtype(jnp.bfloat16)}

@@ -18,6 +18,7 @@ import safetensors.numpy
 import tokenizers
 
 from jaxfed import lowrank, pretrained
+from jaxfed.pretrained import layouts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -179,6 +180,38 @@ def test_a_narrow_model_gets_narrow_weights():
     model, params = pretrained.read(small("bert").folder, CLASSES, dtype=jnp.bfloat16)
     drawn = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     assert jax.tree.map(lambda w: w.dtype, params) == jax.tree.map(lambda w: w.dtype, drawn)
+
+
+# Stacked layers.
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_model_that_is_written_is_the_one_that_was_read(kind, scanned, tmp_path):
+    folder = small(kind).folder
+    model, params = pretrained.read(folder, CLASSES, scanned=scanned)
+    assert ("layers" in params) == scanned
+    pretrained.write_model(tmp_path / "new", folder, params)
+    found, expected = (
+        safetensors.numpy.load_file(f / "model.safetensors") for f in (tmp_path / "new", folder)
+    )
+    params_equal(found, expected)
+    again, same = pretrained.read(tmp_path / "new", CLASSES, scanned=scanned)
+    assert again == model
+    params_equal(same, params)
+
+
+def test_adapters_beside_stacked_layers_are_written_layer_by_layer(tmp_path):
+    folder, select = small("bert").folder, lowrank.Select(factors="query|up", full="^head", rank=2)
+    model, params = pretrained.read(folder, CLASSES, scanned=True)
+    layers = lowrank.layers(model, small("bert").tokens)
+    base, stacked = lowrank.split(params, layers, select, jax.random.key(1, impl="rbg"))
+    each = lowrank.Theta(stacked.full, layouts.unrolled(stacked.factors))
+    assert set(each.factors) == {f"layer_{i}/{n}/kernel" for i in (0, 1) for n in ("query", "up")}
+    pretrained.write_adapters(tmp_path, folder, base, {"stacked": stacked, "each": each})
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        found, expected = ((tmp_path / n / name).read_bytes() for n in ("stacked", "each"))
+        assert found == expected
 
 
 # Wrong folders.

@@ -1,0 +1,50 @@
+"""The two layouts of an encoder's weights: layer by layer, or all layers but the last stacked.
+
+Files of Hugging Face and PEFT have the first.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxfed import lowrank
+
+
+def scanned(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """{"layer_<i>/query/kernel": [d, d]} -> {"layers/query/kernel": [depth - 1, d, d]}.
+
+    The last layer and what is in no layer stay as they are.
+    """
+    number = {path: int(of[1]) for path in weights if (of := re.match(r"layer_(\d+)/", path))}
+    last = max(number.values())
+    stacks: dict[str, dict[int, Any]] = {}
+    for path, i in number.items():
+        if i < last:
+            stacks.setdefault(path.partition("/")[2], {})[i] = weights[path]
+    left = {p: w for p, w in weights.items() if number.get(p, last) == last}
+    return left | {
+        f"layers/{name}": np.stack([w[i] for i in sorted(w)]) for name, w in stacks.items()
+    }
+
+
+def unrolled(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse, of arrays or factors; those in no stack stay as they are."""
+    found: dict[str, Any] = {}
+    for path, w in weights.items():
+        if not path.startswith("layers/"):
+            found[path] = w
+            continue
+        depth = w.layers if isinstance(w, lowrank.Factors) else len(w)
+        name = path.removeprefix("layers/")
+        found |= {f"layer_{i}/{name}": _at(w, i) for i in range(depth)}
+    return found
+
+
+def _at(stack: Any, i: int) -> Any:
+    """What layer i has of a stack."""
+    if isinstance(stack, lowrank.Factors):
+        return dataclasses.replace(stack, a=stack.a[i], b=stack.b[i], stack=stack.stack - 1)
+    return stack[i]
