@@ -11,7 +11,8 @@ import workloads
 from jaxfed.simulation import engine, flops, tuning
 
 NARROW = {"dtype": jnp.bfloat16, "compute": jnp.bfloat16}
-LARGEST = {"W6": 20}  # clients at once that surely fit
+DECODER = {"remat": True}
+LARGEST = {"W6": 20, "W8": 4}  # clients at once that surely fit
 _compiling: list[float] = []
 
 
@@ -77,8 +78,10 @@ def cases(
     at_once = [n for n in at_once[:sizes][::-1] if n > 1] or [clients]
     for kind in types:
         if kind == "bfloat16" and not workloads.WORKLOADS[name].vocabulary:
-            continue  # only encoders keep narrow activations
+            continue  # only text models keep narrow weights
         options = NARROW if kind == "bfloat16" else {}
+        if name in workloads.DECODERS:  # which have no type of activations of their own
+            options = {**DECODER, **({"dtype": jnp.bfloat16} if options else {})}
         for chunk in at_once:
 
             def make(chunk: int = chunk, options: dict = options) -> Callable[[], float]:
@@ -95,6 +98,6 @@ def work(name: str) -> float:
     fed = ours.algorithm(name, arrays)
     verb = engine.for_each_client(machine, uniform=True)
     server = jax.eval_shape(fed.init, jax.random.key(0))
-    examples = jax.eval_shape(lambda x: x, arrays.examples)
+    examples = jax.eval_shape(lambda x: x, ours.examples_of(arrays))
     rounds = engine.rounds(fed, verb, 0, most)
     return flops.counted(rounds, server, (), examples, ours.plan(1, most)).flops

@@ -1,5 +1,6 @@
 """PyTorch's side of accelerator.py: torch_peers on one device in this process, and its peaks."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -9,7 +10,7 @@ import torch_peers
 import workloads
 from torch import Tensor
 
-LARGEST = {"W6": 20}  # clients under one vmap that surely fit
+LARGEST = {"W6": 20, "W8": 4}  # clients under one vmap that surely fit
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -72,10 +73,12 @@ def cases(
 ) -> Iterator[tuple[dict, Callable]]:
     """(a label, a function that makes a round, which returns the norm) for each way to run it.
 
-    For `scaling` that is vmap alone.
+    For `scaling` that is vmap alone; decoders have PEFT's loop as well, if it is installed.
     """
     most = min(clients, LARGEST.get(name, clients))
     ways = {"vmap": most} if scaling else {"loop": 1, "vmap": most}
+    if name in workloads.DECODERS and importlib.util.find_spec("peft"):
+        ways["peft"] = 1
     for kind in types:
         for how, chunk in ways.items():
             make = partial(make_round, name, clients, how, kind == "bfloat16", chunk)
@@ -86,16 +89,19 @@ def make_round(name: str, clients: int, how: str, narrow: bool, most: int) -> Ca
     """A function that runs one round from where the last one ended and returns the norm."""
     arrays, model = workloads.arrays(name, clients), torch_peers.MODELS[name]
     if how == "loop" and workloads.WORKLOADS[name].vocabulary:
-        model = partial(model, attention=F.scaled_dot_product_attention)
+        fused = partial(F.scaled_dot_product_attention, is_causal=name in workloads.DECODERS)
+        model = partial(model, attention=fused)
     base, theta = (
         {p: w.to(DEVICE) for p, w in part.items()} for part in torch_peers.tensors(name, arrays)
     )
     if narrow:
         model = partial(autocast, model)
-        base = {p: w.bfloat16() if w.ndim > 1 else w for p, w in base.items()}
+        large = ("kernel", "embedding")
+        base = {p: w.bfloat16() if p.endswith(large) else w for p, w in base.items()}
     ((inputs, labels),) = torch_peers.batches(name, arrays.examples, processes=1)
     shard = torch_peers.Shard(name, model, base, theta, inputs.to(DEVICE), labels.to(DEVICE))
-    local = torch_peers.loop(shard) if how == "loop" else torch_peers.vmap(shard, most)
+    method = torch_peers.METHODS[how]
+    local = method(shard, most) if how == "vmap" else method(shard)
     server = torch.cat([w.flatten() for w in theta.values()])
 
     def one_round() -> float:

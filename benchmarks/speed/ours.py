@@ -6,6 +6,7 @@ first = round()  # {"loss": ..., "norm": ...}
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,6 +43,13 @@ def encoder(name: str, width: int, feedforward: int, depth: int, heads: int) -> 
     )
 
 
+def decoder(name: str) -> models.Decoder:
+    workload = workloads.WORKLOADS[name]
+    width, feedforward, depth, heads, groups = workloads.DECODERS[name]
+    sizes = workload.vocabulary, width, depth, heads, feedforward, *workload.shape
+    return models.Decoder(*sizes, kind="llama", groups=groups, tied=False)
+
+
 MODELS = {
     "W1": lambda: models.MLP((200, 200), 10),
     "W2": lambda: models.FemnistCNN(62),
@@ -50,6 +58,7 @@ MODELS = {
     "W5": lambda: models.resnet10(10),
     "W6": lambda: encoder("W6", 768, 3072, 12, 12),
     "W6 tiny": lambda: encoder("W6 tiny", 16, 32, 2, 2),
+    **{name: partial(decoder, name) for name in workloads.DECODERS},
 }
 
 
@@ -63,7 +72,7 @@ def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
     if getattr(model, "scanned", False):
         params, a, b = layouts.scanned(params), layouts.scanned(a), layouts.scanned(b)
     scale = workload.scale
-    factors = {p: lowrank.Factors(a[p], b[p], scale, int(p.startswith("layers/"))) for p in a}
+    factors = {p: lowrank.Factors(a[p], b[p], scale, workloads.stack(p)) for p in a}
     full = {p: w for p, w in params.items() if p in (workload.full if factors else params)}
     inputs = tuple(n for n in arrays.examples if n != "label")
     drawn = jax.eval_shape(model.init, jax.random.key(0), *(arrays.examples[n] for n in inputs))
@@ -73,13 +82,24 @@ def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
     }
     base = {p: w.astype(kept[p]) for p, w in params.items() if p not in full}
     first = jax.tree.map(jnp.asarray, (base, lowrank.Theta(full, factors)))
-    classifier = tasks.classification(model, arrays.examples, inputs=inputs)
+    make = tasks.classification if workload.classes else tasks.next_token
+    task = make(model, examples_of(arrays), inputs=inputs)
     work = local.Work(workload.batch, epochs=1, shuffle=False)
     return fedavg(
-        classifier._replace(init=lambda key: first),
+        task._replace(init=lambda key: first),
         work,
         client_optimizer=optimizer(workload.optimizer),
     )
+
+
+def examples_of(arrays: workloads.Arrays) -> dict[str, np.ndarray]:
+    """As a task has them: of texts, all tokens but the first are scored."""
+    tokens = arrays.examples.get("tokens")
+    if tokens is None or arrays.examples["label"].ndim == 1:
+        return arrays.examples
+    scored = np.ones(tokens.shape, np.int8)
+    scored[:, 0] = 0
+    return {"tokens": tokens, "scored": scored}
 
 
 def optimizer(chosen: workloads.Sgd | workloads.AdamW) -> optax.GradientTransformation:
@@ -156,7 +176,7 @@ def make(
     clients = workload.clients if clients is None else clients
     arrays = workloads.arrays(name, clients)
     fed, now = algorithm(name, arrays, **options), plan(clients, workload.examples)
-    run = running(fed, arrays.examples, now, most=workload.examples, chunk=chunk)
+    run = running(fed, examples_of(arrays), now, most=workload.examples, chunk=chunk)
 
     def one_round() -> dict:
         server, metrics, chunk = run()

@@ -20,9 +20,10 @@ def main() -> None:
     import compare
     import ours
     import timing
+    import workloads
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("workload", choices=compare.TABLE)
+    parser.add_argument("workload", choices=workloads.WORKLOADS)
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds of each")
     parser.add_argument("--modes", nargs="*", default=["loop2", "vmap2"], help="of PyTorch")
     parser.add_argument("--clients", type=int, help="the first so many; all by default")
@@ -34,11 +35,12 @@ def main() -> None:
     seconds = compare.compared(name, asked.modes, asked.repeats, asked.clients, asked.chunk)
     against = next((n for n in seconds if n != "jaxfed"), "jaxfed")
     print(timing.table({name: seconds}, against))
-    if "torch loop2" in seconds and asked.clients is None:
+    if name in compare.TABLE and "torch loop2" in seconds and asked.clients is None:
         print(f"\n{compare.against_the_fastest(name, seconds)}")
     if asked.write:
         notes = {"command": timing.command(), "devices": ours.devices()}
-        timing.write(RESULTS / name.lower(), {name: seconds}, against, start, **notes)
+        path = RESULTS / name.lower().replace(" ", "_")
+        timing.write(path, {name: seconds}, against, start, **notes)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
     python benchmarks/speed/torch_peers.py W1 --mode loop2 --rounds 3 --clients 100
 
-Three ways of running a round, all on workers of their own, which wait between rounds:
+Six ways of running a round, all on workers of their own, which wait between rounds:
 
     loop1   one client after another, one process of two threads
     loop2   the same in two processes of one thread, each with half of the clients
     vmap1, vmap2   torch.func.vmap over ten clients at a time, in one process or two
+    peft1, peft2   Transformers' model and PEFT's adapters, as people write it (W8's kind alone)
 
-Tuned: no deepcopy, DataLoader, nn.Module or torch.optim; the trained weights are one vector, copied
-for each client; no gradients of frozen weights; convolutions with channels last; sums over clients
-in shared memory.
+The first four are tuned: no deepcopy, DataLoader, nn.Module or torch.optim; the trained weights are
+one vector, copied for each client; no gradients of frozen weights; convolutions with channels last.
+Sums over clients are in shared memory.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from torch import Tensor
 
 Weights = dict[str, Tensor]  # {path: tensor}; the factors of path are at path:a and path:b
 
-MODES = {"loop1": (1, 2), "loop2": (2, 1), "vmap1": (1, 2), "vmap2": (2, 1)}
+MODES = {f"{how}{n}": (n, 3 - n) for how in ("loop", "vmap", "peft") for n in (1, 2)}
 """{mode: (processes, threads of each)}."""
 
 CHUNK = 10  # clients under one vmap
@@ -45,7 +46,7 @@ EPSILON = 1e-5  # of every norm
 
 def dense(w: Weights, path: str, x: Tensor, scale: float = 1.0) -> Tensor:
     """x W + bias, and s (x a) b where the layer has factors."""
-    y = F.linear(x, w[f"{path}/kernel"].T, w[f"{path}/bias"])
+    y = F.linear(x, w[f"{path}/kernel"].T, w.get(f"{path}/bias"))
     if f"{path}/kernel:a" not in w:
         return y
     return y + (x @ w[f"{path}/kernel:a"] * scale) @ w[f"{path}/kernel:b"]
@@ -110,6 +111,56 @@ def norm(w: Weights, path: str, x: Tensor) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], w[f"{path}/scale"], w[f"{path}/bias"], EPSILON)
 
 
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of each of L places to itself and those before it, by hand."""
+    weight = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)  # [B, heads, L, L]
+    before = torch.ones(weight.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    return torch.softmax(weight.masked_fill(~before, -math.inf), -1) @ v
+
+
+def decoder(
+    w: Weights,
+    tokens: Tensor,
+    scale: float,
+    heads: int,
+    groups: int,
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = causal,
+) -> Tensor:
+    """LLaMA's layers: logits [B, L - 1, vocabulary] of every token but the first."""
+    x = w["token/embedding"][tokens].float()  # [B, L, d]
+    stacked = {p.removeprefix("layers/"): v.unbind(0) for p, v in w.items() if "layers/" in p}
+    angle = places(tokens.shape[-1], x.shape[-1] // heads, x.device)
+    for i in range(len(stacked["norm_0/scale"])):
+        layer = {path: each[i] for path, each in stacked.items()}
+        y = rms(layer["norm_0/scale"], x)
+        q, k, v = (
+            dense(layer, n, y, scale).unflatten(-1, (count, -1)).transpose(-2, -3)
+            for n, count in (("query", heads), ("key", groups), ("value", groups))
+        )  # [B, heads or groups, L, h]
+        q, k = rotated(q, angle), rotated(k, angle)
+        k, v = (z.repeat_interleave(heads // groups, dim=-3) for z in (k, v))
+        x = x + dense(layer, "out", attention(q, k, v).transpose(-2, -3).flatten(-2))
+        y = rms(layer["norm_1/scale"], x)
+        x = x + dense(layer, "down", F.silu(dense(layer, "gate", y)) * dense(layer, "up", y))
+    return dense(w, "head", rms(w["norm/scale"], x[..., :-1, :]))
+
+
+def rms(scale: Tensor, x: Tensor) -> Tensor:
+    return F.rms_norm(x.float(), scale.shape, scale, EPSILON)
+
+
+def places(length: int, width: int, device: torch.device) -> Tensor:
+    """Angles [L, width / 2] of rotary positions."""
+    half = width // 2
+    speed = 10000.0 ** (-torch.arange(half, device=device) / half)
+    return torch.arange(length, device=device)[:, None] * speed
+
+
+def rotated(x: Tensor, angle: Tensor) -> Tensor:
+    (first, second), cos, sin = x.chunk(2, -1), angle.cos(), angle.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
 def resnet(w: Weights, x: Tensor, scale: float) -> Tensor:
     x = torch.relu(group_norm(w, "norm_stem", conv(w, "stem", x, pad=1)))
     for i in (1, 2, 3, 4):
@@ -140,6 +191,10 @@ MODELS: dict[str, Model] = {
     "W5": resnet,
     "W6": partial(encoder, heads=12),
     "W6 tiny": partial(encoder, heads=2),
+    **{
+        name: partial(decoder, heads=heads, groups=groups)
+        for name, (*_, heads, groups) in workloads.DECODERS.items()
+    },
 }
 
 
@@ -189,7 +244,8 @@ Local = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def loss(shard: Shard, mine: Weights, x: Tensor, y: Tensor) -> Tensor:
     scale = workloads.WORKLOADS[shard.name].scale
-    return F.cross_entropy(shard.model({**shard.base, **mine}, x, scale), y)
+    logits = shard.model({**shard.base, **mine}, x, scale)  # [B, classes] or [B, L - 1, vocabulary]
+    return F.cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
 def loop(shard: Shard) -> Local:
@@ -253,7 +309,7 @@ def tensors(name: str, arrays: workloads.Arrays) -> tuple[Weights, Weights]:
     theta = {p: laid_out(arrays.params[p]) for p in full}
     for path, (a, b) in arrays.factors.items():
         theta[f"{path}:a"] = laid_out(a)
-        theta[f"{path}:b"] = laid_out(b.reshape(*[1] * (a.ndim - 2), *b.shape))
+        theta[f"{path}:b"] = laid_out(b.reshape(*[1] * (a.ndim - b.ndim), *b.shape))
     return base, theta
 
 
@@ -343,7 +399,14 @@ def make(
     )
 
 
-METHODS = {"loop": loop, "vmap": vmap}
+def peft(shard: Shard) -> Local:
+    """One client after another, with Transformers' LLaMA and PEFT's adapters."""
+    import peft_peer
+
+    return peft_peer.local(shard)
+
+
+METHODS = {"loop": loop, "vmap": vmap, "peft": peft}
 
 Worker = tuple[torch.multiprocessing.Process, Connection]
 

@@ -2,7 +2,8 @@
 
 All clients take part in every round, each takes its batches in order, and the server takes the
 plain mean of the trained weights. So every implementation must end with the same losses and the
-same norm of the trained weights. W1 to W5 are for any computer, W6 for an accelerator.
+same norm of the trained weights. W1 to W5 are for any computer, W6 and W8 for an accelerator; "W8
+small" is W8 at the size of two cores.
 
     workload, arrays = workloads.WORKLOADS["W3"], workloads.arrays("W3", clients=4)
 """
@@ -36,7 +37,7 @@ class Workload:
     batch: int
     optimizer: Sgd | AdamW
     shape: tuple[int, ...]  # of one image, or of one row of tokens
-    classes: int
+    classes: int  # 0 if every token is to be predicted from those before it
     rank: int = 0  # of the factors; 0 trains every weight whole
     scale: float = 1.0
     full: tuple[str, ...] = ()  # beside factors, the weights that are trained whole
@@ -79,9 +80,26 @@ WORKLOADS = {
         full=HEAD,
         vocabulary=50265,
     ),
-    # For rehearsals of W6.
+    "W8": Workload(
+        "FedLoRA on LLaMA's shape at 1B",
+        100,
+        16,
+        4,
+        AdamW(1e-3, 0.01),
+        (512,),
+        0,
+        rank=16,
+        vocabulary=32000,
+    ),
+    "W8 small": Workload(
+        "FedLoRA decoder", 20, 16, 4, AdamW(1e-3, 0.01), (64,), 0, rank=16, vocabulary=4096
+    ),
+    # For rehearsals of W6 and W8.
     "W6 tiny": Workload(
         "HOMLoRA encoder", 2, 8, 4, AdamW(1e-3, 0.01), (8,), 2, rank=2, full=HEAD, vocabulary=64
+    ),
+    "W8 tiny": Workload(
+        "FedLoRA decoder", 2, 8, 4, AdamW(1e-3, 0.01), (8,), 0, rank=2, vocabulary=64
     ),
 }
 
@@ -92,6 +110,8 @@ class Arrays(NamedTuple):
     examples: dict[str, np.ndarray]  # "image" or "tokens", and "label": [K * n, ...]
     params: dict[str, np.ndarray]  # {"dense_0/kernel": [in, out]}, and HWIO, as flax has them
     factors: dict[str, tuple[np.ndarray, np.ndarray]]  # {path: (a [in..., r], b [r, out])}
+
+    # Paths under layers/ are of stacked layers and have a leading axis for them.
 
 
 def arrays(
@@ -132,22 +152,30 @@ def _weight(name: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
     """Kernels normal / sqrt(fan in), embeddings 1, scales about one; biases that are not zero."""
     stream, kind = _stream(name, path), path.rsplit("/", 1)[-1]
     if kind == "kernel":
-        return _normal(stream, shape, 1 / math.sqrt(math.prod(shape[:-1])))
+        return _normal(stream, shape, 1 / math.sqrt(math.prod(shape[stack(path) : -1])))
     if kind == "embedding":
         return _normal(stream, shape, 1.0)
     return _normal(stream, shape, 0.1) + np.float32(kind == "scale")
 
 
+def stack(path: str) -> int:
+    """The number of leading axes of a weight that count layers."""
+    return int(path.startswith("layers/"))
+
+
 def _factors(
     name: str, path: str, shape: tuple[int, ...], rank: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    std = 1 / math.sqrt(math.prod(shape[:-1]))
+    layers = shape[: stack(path)]
+    std = 1 / math.sqrt(math.prod(shape[len(layers) : -1]))
     a = _normal(_stream(name, path, "a"), (*shape[:-1], rank), std)
-    return a, np.zeros((rank, shape[-1]), np.float32)
+    return a, np.zeros((*layers, rank, shape[-1]), np.float32)
 
 
 def _examples(name: str, workload: Workload, rows: int) -> dict[str, np.ndarray]:
-    """Images around one prototype a class; or tokens of which a fifth name the label."""
+    """Images around one prototype a class; tokens of which a fifth name the label; or texts."""
+    if not workload.classes:
+        return _texts(name, workload, rows)
     label = _stream(name, "label").integers(workload.classes, size=rows, dtype=np.int32)
     shape = (rows, *workload.shape)
     if workload.vocabulary:
@@ -158,6 +186,19 @@ def _examples(name: str, workload: Workload, rows: int) -> dict[str, np.ndarray]
     image = _normal(_stream(name, "image"), shape, 0.2)
     image += prototype[label]
     return {"image": image, "label": label}
+
+
+def _texts(name: str, workload: Workload, rows: int) -> dict[str, np.ndarray]:
+    """Tokens [rows, L], half of which follow from the last, and the next ones [rows, L - 1]."""
+    length = workload.shape[0]
+    tokens = _stream(name, "tokens").integers(
+        workload.vocabulary, size=(rows, length), dtype=np.int32
+    )
+    follows = _stream(name, "follows").random((rows, length), dtype=np.float32) < 0.5
+    for i in range(1, length):
+        after = (5 * tokens[:, i - 1] + 1) % workload.vocabulary
+        tokens[:, i] = np.where(follows[:, i], after, tokens[:, i])
+    return {"tokens": tokens, "label": tokens[:, 1:]}
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -210,6 +251,36 @@ def _encoder(name: str, width: int, feedforward: int, depth: int) -> Shapes:
     )
 
 
+def _decoder(
+    name: str, width: int, feedforward: int, depth: int, heads: int, groups: int
+) -> Shapes:
+    """LLaMA's, whose `groups` of heads share a key and a value; the layers are stacked."""
+    narrow = width // heads * groups
+    kernels = {
+        "query": (width, width),
+        "key": (width, narrow),
+        "value": (width, narrow),
+        "out": (width, width),
+        "gate": (width, feedforward),
+        "up": (width, feedforward),
+        "down": (feedforward, width),
+    }
+    return {
+        "token/embedding": (WORKLOADS[name].vocabulary, width),
+        **{f"layers/norm_{i}/scale": (depth, width) for i in (0, 1)},
+        **{f"layers/{n}/kernel": (depth, *shape) for n, shape in kernels.items()},
+        "norm/scale": (width,),
+        "head/kernel": (width, WORKLOADS[name].vocabulary),
+    }
+
+
+DECODERS = {  # width, feed-forward width, layers, heads, groups of heads
+    "W8": (2048, 8192, 16, 32, 8),
+    "W8 small": (256, 688, 4, 8, 4),
+    "W8 tiny": (16, 32, 2, 4, 2),
+}
+
+
 def _resnet(widths: tuple[int, ...] = (64, 128, 256, 512)) -> Shapes:
     """One basic block a stage; the convolutions have no bias, and norms follow them."""
     blocks = [
@@ -245,4 +316,5 @@ SHAPES = {
     "W5": _resnet(),
     "W6": _encoder("W6", 768, 3072, 12),
     "W6 tiny": _encoder("W6 tiny", 16, 32, 2),
+    **{name: _decoder(name, *sizes) for name, sizes in DECODERS.items()},
 }

@@ -1,7 +1,9 @@
 """jaxfed and its peers must end with the same weights."""
 
 import compare
+import ours
 import pytest
+import workloads
 
 
 def test_norms_that_differ_end_the_comparison():
@@ -14,3 +16,27 @@ def test_jaxfed_stands_beside_the_fastest_peer_by_way_of_the_loop():
     seconds = {"jaxfed": {"median": 0.5}, "torch loop2": {"median": 1.0}}
     loop, fastest, _ = compare.TABLE["W3"]
     assert f"takes {0.5 * loop / fastest:.2f} of the" in compare.against_the_fastest("W3", seconds)
+
+
+@pytest.mark.full
+def test_a_decoders_round_ends_alike_in_jaxfed_in_both_loops_and_in_peft():
+    """W8's kind: losses and norms of two rounds, one client at a time and under vmap."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    import torch_peers
+
+    name = "W8 tiny"
+    arrays = workloads.arrays(name)
+    base, theta = torch_peers.tensors(name, arrays)
+    ((inputs, labels),) = torch_peers.batches(name, arrays.examples, processes=1)
+    shard = torch_peers.Shard(name, torch_peers.MODELS[name], base, theta, inputs, labels)
+    one_round = ours.make(name, chunk=2)
+    mine = [one_round() for _ in range(2)]
+    for how in ("loop", "vmap", "peft"):
+        local = torch_peers.METHODS[how](shard)
+        server = torch.cat([w.flatten() for w in theta.values()])
+        for expected in mine:
+            total, losses = local(server)
+            server = total / len(labels)
+            assert float(losses.mean()) / len(labels) == pytest.approx(expected["loss"], rel=1e-5)
+            assert float(server.norm()) == pytest.approx(expected["norm"], rel=1e-5)
