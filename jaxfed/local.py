@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxfed import trees
 from jaxfed.algorithm import Data, PyTree
 from jaxfed.data import values
 
@@ -143,10 +144,34 @@ def continued(
 
 
 def accepting(optimizer: Any, name: str = "client_optimizer") -> Any:
-    """The optimizer, whose `update` accepts further arguments; TypeError if it is none of optax."""
+    """The optimizer, whose `update` accepts further arguments; TypeError if it is none of optax.
+
+    It sees running statistics (`trees.Running`) as zeros without a gradient, so neither decay nor
+    moments nor clipping depends on them; each of them takes its own step.
+    """
     wanted = optax.GradientTransformation
     values.kind(name, optimizer, wanted, "one of optax, such as optax.sgd(0.1)")
-    return optax.with_extra_args_support(optimizer)
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params):
+        return inner.init(trees.zero_running(params))
+
+    def update(updates, state, params=None, **extra):
+        seen = None if params is None else trees.zero_running(params)
+        found, state = inner.update(trees.zero_running(updates), state, seen, **extra)
+        return _with_steps(found, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _with_steps(updates: PyTree, gradients: PyTree) -> PyTree:
+    """The updates, but each running statistic takes the whole step against its gradient."""
+    return jax.tree.map(
+        lambda u, g: optax.tree.scale(-1, g) if trees.is_running(g) else u,
+        updates,
+        gradients,
+        is_leaf=trees.is_running,
+    )
 
 
 def again(k, purpose: int):

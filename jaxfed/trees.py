@@ -1,13 +1,15 @@
-"""Facts about trees of arrays: how many bytes and numbers, which shapes, under which paths."""
+"""Facts about trees of arrays: bytes, numbers, shapes, paths; and which leaves are statistics."""
 
+import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.algorithm import PyTree
+from jaxfed.algorithm import Leaf, PyTree
 
 
 def nbytes(tree: PyTree) -> int:
@@ -70,3 +72,61 @@ def as_number(count: np.ndarray) -> np.ndarray:
     """Byte counts [..., 2] in two digits as int64 [...], on the host."""
     count = np.asarray(count, np.int64)
     return count[..., 0] * 2**DIGIT + count[..., 1]
+
+
+# ---------------------------------------------------------------------- running statistics
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("value",), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A running statistic among the leaves of theta, such as the mean of a batch norm.
+
+    It is sent, averaged or kept like a weight, but no optimizer moves it. In place of a gradient
+    it has s - s', where s' is its next value, and each local step takes s to s'
+    (`local.accepting`).
+    """
+
+    value: Leaf
+
+
+def is_running(x: Any) -> bool:
+    """True for a running statistic."""
+    return isinstance(x, Running)
+
+
+def running(tree: PyTree) -> list[Running]:
+    """The running statistics in a tree."""
+    found = jax.tree.leaves(tree, is_leaf=is_running)
+    return [x for x in found if is_running(x) and x.value is not None]
+
+
+def zero_running(tree: PyTree) -> PyTree:
+    """The tree with all running statistics at zero."""
+    return jax.tree.map(
+        lambda x: jax.tree.map(jnp.zeros_like, x) if is_running(x) else x,
+        tree,
+        is_leaf=is_running,
+    )
+
+
+def apart(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """(the tree without running statistics, the running statistics alone), None for what is out."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_running)
+    parts = [(None, x) if is_running(x) else (x, None) for x in leaves]
+    rest, kept = zip(*parts, strict=True) if parts else ((), ())
+    return jax.tree.unflatten(structure, rest), jax.tree.unflatten(structure, kept)
+
+
+def together(rest: PyTree, kept: PyTree) -> PyTree:
+    """The tree from its two parts, as `apart` has them."""
+    return jax.tree.map(lambda x, y: y if x is None else x, rest, kept, is_leaf=lambda x: x is None)
+
+
+def refuse_running(tree: PyTree, why: str) -> None:
+    """Raises ValueError, with the reason, if a tree has running statistics."""
+    if found := running(tree):
+        raise ValueError(
+            f"the model keeps {len(found)} running statistics, as nn.BatchNorm does, and {why}; "
+            "use nn.GroupNorm or nn.LayerNorm"
+        )

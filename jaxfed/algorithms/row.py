@@ -51,8 +51,9 @@ class Row(NamedTuple):
 
     name: str  # on the command line and in tables
     function: Callable[..., Algorithm]
-    trains: Literal["any", "factors", "scratch"]
-    """The theta that it needs: any; factors beside a kept base; factors beside a base of zeros."""
+    trains: Literal["any", "factors", "scratch", "norms"]
+    """The theta that it needs: any; factors beside a kept base; factors beside a base of zeros; all
+    weights of a model with batch norms at "norm", and their running statistics."""
     make: Callable[[Task, Setting], Algorithm]
     sends: str  # the message and the upload of a round
     keeps: str  # a client's state between rounds

@@ -171,6 +171,15 @@ ROWS = (
         "Arivazhagan et al., arXiv 1912.00818",
     ),
     Row(
+        "fedbn",
+        fedper,
+        "norms",
+        lambda task, s: fedper(task, s.work, personal="norm", client_optimizer=s.sgd),
+        "all but the batch norms",
+        "its batch norms, with their running statistics",
+        "Li et al., ICLR 2021: FedPer of the norms",
+    ),
+    Row(
         "fedrep",
         fedrep,
         "any",

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from jaxfed import trees
 from jaxfed.algorithm import Algorithm, Cohort, PyTree, overheard
 from jaxfed.analysis import gradients, history, operators, spectrum, updates
 from jaxfed.analysis.settings import Probe
@@ -75,6 +76,7 @@ def of_run(
     before, after = (
         history.deployed(e.algorithm, server) for server in (model.first, model.server)
     )
+    trees.refuse_running(after, "a Hessian is that of weights, which statistics are not")
     base, theta = PARTS[probe.part](*after)
     part = operators.only(base, theta, probe.chosen)
     parameters = sum(x.size for x in jax.tree.leaves(part[1]))

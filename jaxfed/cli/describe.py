@@ -15,7 +15,8 @@ from jaxfed.simulation import flops, ledger, targets
 def weights(base: dict[str, Any], theta: Theta) -> str:
     """A line for every weight: its path, shape and part; arrays may be shapes."""
     rows = [("weight", "shape", "part", "trained")]
-    for path, w in sorted({**base, **theta.full}.items()):
+    for path, held in sorted({**base, **theta.full}.items(), key=lambda item: item[0]):
+        w, statistic = (held.value, True) if trees.is_running(held) else (held, False)
         shape = " x ".join(map(str, w.shape)) or "scalar"
         if path in theta.factors:
             f = theta.factors[path]
@@ -23,7 +24,8 @@ def weights(base: dict[str, Any], theta: Theta) -> str:
                 (path, shape, f"factors, rank {f.rank}, scale {f.scale:g}", f"{trees.size(f):,}")
             )
         elif path in theta.full:
-            rows.append((path, shape, "trained in full", f"{w.size:,}"))
+            part = "running statistic" if statistic else "trained in full"
+            rows.append((path, shape, part, f"{w.size:,}"))
         else:
             rows.append((path, shape, "frozen", "0"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]

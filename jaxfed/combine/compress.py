@@ -9,7 +9,7 @@ contract: ||C(x) - x||^2 <= (1 - delta) ||x||^2. In each round client k, which w
 
 e and g start at zero and stay with the client; of g the server has a copy. With one local step on
 smooth functions EF21 converges exactly, where EF14 reaches a neighbourhood and plain compression of
-low rank may stop anywhere.
+low rank may stop anywhere. Running statistics are sent whole.
 """
 
 from collections.abc import Callable
@@ -48,6 +48,8 @@ def compressed(
     values.function("compress", compress, "a compressor, such as compress.svd(2)")
     if feedback is not None:
         values.function("feedback", feedback, "compress.ef14, compress.ef21 or None")
+
+    compress = with_whole_statistics(compress)
 
     def init_client(server, key):
         memory = () if feedback is None else optax.tree.zeros_like(server.theta)
@@ -93,6 +95,17 @@ def check_form(tree: PyTree, form: PyTree, verb: str) -> None:
             f"clients {verb} another tree than theta, so it has no form known before; wrap an "
             "algorithm that sends theta and uploads its change, such as fedavg"
         )
+
+
+def with_whole_statistics(compress: Compressor) -> Compressor:
+    """The compressor that leaves running statistics whole, as no variance may become negative."""
+
+    def apart(tree, key):
+        rest, kept = trees.apart(tree)
+        made, size = compress(rest, key)
+        return trees.together(made, kept), (size, trees.nbytes(kept))
+
+    return apart
 
 
 # ---------------------------------------------------------------------- memories

@@ -71,6 +71,11 @@ def private(
         norm = optax.tree.norm(change)
         return optax.tree.scale(clip / jnp.maximum(norm, clip), change)
 
+    def init(key):
+        server = algorithm.init(key)
+        trees.refuse_running(server.theta, "noise would make variances negative")
+        return server
+
     def run_round(server, cohort, for_each_client):
         form, exchanges = trees.shapes(server.theta), []
         if len(cohort.id) != cohort_size:
@@ -95,7 +100,7 @@ def private(
         epsilon = jnp.asarray(spent).at[cohort.round].get(mode="fill", fill_value=jnp.inf)
         return server, states, {**metrics, "epsilon": epsilon}
 
-    return algorithm._replace(run_round=run_round, clients=clients)
+    return algorithm._replace(init=init, run_round=run_round, clients=clients)
 
 
 def _noisy(uploads: PyTree, share: jax.Array, deviation: float, key: jax.Array) -> PyTree:

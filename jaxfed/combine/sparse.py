@@ -7,6 +7,8 @@ The change counts from the sparse theta that the client received, as in the auth
 
 from collections.abc import Callable
 
+import jax
+
 from jaxfed import trees
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.combine import compress
@@ -16,10 +18,10 @@ from jaxfed.data import values
 def flasc(algorithm: Algorithm, *, down: float, up: float) -> Algorithm:
     """The algorithm with message and upload cut to shares `down` and `up` of their entries.
 
-    Shares are from 0 to 1, over the whole tree; 1 sends all of it. The algorithm must send theta
-    and upload its change, as fedavg and fedopt do; else ValueError. Clients declare the bytes of
-    the entries and of their positions. A client deploys the sparse theta; the server keeps the
-    dense one.
+    Shares are from 0 to 1, over the whole tree; 1 sends all of it. Running statistics are not cut.
+    The algorithm must send theta and upload its change, as fedavg and fedopt do; else ValueError.
+    Clients declare the bytes of the entries and of their positions. A client deploys the sparse
+    theta; the server keeps the dense one.
     """
     values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
     cut_down, cut_up = (_cut(name, share) for name, share in (("down", down), ("up", up)))
@@ -53,4 +55,5 @@ def _cut(name: str, share: float) -> Callable[[PyTree], tuple[PyTree, PyTree]]:
     values.number(name, share, 0.0, 1.0)
     if share == 1:
         return lambda tree: (tree, trees.nbytes(tree))
-    return lambda tree: compress.largest(tree, share)
+    cut = compress.with_whole_statistics(compress.top(share))
+    return lambda tree: cut(tree, jax.random.key(0))

@@ -33,9 +33,11 @@ from jaxfed.lowrank.factors import norm as norm
 from jaxfed.lowrank.factors import principal as principal
 from jaxfed.lowrank.factors import product as product
 from jaxfed.lowrank.factors import truncate as truncate
+from jaxfed.lowrank.factors import variables as variables
 from jaxfed.lowrank.interception import apply as apply
 from jaxfed.lowrank.interception import features as features
 from jaxfed.lowrank.interception import layers as layers
+from jaxfed.lowrank.interception import trained as trained
 from jaxfed.lowrank.select import Select as Select
 from jaxfed.lowrank.select import everything as everything
 from jaxfed.lowrank.select import split as split

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from jaxfed import trees
 from jaxfed.algorithm import PyTree
 from jaxfed.data import values
 
@@ -57,9 +58,12 @@ def each_layer(function: Callable, f: Factors, *more: Any) -> Any:
 
 
 class Theta(NamedTuple):
-    """What is trained: whole weights, and factors beside frozen ones, each {path: ...}."""
+    """What is trained: whole weights, and factors beside frozen ones, each {path: ...}.
 
-    full: dict[str, jax.Array]
+    A model's running statistics (`trees.Running`) stand among the whole weights.
+    """
+
+    full: dict[str, Any]
     factors: dict[str, Factors]
 
 
@@ -164,7 +168,7 @@ def nbytes(theta: Theta, rank: jax.Array | None = None, sides: str = "ab") -> di
         held = sum(getattr(f, side).nbytes for side in sides)
         return held if rank is None else rank * (held // f.rank)
 
-    return {p: w.nbytes for p, w in theta.full.items()} | {
+    return {p: trees.nbytes(w) for p, w in theta.full.items()} | {
         p: size(f) for p, f in theta.factors.items()
     }
 
@@ -178,8 +182,24 @@ def merge(base: Mapping[str, jax.Array], theta: Theta) -> dict[str, jax.Array]:
 
 
 def merged(base: Mapping[str, jax.Array], theta: Theta) -> PyTree:
-    """The model's own parameters, nested, as if it had never had factors."""
-    return traverse_util.unflatten_dict({**merge(base, theta), **theta.full}, sep="/")
+    """The model's own parameters, nested, as if it had never had factors.
+
+    Running statistics stand beside them, as arrays; `variables` has them apart, for flax.
+    """
+    full = {p: w.value if trees.is_running(w) else w for p, w in theta.full.items()}
+    return traverse_util.unflatten_dict({**merge(base, theta), **full}, sep="/")
+
+
+STATISTICS = "batch_stats"
+"""The collection of a flax model that holds its running statistics."""
+
+
+def variables(flat: Mapping[str, Any]) -> dict[str, PyTree]:
+    """Weights and running statistics {path: ...} as a flax model takes them, in collections."""
+    kept = {p: w.value for p, w in flat.items() if trees.is_running(w)}
+    params = {p: w for p, w in flat.items() if p not in kept}
+    nested = {"params": traverse_util.unflatten_dict(params, sep="/")}
+    return nested | ({STATISTICS: traverse_util.unflatten_dict(kept, sep="/")} if kept else {})
 
 
 def concat(first: Factors, second: Factors) -> Factors:

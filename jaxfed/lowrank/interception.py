@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxfed.lowrank.factors import Factors, Layer, Theta
+from jaxfed import trees
+from jaxfed.algorithm import Leaf
+from jaxfed.lowrank.factors import STATISTICS, Factors, Layer, Theta, variables
 from jaxfed.lowrank.gates import Gated
 
 Act: TypeAlias = Callable[[nn.Module, str, str, Any, jax.Array], Any]
@@ -94,9 +96,7 @@ def apply(
     With `dropout` above zero and a key, x a is dropped out before b (the authors' code drops 0.1).
     """
     stacked = {p: f for p, f in theta.factors.items() if f.stack}
-    params = traverse_util.unflatten_dict(
-        {**base, **theta.full, **_beside_weights(stacked)}, sep="/"
-    )
+    held = variables({**base, **theta.full, **_beside_weights(stacked)})
 
     def add(module, method, path, y, x):
         if path not in theta.factors:
@@ -112,7 +112,52 @@ def apply(
         return y + _RULES[method](module, f, x, drop).astype(y.dtype)
 
     with nn.intercept_methods(at_layers(add)):
-        return model.apply({"params": params}, *args, **kwargs)
+        return model.apply(held, *args, **kwargs)
+
+
+def trained(
+    model: nn.Module,
+    base: Mapping[str, jax.Array],
+    theta: Theta,
+    *args,
+    real: jax.Array,
+    **kwargs,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """(model(*args) in training, {path: next value} of its running statistics), as by `apply`.
+
+    `real` [B] is one for a real example; others are left out of batch norms' statistics.
+    """
+    if not trees.running(theta.full):
+        return apply(model, base, theta, *args, **kwargs), {}
+    with nn.intercept_methods(among_real(real)):
+        y, changed = apply(model, base, theta, *args, mutable=[STATISTICS], **kwargs)
+    return y, trees.by_path(changed.get(STATISTICS, {}))
+
+
+def among_real(real: Leaf) -> Callable:
+    """An interceptor by which batch norms take their statistics from examples with real [B] = 1.
+
+    A mask that the model gives them itself stays. ValueError for inputs [n, ...] with n != B.
+    """
+
+    def interceptor(next_fun, args, kwargs, context):
+        module = context.module
+        if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        x = (*args, *kwargs.values())[0]
+        given = (module.use_running_average, kwargs.get("use_running_average"), *args[1:2])
+        if any(still is True for still in given) or kwargs.get("mask") is not None:
+            return next_fun(*args, **kwargs)
+        if len(x) != len(real):
+            raise ValueError(
+                f"{'/'.join(module.path)}: the norm gets {len(x)} rows of a batch of {len(real)} "
+                "examples, some of which may be padding; give it the rows' mask, from the argument "
+                "`mask` of the model's __call__"
+            )
+        mask = jnp.reshape(real, (-1, *[1] * (x.ndim - 1)))
+        return next_fun(*args, **{**kwargs, "mask": mask})
+
+    return interceptor
 
 
 def features(

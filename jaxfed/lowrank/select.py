@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxfed import trees
 from jaxfed.algorithm import PyTree
 from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Layer, Theta, uniform
@@ -98,12 +99,15 @@ def split(
 ) -> tuple[dict[str, jax.Array], Theta]:
     """(base, theta): the frozen and the trained part of `params`, both flat {path: array}.
 
-    Raises ValueError, listing the paths, if a pattern matches nothing or a rank does not fit.
+    Running statistics (`trees.Running`) are part of theta, whatever is selected. Raises ValueError,
+    listing the paths, if a pattern matches nothing or a rank does not fit.
     """
     values.kind("select", select, Select, 'a Select, such as lowrank.Select(full=".*")')
-    flat = traverse_util.flatten_dict(params, sep="/")
+    held = traverse_util.flatten_dict(params, sep="/")
+    flat = {p: w for p, w in held.items() if not trees.is_running(w)}
     ranks = _ranks(flat, layers, select)
     full = {p: flat[p] for p in _matching(select.full, flat) if p not in ranks}
+    kept = {p: w for p, w in held.items() if trees.is_running(w)}
     base = {
         p: jnp.zeros_like(w) if p in ranks and select.base == "zero" else w
         for p, w in flat.items()
@@ -120,7 +124,7 @@ def split(
         )
         for p, r in ranks.items()
     }
-    return base, Theta(full, factors)
+    return base, Theta(full | kept, factors)
 
 
 def _stack(path: str, shape: tuple[int, ...], layer: Layer) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxfed.algorithm import PyTree
-from jaxfed.lowrank.factors import Factors, Theta, merged
+from jaxfed.lowrank.factors import Factors, Theta, merged, variables
 from jaxfed.lowrank.interception import apply, layers, weight_path
 
 OURS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.Embed)
@@ -47,8 +47,7 @@ def check(model: nn.Module, base: Mapping[str, Any], theta: Theta, *args, **kwar
     calls: list[Call] = []
 
     def forward(params, args):
-        nested = traverse_util.unflatten_dict(params, sep="/")
-        return model.apply({"params": nested}, *args, **kwargs)
+        return model.apply(variables(params), *args, **kwargs)
 
     with nn.intercept_methods(_silencing(theta.factors, calls)):
         jaxpr = jax.make_jaxpr(forward)(params, args).jaxpr

@@ -1,5 +1,6 @@
-"""Layers' parts that text models share: activations, and weights kept in a narrow type."""
+"""Layers' parts that models share: activations, weights kept in a narrow type, a batch norm."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -25,3 +26,25 @@ def stored_as(dtype: DTypeLike | None) -> dict:
         return {}
     sums = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     return {"dtype": dtype, "param_dtype": dtype, "dot_general": sums}
+
+
+def running_norm(
+    name: str, *, train: bool, scale_init: nn.initializers.Initializer = nn.initializers.ones
+) -> Callable[[jax.Array, jax.Array | None], jax.Array]:
+    """(x [B, ...], mask [B] or None) -> flax's batch norm with PyTorch's momentum and epsilon.
+
+    In training it norms by the batch's mean and variance, those of real examples alone, and takes
+    its running statistics to s <- 0.9 s + 0.1 (the batch's); in evaluation it norms by s.
+    """
+    norm = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        scale_init=scale_init,
+        name=name,
+    )
+
+    def normed(x, mask):
+        return norm(x, mask=None if mask is None else mask.reshape(-1, *[1] * (x.ndim - 1)))
+
+    return normed

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.models import conv, fields
+from jaxfed.models.layers import running_norm
 
 
 class Initialisers(NamedTuple):
@@ -124,13 +125,14 @@ class ResNet(nn.Module):
 
     `blocks` and `widths` are the numbers of basic blocks and of channels in each stage. Every stage
     except the first halves height and width. `norm="group"` has `groups` groups. `norm="batch"`
-    uses the batch's own statistics, also in testing, as FedLoRU's authors do.
+    uses the batch's own statistics, also in testing, as FedLoRU's authors do; `norm="running"` is
+    the usual batch norm, with running statistics in testing.
     """
 
     blocks: Sequence[int]
     classes: int
     widths: Sequence[int] = (64, 128, 256, 512)
-    norm: Literal["group", "batch"] = "group"
+    norm: Literal["group", "batch", "running"] = "group"
     groups: int = 32
     initialiser: Literal["he", "fedloru"] = "he"
 
@@ -156,8 +158,12 @@ class ResNet(nn.Module):
             kernel_init=init.conv,
             conv_general_dilated=conv.convolve,
         )
-        batch, group = BatchStatisticsNorm, partial(GroupNorm, self.groups)
-        norm = partial(batch if self.norm == "batch" else group, scale_init=init.scale)
+        norms: dict[str, Callable] = {
+            "group": partial(GroupNorm, self.groups),
+            "batch": BatchStatisticsNorm,
+            "running": partial(running_norm, train=train),
+        }
+        norm = partial(norms[self.norm], scale_init=init.scale)
         x = convolution(self.widths[0], (3, 3), name="stem")(x)
         x = nn.relu(norm(name="norm_stem")(x, mask))
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):

@@ -8,10 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from flax import errors, traverse_util
+from flax import errors
 
-from jaxfed import lowrank
+from jaxfed import lowrank, trees
 from jaxfed.lowrank import Theta
+from jaxfed.lowrank.factors import STATISTICS
+from jaxfed.lowrank.interception import among_real
 
 SWITCHES = {"train": True, "training": True, "is_training": True, "deterministic": False}
 """{argument of a model: its value in training}."""
@@ -35,17 +37,24 @@ def check_kind(model: Any) -> None:
         )
 
 
-def output(model: nn.Module, x: Sequence[Any]) -> Any:
+def output(model: nn.Module, x: Sequence[Any], *, keeps: bool = True) -> Any:
     """The shape of the model's output for inputs x, which may be shapes.
 
-    Raises ValueError if it cannot be called with them, keeps running statistics, returns more than
-    one array, or convolves over axes other than an image's height and width.
+    Raises ValueError if it cannot be called with them, returns more than one array, convolves over
+    axes other than an image's height and width, or keeps running statistics that are no numbers,
+    have a parameter's path, or are kept although it must not (`keeps`).
     """
     init = partial(model.init_with_output, **options(model, False, np.ones(x[0].shape[0])))
     with nn.intercept_methods(_looking_at_images(x[0].shape)):
         found, variables = _traced(init, x, jax.random.key(0), *x)
-    if "batch_stats" in variables:
-        raise ValueError(_KEEPS.format("batch_stats"))
+    statistics = trees.by_path(variables.get(STATISTICS, {}))
+    if statistics and not keeps:
+        raise ValueError(_KEEPS.format("running statistics"))
+    for path, s in statistics.items():
+        if not np.issubdtype(s.dtype, np.floating):
+            raise ValueError(_KEEPS.format(f"{path} of {s.dtype}"))
+        if path in trees.by_path(variables["params"]):
+            raise ValueError(f"{path} is a parameter and a running statistic; rename one of them")
     if not hasattr(found, "shape"):
         raise ValueError(
             f"the model returns a {type(found).__name__}; wrap it in a module that returns its "
@@ -72,7 +81,7 @@ def check_weights(
 
     All may be shapes.
     """
-    call = partial(_call, model, {}, options(model, False, np.ones(x[0].shape[0])))
+    call = partial(_call, model, False, options(model, False, np.ones(x[0].shape[0])))
     _traced(call, x, {**base, **theta.full}, *x)
 
 
@@ -84,9 +93,9 @@ def check(model: nn.Module, base: Mapping[str, Any], theta: Theta, x: Sequence[A
     mask, params = np.ones(x[0].shape[0]), {**base, **theta.full}
     for train in (True, False):
         acts: dict[str, bool] = {}
-        call = partial(_call, model, {"dropout": jax.random.key(0)} if train else {})
+        call = partial(_call, model, train, options(model, train, mask))
         with nn.intercept_methods(_noting_dropout(acts)):
-            _traced(partial(call, options(model, train, mask)), x, params, *x)
+            _traced(call, x, params, *x)
         if wrong := [path for path, acted in acts.items() if acted != train]:
             when = "never acts in training" if train else "also acts in evaluation"
             raise ValueError(
@@ -96,14 +105,18 @@ def check(model: nn.Module, base: Mapping[str, Any], theta: Theta, x: Sequence[A
     lowrank.check(model, base, theta, *x, **options(model, False, mask))
 
 
-def _call(model: nn.Module, rngs: dict, named: dict, params: Mapping, *x: Any) -> Any:
-    nested = traverse_util.unflatten_dict(params, sep="/")
-    return model.apply({"params": nested}, *x, rngs=rngs, **named)
+def _call(model: nn.Module, train: bool, named: dict, params: Mapping, *x: Any) -> Any:
+    held = lowrank.variables(params)
+    if not train:
+        return model.apply(held, *x, **named)
+    changes = [STATISTICS] if STATISTICS in held else False
+    with nn.intercept_methods(among_real(np.ones(x[0].shape[0]))):
+        return model.apply(held, *x, rngs={"dropout": jax.random.key(0)}, mutable=changes, **named)
 
 
 _KEEPS = (
-    "the model keeps {} beside its parameters, as nn.BatchNorm does, and clients share parameters "
-    "alone; use nn.GroupNorm or nn.LayerNorm"
+    "the model keeps {} beside its parameters, which this task's clients do not share; use "
+    "nn.LayerNorm or nn.GroupNorm"
 )
 
 
@@ -116,7 +129,13 @@ def _traced(function: Callable, x: Sequence[Any], *arguments: Any) -> Any:
             f"the model draws random numbers that it is not given ({_first(error)}): in training "
             'there is the key stream "dropout", in evaluation none'
         ) from error
-    except (errors.ModifyScopeVariableError, errors.ScopeCollectionNotFound) as error:
+    except errors.ModifyScopeVariableError as error:
+        raise ValueError(
+            f"the model changes what it keeps in evaluation too ({_first(error)}); switch it by an "
+            f"argument of the model's __call__ that is called {', '.join(SWITCHES)} (there: "
+            "'use_running_average=not train')"
+        ) from error
+    except errors.ScopeCollectionNotFound as error:
         raise ValueError(_KEEPS.format(f"variables ({_first(error)})")) from error
     except errors.ScopeParamShapeError as error:
         raise ValueError(

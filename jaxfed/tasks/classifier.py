@@ -13,7 +13,15 @@ from jaxfed import lowrank, trees
 from jaxfed.algorithm import PyTree
 from jaxfed.data import values
 from jaxfed.tasks import calls
-from jaxfed.tasks.task import Task, begun_at, check_complete, check_share, means, one_each
+from jaxfed.tasks.task import (
+    Task,
+    begun_at,
+    check_complete,
+    check_share,
+    means,
+    moving,
+    one_each,
+)
 
 
 def classification(
@@ -72,31 +80,36 @@ def classification(
         x = arguments(batch, jax.random.key(0))
         return run(model, base, theta, *x, **options(False, batch["mask"]))
 
-    def predict(base, theta, batch, key=None):
-        if key is None:
-            return quietly(lowrank.apply, base, theta, batch)
+    def training(base, theta, batch, key):
         augment_key, dropout_key, preprocess_key = jax.random.split(key, 3)
         if augment is not None:
             batch = {**batch, inputs[0]: augment(batch[inputs[0]], augment_key)}
-        return lowrank.apply(
+        return lowrank.trained(
             model,
             base,
             theta,
             *arguments(batch, preprocess_key),
+            real=batch["mask"],
             dropout=dropout,
             key=dropout_key,
             rngs={"dropout": dropout_key},
             **options(True, batch["mask"]),
         )
 
+    def predict(base, theta, batch, key=None):
+        if key is None:
+            return quietly(lowrank.apply, base, theta, batch)
+        return training(base, theta, batch, key)[0]
+
     def features(base, theta, batch):
         found = quietly(lowrank.features, base, theta, batch)
         return found.reshape(len(found), -1)
 
     def loss(base, theta, batch, key):
-        logits = predict(base, theta, batch, key)
+        logits, statistics = training(base, theta, batch, key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[label])  # [B]
-        return jnp.sum(losses * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        mean = jnp.sum(losses * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        return moving(mean, theta, statistics)
 
     def evaluate(base, theta, batch):
         logits = predict(base, theta, batch)

@@ -89,7 +89,7 @@ def next_token(
         check_complete(examples, inputs, scored)
         tokens, weight = np.asarray(examples[inputs[0]]), np.asarray(examples[scored])
         _check_tokens(tokens, weight, inputs[0], scored)
-        logits = calls.output(model, list(one_each(examples, inputs).values())).shape
+        logits = calls.output(model, list(one_each(examples, inputs).values()), keeps=False).shape
         if len(logits) != 3 or logits[:2] != (1, tokens.shape[1]):
             raise ValueError(
                 f"the model makes {logits} of tokens {(1, *tokens.shape[1:])}; next_token wants a "

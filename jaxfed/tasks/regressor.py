@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxfed import lowrank
 from jaxfed.tasks import calls
-from jaxfed.tasks.task import Task, begun_at, check_complete, one_each
+from jaxfed.tasks.task import Task, begun_at, check_complete, moving, one_each
 
 
 def regression(
@@ -42,23 +42,29 @@ def regression(
         rngs = {} if key is None else {"rngs": {"dropout": key}}
         return run(model, base, theta, *(batch[name] for name in inputs), **rngs, **given)
 
-    predict = partial(called, lowrank.apply)
+    def training(base, theta, batch, key):
+        return called(partial(lowrank.trained, real=batch["mask"]), base, theta, batch, key)
+
+    def predict(base, theta, batch, key=None):
+        if key is None:
+            return called(lowrank.apply, base, theta, batch)
+        return training(base, theta, batch, key)[0]
 
     def features(base, theta, batch):
         found = called(lowrank.features, base, theta, batch)
         return found.reshape(len(found), -1)
 
-    def halved_squares(base, theta, batch, key=None):
+    def halved_squares(said, batch):
         """Their sum over the batch's real examples."""
-        said = predict(base, theta, batch, key)
         return jnp.sum(jnp.sum((said - batch[target]) ** 2, axis=-1) * batch["mask"]) / 2
 
     def loss(base, theta, batch, key):
-        total = halved_squares(base, theta, batch, key)
-        return total / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        said, statistics = training(base, theta, batch, key)
+        mean = halved_squares(said, batch) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        return moving(mean, theta, statistics)
 
     def evaluate(base, theta, batch):
-        return {"loss": halved_squares(base, theta, batch)}
+        return {"loss": halved_squares(predict(base, theta, batch), batch)}
 
     def check(examples):
         check_complete(examples, inputs, target)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed import trees
+from jaxfed import lowrank, trees
 from jaxfed.algorithm import PyTree
 from jaxfed.data import values
+from jaxfed.lowrank.factors import STATISTICS
 
 
 def means(sums: Mapping[str, Any], count: Any) -> dict[str, Any]:
@@ -80,14 +81,20 @@ def through(task: Task, change: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]
 
 def begun_at(
     model: Any, key: jax.Array, inputs: Sequence, given: Mapping[str, Any], options: Mapping
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """The model's parameters {path: array}: those given, and the others drawn.
 
-    What is given is copied, as rounds donate their arrays. Only the drawing is compiled, or what is
-    given would become a constant of the program.
+    Its running statistics are among them, as trees.Running. What is given is copied, as rounds
+    donate their arrays. Only the drawing is compiled, or what is given would become a constant of
+    the program.
     """
     init = partial(model.init, **options)
-    shapes = trees.by_path(jax.eval_shape(init, key, *inputs)["params"])
+
+    def flat(held):
+        return trees.by_path(held["params"]) | trees.by_path(held.get(STATISTICS, {}))
+
+    held = jax.eval_shape(init, key, *inputs)
+    shapes, kept = flat(held), trees.by_path(held.get(STATISTICS, {}))
     if unknown := set(given) - set(shapes):
         raise ValueError(f"params have {sorted(unknown)}; the model has {sorted(shapes)}")
     for path, w in given.items():
@@ -96,11 +103,32 @@ def begun_at(
 
     @jax.jit
     def drawn(key, *inputs):
-        return {
-            p: w for p, w in trees.by_path(init(key, *inputs)["params"]).items() if p not in given
-        }
+        return {p: w for p, w in flat(init(key, *inputs)).items() if p not in given}
 
-    return {**{path: jnp.array(w) for path, w in given.items()}, **drawn(key, *inputs)}
+    begun = {**{path: jnp.array(w) for path, w in given.items()}, **drawn(key, *inputs)}
+    return {p: trees.Running(w) if p in kept else w for p, w in begun.items()}
+
+
+def moving(loss: jax.Array, theta: lowrank.Theta, new: Mapping[str, jax.Array]) -> jax.Array:
+    """The loss, whose gradient by each running statistic s of theta is s - new, that of
+    h = 1/2 ||s - new||^2 with `new` held fixed; the value does not change.
+    """
+    if not new:
+        return loss
+    kept = {p: theta.full[p].value for p in new}
+    far = sum(jnp.sum((s - jax.lax.stop_gradient(new[p])) ** 2) for p, s in kept.items()) / 2
+    return loss + (far - jax.lax.stop_gradient(far))
+
+
+def without_running(task: Task, why: str) -> Task:
+    """The task; its `init` raises ValueError, with the reason, if there are running statistics."""
+
+    def init(key):
+        base, theta = task.init(key)
+        trees.refuse_running(theta, why)
+        return base, theta
+
+    return task._replace(init=init)
 
 
 def one_each(examples: Mapping[str, Any], names: Sequence[str]) -> dict[str, jax.ShapeDtypeStruct]:

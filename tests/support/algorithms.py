@@ -16,6 +16,7 @@ from jaxfed import combine, local, lowrank, models, tasks
 from jaxfed.algorithms import (
     centralised,
     fedavg,
+    fedlin,
     fedloru,
     fedper,
     fedprox,
@@ -59,9 +60,14 @@ SCRATCH = lowrank.Select(factors="kernel", full="bias", rank=2, base="zero", up=
 
 
 @cache
-def classifier(select):
-    """Of one layer, begun at the same weights; in double precision where that is enabled."""
-    made = tasks.classification(models.MLP((), CLASSES), UNEQUAL.examples, select=select)
+def classifier(select, norm="none"):
+    """Of one layer, begun at the same weights; in double precision where that is enabled.
+
+    With a norm there is a hidden layer, which has it.
+    """
+    widths = () if norm == "none" else (4,)
+    model = models.MLP(widths, CLASSES, norm)
+    made = tasks.classification(model, UNEQUAL.examples, select=select)
     begun = jax.tree.map(np.asarray, jax.jit(made.init)(jax.random.key(0)))
     return made._replace(init=lambda key: jax.tree.map(lambda x: jnp.asarray(x, float), begun))
 
@@ -136,15 +142,30 @@ def setting(rate):
     )
 
 
+def task_of(one):
+    """The task that a row of the zoo trains."""
+    if one.trains == "norms":
+        return classifier(WHOLE, "running")
+    return classifier({"any": WHOLE, "factors": LORA, "scratch": SCRATCH}[one.trains])
+
+
 def from_row(one, rate):
-    select = {"any": WHOLE, "factors": LORA, "scratch": SCRATCH}[one.trains]
-    return one.make(classifier(select), setting(rate))
+    return one.make(task_of(one), setting(rate))
 
 
 ROWS = {one.name: partial(from_row, one) for one in zoo.ROWS}
 
 # Other settings of these methods, and combinations, that take other ways through the code.
 VARIANTS = {
+    "fedavg norms": lambda rate: fedavg(
+        classifier(WHOLE, "running"),
+        WORK,
+        client_optimizer=adamw(rate),
+        server_optimizer=optax.sgd(1.0, momentum=0.9),
+    ),
+    "fedlin norms": lambda rate: fedlin(
+        classifier(WHOLE, "running"), WORK, client_optimizer=optax.sgd(rate)
+    ),
     "scaffold": partial(controlled, WHOLE),
     "fedloru-scaffold": lambda rate: combine.accumulate(
         controlled(SCRATCH, rate), every=2, restart=restarts.residual

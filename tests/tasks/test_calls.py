@@ -119,7 +119,7 @@ class Noisy(nn.Module):
 class Normed(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
-        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=False)(x))
 
 
 def sentences():
@@ -140,7 +140,10 @@ def sentences():
             r"cannot be called with float32 \(1, 4\): .*wrap a model of a",
         ),
         "two inputs": (OfTwo(), "cannot be called with .*'lengths'.* named in `inputs` one by one"),
-        "batch normalisation": (Normed(), "keeps batch_stats beside .*; use nn.GroupNorm"),
+        "batch normalisation in evaluation": (
+            Normed(),
+            "changes what it keeps in evaluation too .*'use_running_average=not train'",
+        ),
         "a key stream of its own": (Noisy(), 'draws random numbers that it is not .*"dropout"'),
     }
 

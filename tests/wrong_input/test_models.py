@@ -18,12 +18,12 @@ select = lowrank.Select
 
 
 class Normed(nn.Module):
-    """A model with running statistics."""
+    """A model whose running statistics have no switch."""
 
     @nn.compact
     def __call__(self, x, train=False):
         x = nn.Dense(10)(x.reshape(len(x), -1))
-        return nn.BatchNorm(use_running_average=not train)(x)
+        return nn.BatchNorm(use_running_average=False)(x)
 
 
 class Pair(nn.Module):
@@ -79,7 +79,7 @@ CASES = [
     # models
     ("a class as model", lambda: classify(models.MLP), TypeError, "model is the class MLP; give"),
     ("a name as model", lambda: classify("mlp"), TypeError, "model is a str; give a"),
-    ("running statistics", lambda: classify(Normed()), ValueError, "the model keeps batch_stats"),
+    ("norm without switch", lambda: classify(Normed()), ValueError, "the model changes what it"),
     ("two outputs", lambda: classify(Pair()), ValueError, "the model returns a tuple; wrap it in"),
     ("dropout without switch", lambda: classify(Noisy()), ValueError, "Dropout_0: dropout never"),
     ("classes 0", lambda: classify(models.MLP((4,), 0)), ValueError, "classes=0; use at least 1"),

@@ -21,7 +21,7 @@ import optax
 
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
-from jaxfed.tasks.task import Task
+from jaxfed.tasks.task import Task, without_running
 from jaxfed.templates import averaging, check_number
 
 
@@ -58,6 +58,7 @@ def apfl(
     """
     check_number("share", share, 0.0, 1.0)
     check_number("share_rate", share_rate, 0.0)
+    task = without_running(task, "a mixture of two models has other statistics than their mixture")
     shared = local.accepting(client_optimizer)
     personal = local.accepting(personal_optimizer, "personal_optimizer")
 

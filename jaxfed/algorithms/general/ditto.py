@@ -47,6 +47,7 @@ def ditto(
         mean: of the uploads; weighted by examples by default.
     """
     check_number("lam", lam, 0.0)
+    own_optimizer = local.accepting(personal_optimizer, "personal_optimizer")
 
     def client(base, w, k):
         loss = partial(task.loss, base)
@@ -54,7 +55,7 @@ def ditto(
         pull = optax.stateless(
             lambda g, v: jax.tree.map(lambda g, v, w: g + lam * (v - w), g, v, w)
         )
-        toward_w = optax.chain(pull, personal_optimizer)
+        toward_w = optax.chain(pull, own_optimizer)
         v_k, personal = local.sgd(loss, toward_w, k.state, local.again(k, 1), personal_work)
         metrics = {**metrics, "personal_loss": personal["loss"]}
         return Reply(optax.tree.sub(w_k, w), v_k, metrics)

@@ -40,8 +40,8 @@ def fedavg(
     w_{t+1} = w_t + sum_k p_k (w^k - w_t) with the default server optimizer. Another optax
     optimizer gets the negative mean change as its gradient (Reddi et al., ICLR 2021, Algorithm 1).
     """
-    local.accepting(client_optimizer)
-    local.accepting(server_optimizer, "server_optimizer")
+    client_optimizer = local.accepting(client_optimizer)
+    server_optimizer = local.accepting(server_optimizer, "server_optimizer")
     values.function("mean", mean, "a function of uploads and weights, such as weighted_mean")
     values.kind("keep_moments", keep_moments, bool, "True or False")
 

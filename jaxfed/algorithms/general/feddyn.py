@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local
+from jaxfed import aggregate, local, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
 from jaxfed.templates import as_trained, check_number
@@ -52,6 +52,7 @@ def feddyn(
     """
     check_number("penalty", penalty, 0.0, above=True)  # the server divides by it
     check_number("clients", clients, 1)
+    client_optimizer = local.accepting(client_optimizer)
 
     def init(key):
         base, theta = task.init(key)
@@ -64,13 +65,14 @@ def feddyn(
         optimizer = optax.chain(optax.stateless(dynamic), client_optimizer)
         w_k, metrics = local.sgd(partial(task.loss, base), optimizer, w, k, work)
         delta = optax.tree.sub(w_k, w)
-        return Reply(delta, optax.tree.add_scale(k.state, -penalty, delta), metrics)
+        h_k = optax.tree.add_scale(k.state, -penalty, trees.zero_running(delta))
+        return Reply(delta, h_k, metrics)
 
     def run_round(server, cohort, for_each_client):
         reply = for_each_client(client, server.base, server.theta, cohort)
         delta = mean(reply.upload, cohort.weight)
         share = jnp.sum(cohort.weight > 0) / clients  # |S| / N
-        h = optax.tree.add_scale(server.h, -penalty * share, delta)
+        h = optax.tree.add_scale(server.h, -penalty * share, trees.zero_running(delta))
         h = optax.tree.cast_like(h, server.h)
         theta = optax.tree.add_scale(optax.tree.add(server.theta, delta), -1 / penalty, h)
         return server._replace(theta=theta, h=h), reply.state, reply.metrics

@@ -34,7 +34,7 @@ def fedlin(
     A client passes once more over its examples, in batches of `work`, for its own gradient. With
     all clients in a round and exact gradients the optimum is reached linearly.
     """
-    local.accepting(client_optimizer)
+    client_optimizer = local.accepting(client_optimizer)
     values.function("mean", mean, "a function of uploads and weights, such as weighted_mean")
     values.kind("work", work, local.Work, "a local.Work, such as local.Work(10, epochs=1)")
     once = local.Work(work.batch_size, epochs=1, shuffle=False)

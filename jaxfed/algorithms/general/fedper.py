@@ -5,6 +5,10 @@
 
 Any part of theta may be personal. A pattern on the paths of the leaves selects it. Paths in a Theta
 are, for example, "full/head/kernel", "factors/dense_0/kernel/a" and "factors/dense_0/kernel/b".
+
+With the leaves of batch norms, their running statistics among them, it is FedBN (Li et al., ICLR
+2021, arXiv 2102.07623, Algorithm 1): clients keep all that belongs to the norms, as in
+`personal="norm"` for "full/norm_0/scale", ".../bias", ".../mean" and ".../var".
 """
 
 import re
@@ -15,7 +19,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from jaxfed import aggregate, local
+from jaxfed import aggregate, local, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.data import values
 from jaxfed.tasks.task import Task
@@ -54,7 +58,7 @@ def fedper(
     do under FedAvg. With `keep_moments` a client also keeps its optimizer's state. `init` raises
     ValueError if no path matches.
     """
-    local.accepting(client_optimizer)
+    client_optimizer = local.accepting(client_optimizer)
     values.pattern("personal", personal)
     values.kind("common_start", common_start, bool, "True or False")
     values.kind("keep_moments", keep_moments, bool, "True or False")
@@ -104,6 +108,4 @@ def divide(theta: PyTree, personal: str) -> tuple[PyTree, PyTree]:
 
 def united(shared: PyTree, own: PyTree) -> PyTree:
     """Theta from its two parts."""
-    return jax.tree.map(
-        lambda x, y: y if x is None else x, shared, own, is_leaf=lambda x: x is None
-    )
+    return trees.together(shared, own)

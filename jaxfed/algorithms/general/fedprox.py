@@ -37,7 +37,7 @@ def fedprox(
     return fedavg(
         task,
         work,
-        client_optimizer=optax.chain(pull(mu), client_optimizer),
+        client_optimizer=optax.chain(pull(mu), local.accepting(client_optimizer)),
         server_optimizer=server_optimizer,
         mean=mean,
     )

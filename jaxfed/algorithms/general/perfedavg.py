@@ -19,7 +19,7 @@ import optax
 
 from jaxfed import aggregate, hypergrad, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
-from jaxfed.tasks.task import Task
+from jaxfed.tasks.task import Task, without_running
 from jaxfed.templates import averaging, check_number
 
 Loss = Callable[[PyTree, dict], jax.Array]  # of theta and a batch
@@ -103,6 +103,7 @@ def perfedavg(
     """
 
     check_number("inner_rate", inner_rate, 0.0)
+    task = without_running(task, "the meta-gradient is that of weights, which statistics are not")
 
     def client(base, w, k):
         optimizer = local.accepting(client_optimizer)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local
+from jaxfed import aggregate, local, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.tasks.task import Task
 from jaxfed.templates import as_trained, check_number
@@ -64,6 +64,8 @@ def scaffold(
 
     def init(key):
         base, theta = task.init(key)
+        if server_learning_rate != 1:
+            trees.refuse_running(theta, f"server_learning_rate={server_learning_rate} is not 1")
         return Server(base, theta, optax.tree.zeros_like(theta))
 
     def init_client(server, key):
@@ -82,7 +84,7 @@ def scaffold(
         change = optax.tree.add_scale(
             optax.tree.scale(-1, c), -1 / (jnp.maximum(steps, 1) * learning_rate), delta
         )
-        change = jax.tree.map(lambda d: jnp.where(steps > 0, d, 0), change)
+        change = jax.tree.map(lambda d: jnp.where(steps > 0, d, 0), trees.zero_running(change))
         change = optax.tree.cast_like(change, c)
         return Reply(Upload(delta, change), optax.tree.add(k.state, change), metrics)
 

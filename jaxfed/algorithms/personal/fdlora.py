@@ -72,6 +72,7 @@ def fdlora(
     check_number("sync", 1 if sync is None else sync, 1)
     check_number("shots", shots, 1)
     check_number("search", search, 1)
+    outer_optimizer = local.accepting(outer_optimizer, "outer_optimizer")
 
     def init(key):
         base, theta = task.init(key)

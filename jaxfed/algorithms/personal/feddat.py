@@ -24,7 +24,7 @@ import optax
 
 from jaxfed import aggregate, local
 from jaxfed.algorithm import Algorithm, PyTree, Reply
-from jaxfed.tasks.task import Task, having
+from jaxfed.tasks.task import Task, having, without_running
 from jaxfed.templates import check_number, mixture, two_adapters
 
 
@@ -58,6 +58,7 @@ def feddat(
     check_number("distillation", distillation, 0.0)
     check_number("temperature", temperature, 0.0, above=True)
     predict = having(task, "predict")
+    task = without_running(task, "FedDAT's losses, of predictions, do not move them")
 
     def join(theta, own):
         return mixture(theta, own, 0.5, 0.5)

@@ -17,7 +17,7 @@ import optax
 from jaxfed import aggregate, hypergrad, local, lowrank
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.lowrank.factors import Factors, Theta
-from jaxfed.tasks.task import Task
+from jaxfed.tasks.task import Task, without_running
 from jaxfed.templates import check_number
 
 
@@ -89,6 +89,7 @@ def pf2lora(
         mean: of the uploads; uniform by default, as in the paper.
     """
     lower = hypergrad.lower_level(inner_rate, gradient, personal_optimizer)
+    task = without_running(task, "the hypergradient is that of weights, which statistics are not")
     check_number("rank", rank, 1)
     check_number("scale", scale, 0.0, above=True)
     upper_optimizer = local.accepting(upper_optimizer, "upper_optimizer")

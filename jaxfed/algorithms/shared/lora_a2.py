@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local, lowrank
+from jaxfed import aggregate, local, lowrank, trees
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
@@ -64,7 +64,7 @@ def lora_a2(
         trained, metrics = local.sgd(partial(task.loss, base), optimizer, theta, k, work)
         change, b = optax.tree.sub(trained, theta), in_turn(k.round)
         chosen = best(theta, change, components)
-        sent = {p: w.nbytes for p, w in theta.full.items()}
+        sent = {p: trees.nbytes(w) for p, w in theta.full.items()}
         for p, f in theta.factors.items():
             each = jnp.where(b, f.b.nbytes, f.a.nbytes) // (f.rank * f.layers)
             sent[p] = jnp.sum(chosen[p]) * (4 + each)

@@ -60,6 +60,8 @@ def task(trains: str, rank: int) -> Task:
         "factors": fine_tuned,
         "scratch": dataclasses.replace(fine_tuned, base="zero", up="random"),
     }
+    if trains == "norms":
+        return tasks.regression(models.MLP((SIDE,), SIDE, norm="running"), WORLD.examples)
     if trains not in select:
         raise ValueError(
             f"it trains {trains!r}, which the check's task does not have ({WORDS}); its own tests "
