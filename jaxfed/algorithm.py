@@ -135,6 +135,11 @@ class Algorithm(NamedTuple):
     sends_change: bool = True
     """True if clients upload a change of theta (trained minus received), or a tree with one."""
 
+    sums_states: bool = False
+    """True if the server's theta is a mean of what clients keep, as in FedALT.
+
+    Then no wrapper may change an upload, and no mean may be merged into the base."""
+
 
 # ---------------------------------------------------------------------- what the engine notes
 
@@ -179,6 +184,15 @@ def check_names(names: Iterable[str]) -> None:
 
 
 # ---------------------------------------------------------------------- for those who wrap it
+
+
+def check_may_change(algorithm: Algorithm, what: str) -> None:
+    """Raises ValueError if the server of an algorithm relies on uploads as clients keep them."""
+    if algorithm.sums_states:
+        raise ValueError(
+            f"the server's theta is a mean of what clients keep, and {what} would part the two; "
+            "wrap another algorithm, such as fedavg or pfedlora"
+        )
 
 
 def overheard(for_each_client: ForEachClient, hear: Callable[..., Reply]) -> ForEachClient:

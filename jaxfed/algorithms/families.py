@@ -7,6 +7,7 @@ from typing import Any
 from jaxfed import aggregate, combine, lowrank
 from jaxfed.algorithm import Algorithm
 from jaxfed.algorithms.general import fedopt as optimizers
+from jaxfed.algorithms.general.centralised import centralised
 from jaxfed.algorithms.general.fedavg import fedavg
 from jaxfed.algorithms.general.fedopt import fedopt
 from jaxfed.algorithms.general.fedper import fedper
@@ -73,7 +74,9 @@ def _list(task: Task, s: Setting) -> Algorithm:
 
 
 def _cola(task: Task, s: Setting) -> Algorithm:
-    return fedloru(task, s.work, **MERGES, client_optimizer=s.sgd)
+    """COLA: all data in one place; a round is a step on the union, and a link has tau of them."""
+    one = centralised(task, batch_size=s.work.batch_size, optimizer=s.sgd)
+    return combine.accumulate(one, **MERGES)
 
 
 def _fedpara(task: Task, s: Setting) -> Algorithm:
@@ -218,12 +221,12 @@ CHAINS = (
     ),
     Row(
         "cola",
-        fedloru,
+        centralised,
         "factors",
         _cola,
-        "A and B; a merge is broadcast every tau rounds",
+        "gradients; a merge is broadcast every tau rounds",
         "nothing",
-        "COLA: FedLoRU of a kept base, with one client (Xia et al., arXiv 2401.04151)",
+        "COLA, on all data in one place: Xia et al., arXiv 2401.04151",
     ),
 )
 FORMS = (

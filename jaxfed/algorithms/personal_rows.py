@@ -8,6 +8,7 @@ from jaxfed.algorithms.personal.fdlora import fdlora
 from jaxfed.algorithms.personal.fedalt import fedalt
 from jaxfed.algorithms.personal.feddat import feddat
 from jaxfed.algorithms.personal.feddpa_f import feddpa_f
+from jaxfed.algorithms.personal.feddpa_instances import feddpa_instances
 from jaxfed.algorithms.personal.feddpa_t import feddpa_t
 from jaxfed.algorithms.personal.fedms import fedms
 from jaxfed.algorithms.personal.fedsa import fedsa
@@ -101,9 +102,9 @@ PERSONAL = (
     ),
     Row(
         "feddpa-instances",
-        feddpa_t,
+        feddpa_instances,
         "factors",
-        lambda task, s: feddpa_t(task, s.work, rank=s.rank, a=0.4, instances=3, **s.own),
+        lambda task, s: feddpa_instances(task, s.work, rank=s.rank, a=0.4, instances=3, **s.own),
         "A and B",
         "factors of its own and features of some examples",
         "Yang et al., NeurIPS 2024: weights for each input",

@@ -32,6 +32,7 @@ from jaxfed.algorithms.personal.fdlora import fdlora
 from jaxfed.algorithms.personal.fedalt import fedalt
 from jaxfed.algorithms.personal.feddat import feddat
 from jaxfed.algorithms.personal.feddpa_f import feddpa_f
+from jaxfed.algorithms.personal.feddpa_instances import feddpa_instances
 from jaxfed.algorithms.personal.feddpa_t import feddpa_t
 from jaxfed.algorithms.personal.fedms import fedms
 from jaxfed.algorithms.personal.fedsa import fedsa
@@ -59,6 +60,7 @@ __all__ = [
     "fedavg",
     "feddat",
     "feddpa_f",
+    "feddpa_instances",
     "feddpa_t",
     "feddyn",
     "fedhm",

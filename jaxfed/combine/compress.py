@@ -21,7 +21,7 @@ import optax
 from jax import flatten_util
 
 from jaxfed import lowrank, trees
-from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithm import Algorithm, PyTree, check_may_change
 from jaxfed.data import values
 from jaxfed.lowrank.factors import orthonormal
 
@@ -45,6 +45,7 @@ def compressed(
     upload a tree of the form of theta; else ValueError.
     """
     values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
+    check_may_change(algorithm, "a compressed upload")
     values.function("compress", compress, "a compressor, such as compress.svd(2)")
     if feedback is not None:
         values.function("feedback", feedback, "compress.ef14, compress.ef21 or None")

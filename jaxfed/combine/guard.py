@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed import aggregate
-from jaxfed.algorithm import ACCOUNT, Algorithm, PyTree, Reply, overheard
+from jaxfed.algorithm import ACCOUNT, Algorithm, PyTree, Reply, check_may_change, overheard
 from jaxfed.data import values
 
 
@@ -25,6 +25,7 @@ def skip_nonfinite(
     """
 
     values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
+    check_may_change(algorithm, "another client's upload in the place of one that is not finite")
 
     def run_round(server, cohort, for_each_client):
         skipped = []

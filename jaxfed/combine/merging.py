@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import trees
-from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithm import Algorithm, PyTree, check_may_change
 from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 
@@ -49,6 +49,7 @@ def accumulate(
     merged factors.
     """
     values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
+    check_may_change(algorithm, "a merge into the base")
     values.function("restart", restart, "one of lowrank.restarts, such as restarts.reinit")
     listed = _rounds(every if isinstance(every, Sequence) else [every])
     cycle = None if isinstance(every, Sequence) else listed[0]

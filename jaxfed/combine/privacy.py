@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from jaxfed import aggregate, trees
-from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithm import Algorithm, PyTree, check_may_change
 from jaxfed.combine.compress import check_form
 from jaxfed.data import values
 
@@ -50,6 +50,7 @@ def private(
     The accountant is that of `dp-accounting`, from `pip install 'jaxfed[privacy]'`.
     """
     values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
+    check_may_change(algorithm, "noise on an upload")
     for name, number, most in (
         ("clip", clip, math.inf),
         ("noise", noise, math.inf),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 from jaxfed import trees
-from jaxfed.algorithm import Algorithm, PyTree
+from jaxfed.algorithm import Algorithm, PyTree, check_may_change
 from jaxfed.combine import compress
 from jaxfed.data import values
 
@@ -24,6 +24,7 @@ def flasc(algorithm: Algorithm, *, down: float, up: float) -> Algorithm:
     theta; the server keeps the dense one.
     """
     values.kind("algorithm", algorithm, Algorithm, "an Algorithm, such as fedavg(...) returns")
+    check_may_change(algorithm, "a sparse upload")
     cut_down, cut_up = (_cut(name, share) for name, share in (("down", down), ("up", up)))
 
     def run_round(server, cohort, for_each_client):

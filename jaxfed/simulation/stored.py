@@ -8,7 +8,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import stat
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -176,12 +178,27 @@ def save(path: Path, content: str | bytes, remedy: str = "choose another file") 
     """The path, once a file that the user asked for is written there, whole or not at all.
 
     As `replace`, but among files of the user's, so that until it is whole it has a name that none
-    of them has. OSError, with the remedy, if it cannot be written.
+    of them has. What a process left there that was killed is removed. OSError, with the remedy, if
+    it cannot be written.
     """
     with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         _put(path, content, path.with_name(f".{path.name}.{os.getpid()}.new"))
     return path
+
+
+LEFT = 600  # seconds without a write, after which nobody writes a file any more
+
+
+def _remove_left(path: Path) -> None:
+    """Removes files that a killed `save` of this path left; those still being written stay."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.\d+\.new")
+    for left in path.parent.iterdir():
+        if name.fullmatch(left.name):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.lstat().st_mtime > LEFT:
+                    left.unlink()
 
 
 def _put(path: Path, content: str | bytes, new: Path) -> None:

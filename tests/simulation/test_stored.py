@@ -124,3 +124,13 @@ def test_a_file_that_was_asked_for_takes_no_other_of_the_users(tmp_path):
     assert found == {"a": "mine", "a.new": "mine too", "theirs": "theirs", "b": "b"}
     with pytest.raises(OSError, match=r"could not be written: .*; choose another file"):
         stored.save(tmp_path / "a" / "b", "")
+
+
+def test_what_a_killed_save_left_is_removed_once_nobody_writes_it(tmp_path):
+    dead, alive, other = (tmp_path / n for n in (".a.csv.7.new", ".a.csv.8.new", ".b.csv.7.new"))
+    for path in (dead, alive, other):
+        path.write_text("half")
+    for path in (dead, other):
+        os.utime(path, (0, 0))
+    stored.save(tmp_path / "a.csv", "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.csv.8.new", ".b.csv.7.new", "a.csv"]

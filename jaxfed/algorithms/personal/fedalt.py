@@ -12,8 +12,8 @@ with what they sent last. With all clients in each round this is the authors' ru
 
 All adapters start alike. Routers start at zero, u = v = 1/2; they stay on the client. Weights
 trained whole are shared and averaged over the cohort, as in FedAvg. The mean is that of adapters
-which stay on clients, so it cannot be merged into W (combine.accumulate), and what a client uploads
-must be what it keeps (not combine.compressed, flasc or skip_nonfinite).
+which stay on clients, so it cannot be merged into W, and what a client uploads must be what it
+keeps: combine.accumulate, compressed, flasc, private and skip_nonfinite refuse it.
 """
 
 from typing import NamedTuple
@@ -97,5 +97,12 @@ def fedalt(
         return server.base, gates.routed(rest(server.theta, state), state.own, state.router)
 
     return Algorithm(
-        init, init_client, run_round, deploy, task, clients=clients, sends_change=False
+        init,
+        init_client,
+        run_round,
+        deploy,
+        task,
+        clients=clients,
+        sends_change=False,
+        sums_states=True,
     )

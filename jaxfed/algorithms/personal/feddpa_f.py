@@ -4,8 +4,8 @@ FedDPA-F trains in sequence:     (A, B) <- FedAvg; then (C_k, D_k) <- (A, B), tr
 FedDPA-T alternates each round:  (C_k, D_k) <- training of f_k(W + (1 - a) s A B + a s C_k D_k)
                                  (A_k, B_k) <- training of f_k(W + s A B), then averaged
 
-A client deploys W + (1 - a) s A B + a s C_k D_k with one `a` for all inputs, or with weights that
-depend on the input: see `feddpa_t`.
+A client deploys W + (1 - a) s A B + a s C_k D_k with one `a` for all inputs; `feddpa_instances`
+has a weight for each.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """FedALT against a loop that keeps every client's adapter, with the gate written out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ import optax
 import oracle
 import pytest
 
-from jaxfed import local, lowrank
+from jaxfed import combine, local, lowrank
 from jaxfed.algorithms import fedalt
+from jaxfed.combine import compress
+from jaxfed.lowrank import restarts
 
 DRAWS = [[0, 4, 7], [4, 2, 1]]
 WORK = local.Work(16, epochs=2, shuffle=False)
@@ -69,3 +73,18 @@ def test_what_a_client_deploys_has_no_weights_to_merge():
 def test_a_world_of_one_client_is_refused():
     with pytest.raises(ValueError, match="clients=1"):
         made(clients=1)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "what"),
+    [
+        (partial(combine.compressed, compress=compress.top(0.5)), "a compressed upload"),
+        (partial(combine.flasc, down=1.0, up=0.5), "a sparse upload"),
+        (combine.skip_nonfinite, "another client's upload"),
+        (partial(combine.accumulate, every=1, restart=restarts.reinit), "a merge into the base"),
+    ],
+)
+def test_wrappers_that_change_what_clients_upload_are_refused(wrap, what):
+    fed = fedalt(one_layer.task(), WORK, clients=2, client_optimizer=optax.sgd(0.1))
+    with pytest.raises(ValueError, match=f"a mean of what clients keep, and {what} .*would part"):
+        wrap(fed)

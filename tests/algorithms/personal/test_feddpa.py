@@ -9,7 +9,7 @@ import pytest
 from bilinear import Adapter, adapter, assert_adapter, bilinear, mean
 
 from jaxfed import local
-from jaxfed.algorithms import fedavg, feddpa_f, feddpa_t
+from jaxfed.algorithms import fedavg, feddpa_f, feddpa_instances, feddpa_t
 from jaxfed.lowrank import Factors
 
 COUNT = np.array([4, 6, 5])
@@ -104,7 +104,7 @@ def test_a_weight_that_is_no_share_is_refused(variant):
 
 def test_instance_wise_weights_are_a_times_the_mean_cosine_to_what_a_client_has_seen(x64):
     """The last layer of a model of one layer reads the images themselves."""
-    fed = feddpa_t(
+    fed = feddpa_instances(
         one_layer.task(),
         WORK,
         rank=1,
@@ -134,7 +134,7 @@ def test_instance_wise_weights_are_a_times_the_mean_cosine_to_what_a_client_has_
 def test_without_an_example_seen_instance_wise_weights_leave_the_shared_adapter(x64):
     options = {"rank": 1, "a": A, "client_optimizer": optax.sgd(0.1)}
     options |= {"personal_optimizer": optax.sgd(0.1), "personal_work": PERSONAL}
-    fed = feddpa_t(one_layer.task(), WORK, instances=2, **options)
+    fed = feddpa_instances(one_layer.task(), WORK, instances=2, **options)
     server = fed.init(jax.random.key(0))
     deployed = fed.deploy(server, fed.init_client(server, jax.random.key(1)))
     x, _ = one_layer.rows(3)

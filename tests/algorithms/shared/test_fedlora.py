@@ -11,7 +11,8 @@ import oracle
 import pytest
 
 from jaxfed import combine, local, lowrank
-from jaxfed.algorithms import fedavg, fedlora, fedloru
+from jaxfed.algorithms import fedavg, fedlora, fedloru, zoo
+from jaxfed.algorithms.row import Setting
 from jaxfed.lowrank import restarts, rules
 
 RATE, STEPS = 0.1, 3
@@ -167,6 +168,20 @@ def test_cola_is_fedloru_with_one_client(x64):
     for (w, begun), (after, _) in itertools.pairwise(seen):
         link = problem.trained(0, begun, RATE, STEPS, weight=w)
         np.testing.assert_allclose(after, w + link.product, rtol=1e-9)
+
+
+def test_cola_is_fedloru_of_one_client_with_all_the_data(x64):
+    """The row of the zoo: a round is a step on the union of the clients' data."""
+    work, problem = local.Work(8, steps=1, shuffle=False), bl.bilinear([1, 3, 4])
+    row = next(row for row in zoo.ROWS if row.name == "cola")
+    setting = Setting(work, rate=RATE, clients=3, cohort=3, rank=1, rounds=5)
+    alone = fedloru(
+        problem.task, work, every=2, restart=restarts.reinit, client_optimizer=optax.sgd(RATE)
+    )
+    united = oracle.World(problem.world.examples, np.array([8]))
+    expected = oracle.rounds(alone, united, [[0]] * 5)[0]
+    found = oracle.rounds(row.make(problem.task, setting), problem.world, [[0, 1, 2]] * 5)[0]
+    oracle.assert_close((found.base, found.theta), (expected.base, expected.theta), rtol=1e-9)
 
 
 # ---------------------------------------------------------------------- ranks of clients
