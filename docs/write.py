@@ -115,14 +115,15 @@ def zoo() -> str:
         lines += [
             f"**{family}**: {about}",
             "",
-            "| method | function | theta | sends | keeps | exact | source |",
+            "| method | function | theta | sends | keeps | exact | oracle | source |",
         ]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
         for row in importlib.import_module("jaxfed.algorithms.zoo").ROWS:
             if row.family == family:
                 function = f"`{row.function.__name__}`"
                 exact = "yes" if row.exact else ""
-                about = (row.sends, row.keeps, exact, row.source)
+                oracle = f"[{row.oracle.kind}](../tests/{row.oracle.file})"
+                about = (row.sends, row.keeps, exact, oracle, row.source)
                 cells = (row.name, function, row.trains, *about)
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")

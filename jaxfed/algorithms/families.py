@@ -1,17 +1,15 @@
-"""Rows of the zoo that differ in one choice alone: a rule, a compressor, a server optimizer."""
+"""Rows of the zoo over factors that differ in one choice alone: a rule, a merge, a form."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jaxfed import aggregate, combine, lowrank
+from jaxfed import combine, lowrank
 from jaxfed.algorithm import Algorithm
-from jaxfed.algorithms.general import fedopt as optimizers
 from jaxfed.algorithms.general.centralised import centralised
 from jaxfed.algorithms.general.fedavg import fedavg
-from jaxfed.algorithms.general.fedopt import fedopt
 from jaxfed.algorithms.general.fedper import fedper
-from jaxfed.algorithms.row import Row, Setting
+from jaxfed.algorithms.row import Oracle, Row, Setting
 from jaxfed.algorithms.shared.fedhm import fedhm
 from jaxfed.algorithms.shared.fedlora import fedlora
 from jaxfed.algorithms.shared.fedloru import fedloru
@@ -19,7 +17,6 @@ from jaxfed.algorithms.shared.florist import florist
 from jaxfed.algorithms.shared.lora_a2 import lora_a2
 from jaxfed.algorithms.shared.ravan import ravan
 from jaxfed.algorithms.shared.sa_fedlora import sa_fedlora
-from jaxfed.combine import compress
 from jaxfed.lowrank import forms, restarts, rules
 from jaxfed.tasks.task import Task
 
@@ -31,24 +28,14 @@ def _averaged(s: Setting) -> Callable[[Task], Algorithm]:
     return partial(fedavg, work=s.work, client_optimizer=s.sgd)
 
 
-def _opt(name: str) -> Row:
-    """FedOpt with one of its server optimizers."""
-
-    def make(task: Task, s: Setting) -> Algorithm:
-        server = getattr(optimizers, name)(s.rate / 2)
-        return fedopt(task, s.work, client_optimizer=s.sgd, server_optimizer=server)
-
-    return Row(f"fed{name}", fedopt, "any", make, "theta", "nothing", "Reddi et al., ICLR 2021")
-
-
-def _aggregated(name: str, rule: rules.Rule, sends: str, source: str) -> Row:
+def _aggregated(name: str, rule: rules.Rule, sends: str, source: str, oracle: Oracle) -> Row:
     """FedLoRA with one of the rules of aggregation."""
 
     def make(task: Task, s: Setting) -> Algorithm:
         return fedlora(task, s.work, rule=rule, client_optimizer=s.sgd, cohort_size=s.cohort)
 
     exact = rule.exact or rule.trains_b is not None  # with one side in common, means are exact
-    return Row(name, fedlora, "factors", make, sends, "nothing", source, exact)
+    return Row(name, fedlora, "factors", make, sends, "nothing", source, oracle, exact)
 
 
 def _rac(task: Task, s: Setting) -> Algorithm:
@@ -96,48 +83,37 @@ def _fedsb(task: Task, s: Setting) -> Algorithm:
     return combine.parametrised(_averaged(s), task, form=forms.square())
 
 
-def _compressed(
-    name: str, made: compress.Compressor, feedback: Callable | None, keeps: str, source: str
-) -> Row:
-    """FedAvg with compressed uploads."""
-
-    def make(task: Task, s: Setting) -> Algorithm:
-        inner = fedavg(task, s.work, client_optimizer=s.sgd)
-        return combine.compressed(inner, compress=made, feedback=feedback)
-
-    return Row(name, fedavg, "any", make, "theta down, C(its change) up", keeps, source)
-
-
-def _robust(name: str, mean: Callable, source: str) -> Row:
-    """FedAvg with another mean."""
-
-    def make(task: Task, s: Setting) -> Algorithm:
-        return fedavg(task, s.work, client_optimizer=s.sgd, mean=mean)
-
-    return Row(name, fedavg, "any", make, "theta", "nothing", source)
-
-
-def _flasc(task: Task, s: Setting) -> Algorithm:
-    adam = optimizers.adam(s.rate / 2)
-    inner = fedopt(task, s.work, client_optimizer=s.sgd, server_optimizer=adam)
-    return combine.flasc(inner, down=0.5, up=0.25)
-
-
 MERGED = "A and B; down also the change of W"
-LOST, COPY = "what was lost, e", "the server's estimate, g"
 
-OPTIMIZERS = tuple(_opt(name) for name in ("adagrad", "yogi", "adam"))
+
+FEDLORA = "algorithms/shared/test_fedlora.py"
+MEAN = Oracle("loop", FEDLORA, "test_an_exact_rule_changes_the_model_by_the_mean_of_the_products")
+ONE_SIDE = Oracle(
+    "loop", FEDLORA, "test_with_one_side_frozen_the_mean_of_products_is_the_product_of_means"
+)
+BEST = Oracle(
+    "loop", FEDLORA, "test_flexlora_and_fedmomentum_go_on_with_the_svd_of_the_mean_product"
+)
+AS_FFA = Oracle(
+    "another row", FEDLORA, "test_fedsvd_keeps_the_product_of_ffa_lora_and_makes_a_orthonormal"
+)
 AGGREGATED = (
     *(
         _aggregated(*one)
         for one in (
-            ("fedex", rules.FEDEX, MERGED, "FedEx-LoRA: Singhal et al., ACL 2025"),
-            ("flora", rules.FLORA, "A and B up, the change of W down", "Wang et al., NeurIPS 2024"),
-            ("flexlora", rules.FLEXLORA, "A and B", "Bai et al., NeurIPS 2024"),
-            ("fedmomentum", rules.FEDMOMENTUM, MERGED, "arXiv 2603.08014"),
-            ("fedsvd", rules.FEDSVD, "A and B down, B up", "arXiv 2505.12805"),
-            ("ffa", rules.FFA, "B", "FFA-LoRA: Sun et al., ICLR 2024"),
-            ("rolora", rules.ROLORA, "A and B down, B or A up", "arXiv 2409.02346"),
+            ("fedex", rules.FEDEX, MERGED, "FedEx-LoRA: Singhal et al., ACL 2025", MEAN),
+            (
+                "flora",
+                rules.FLORA,
+                "A and B up, the change of W down",
+                "Wang et al., NeurIPS 2024",
+                MEAN,
+            ),
+            ("flexlora", rules.FLEXLORA, "A and B", "Bai et al., NeurIPS 2024", BEST),
+            ("fedmomentum", rules.FEDMOMENTUM, MERGED, "arXiv 2603.08014", MEAN),
+            ("fedsvd", rules.FEDSVD, "A and B down, B up", "arXiv 2505.12805", AS_FFA),
+            ("ffa", rules.FFA, "B", "FFA-LoRA: Sun et al., ICLR 2024", ONE_SIDE),
+            ("rolora", rules.ROLORA, "A and B down, B or A up", "arXiv 2409.02346", ONE_SIDE),
         )
     ),
     Row(
@@ -148,6 +124,11 @@ AGGREGATED = (
         "B; a merge is broadcast every tau rounds",
         "nothing",
         "RAC-LoRA and Fed-RAC-LoRA, arXiv 2410.08305",
+        oracle=Oracle(
+            "closed form",
+            "algorithms/shared/test_fedlora.py",
+            "test_a_cycle_of_rac_lora_is_a_projected_gradient_step",
+        ),
         exact=True,
     ),
     Row(
@@ -160,6 +141,11 @@ AGGREGATED = (
         "A and B up, the first components of the change of W down",
         "nothing",
         "Ramesh and Dass, MLSys 2026",
+        oracle=Oracle(
+            "loop",
+            "algorithms/shared/test_florist.py",
+            "test_w_takes_the_first_singular_values_of_the_mean_product",
+        ),
     ),
     Row(
         "lora-a2",
@@ -171,6 +157,9 @@ AGGREGATED = (
         "A and B down, the best components of B or A up",
         "nothing",
         "Koo et al., ACL 2025",
+        oracle=Oracle(
+            "loop", "algorithms/shared/test_lora_a2.py", "test_three_rounds_are_the_papers_loop"
+        ),
         exact=True,
     ),
     Row(
@@ -189,6 +178,11 @@ AGGREGATED = (
         "the whole model, then r_t components of A and B",
         "nothing",
         "Yang et al., arXiv 2405.09394 (the schedule is ours)",
+        oracle=Oracle(
+            "another row",
+            "algorithms/shared/test_sa_fedlora.py",
+            "test_with_a_constant_rank_it_is_fedprox_and_then_fedlora",
+        ),
     ),
     Row(
         "raflora",
@@ -198,6 +192,11 @@ AGGREGATED = (
         "r_k components of A and B",
         "nothing",
         "arXiv 2602.13486",
+        oracle=Oracle(
+            "loop",
+            "algorithms/shared/test_fedlora.py",
+            "test_flexlora_shrinks_what_few_clients_have_and_raflora_does_not",
+        ),
     ),
 )
 CHAINS = (
@@ -209,6 +208,11 @@ CHAINS = (
         "A and B; a merge is broadcast every round",
         "nothing",
         "FRLoRA, ICLR 2025",
+        oracle=Oracle(
+            "loop",
+            "algorithms/shared/test_fedlora.py",
+            "test_frlora_merges_what_was_gained_and_returns_to_the_weights_own_factors",
+        ),
     ),
     Row(
         "fedloru-list",
@@ -218,6 +222,9 @@ CHAINS = (
         "A and B; a merge is broadcast every tau rounds",
         "nothing",
         "FedLoRU's list for LLaMA (arXiv 2409.12371, rebuttal)",
+        oracle=Oracle(
+            "another row", "combine/test_listing.py", "test_a_list_computes_what_reinit_computes"
+        ),
     ),
     Row(
         "cola",
@@ -227,6 +234,11 @@ CHAINS = (
         "gradients; a merge is broadcast every tau rounds",
         "nothing",
         "COLA, on all data in one place: Xia et al., arXiv 2401.04151",
+        oracle=Oracle(
+            "another row",
+            "algorithms/shared/test_fedlora.py",
+            "test_cola_is_fedloru_of_one_client_with_all_the_data",
+        ),
     ),
 )
 FORMS = (
@@ -238,6 +250,9 @@ FORMS = (
         "two pairs of factors, W = (A_1 B_1) o (A_2 B_2)",
         "nothing",
         "Nam et al., ICLR 2022",
+        oracle=Oracle(
+            "another row", "combine/test_forms.py", "test_fedpara_is_fedavg_over_both_pairs"
+        ),
     ),
     Row(
         "pfedpara",
@@ -247,6 +262,11 @@ FORMS = (
         "the first pair, W = (A_1 B_1) o (A_2 B_2 + 1)",
         "the second pair",
         "Nam et al., ICLR 2022",
+        oracle=Oracle(
+            "another row",
+            "combine/test_forms.py",
+            "test_clients_of_pfedpara_keep_the_second_pair_and_send_the_first",
+        ),
     ),
     Row(
         "fedsb",
@@ -256,6 +276,11 @@ FORMS = (
         "a core R of each layer, W + s A R B",
         "nothing",
         "Fed-SB, arXiv 2502.15436 (here with W's own directions)",
+        oracle=Oracle(
+            "closed form",
+            "combine/test_forms.py",
+            "test_the_mean_of_cores_is_the_mean_of_the_products",
+        ),
         exact=True,
     ),
     Row(
@@ -266,6 +291,9 @@ FORMS = (
         "a core H_i of each head, W + s sum_i s_i A_i H_i B_i",
         "nothing",
         "Raje et al., NeurIPS 2025",
+        oracle=Oracle(
+            "loop", "algorithms/shared/test_ravan.py", "test_two_rounds_are_the_papers_loop"
+        ),
         exact=True,
     ),
     Row(
@@ -276,40 +304,8 @@ FORMS = (
         "the r_k best components of W, and their product back",
         "nothing",
         "Yao et al., arXiv 2111.14655",
-    ),
-)
-COMPRESSED = tuple(
-    _compressed(*one)
-    for one in (
-        ("fedavg-topk", compress.top(0.3), None, "nothing", "the largest entries alone"),
-        ("fedavg-ef14", compress.top(0.3), compress.ef14, LOST, "Seide et al., Interspeech 2014"),
-        ("fedavg-ef21", compress.svd(1), compress.ef21, COPY, "Richtarik et al., NeurIPS 2021"),
-        ("powersgd", compress.power(1), compress.ef14, LOST, "Vogels et al., NeurIPS 2019"),
-        (
-            "fedavg-quantised",
-            compress.quantised(4),
-            None,
-            "nothing",
-            "QSGD's rounding: Alistarh et al., NeurIPS 2017",
+        oracle=Oracle(
+            "loop", "algorithms/shared/test_fedhm.py", "test_two_rounds_are_the_papers_loop"
         ),
-    )
-)
-ROBUST = tuple(
-    _robust(*one)
-    for one in (
-        ("fedavg-median", aggregate.median, "Yin et al., ICML 2018"),
-        ("fedavg-trimmed", aggregate.trimmed(0.2), "Yin et al., ICML 2018"),
-        ("krum", aggregate.krum(1), "Blanchard et al., NeurIPS 2017"),
-    )
-)
-SPARSE = (
-    Row(
-        "flasc",
-        fedopt,
-        "factors",
-        _flasc,
-        "the largest entries of A and B down, of their change up",
-        "nothing",
-        "Kuo et al., arXiv 2406.05233",
     ),
 )

@@ -46,6 +46,14 @@ class Setting(NamedTuple):
         return [max(1, self.rank // 2) if i % 2 == 0 else self.rank for i in range(self.clients)]
 
 
+class Oracle(NamedTuple):
+    """What a method is held against: a loop over clients, a closed form, or another row."""
+
+    kind: Literal["loop", "closed form", "another row"]
+    file: str  # in the folder tests
+    test: str  # its name there
+
+
 class Row(NamedTuple):
     """One method of the zoo."""
 
@@ -58,6 +66,7 @@ class Row(NamedTuple):
     sends: str  # the message and the upload of a round
     keeps: str  # a client's state between rounds
     source: str
+    oracle: Oracle  # beside the engine's loop, against which every row is held
     exact: bool = False
     """True if the model changes by the mean of the products that clients upload, and no other."""
 

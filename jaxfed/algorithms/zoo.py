@@ -1,21 +1,13 @@
 """The zoo: a table with one row for each method. Docs, configs and tests read it.
 
 A new algorithm touches three places: its file, its row and its name here, and its test. Rows that
-differ in one choice alone stand in `families`, those whose clients keep factors in `personal_rows`.
+differ in one choice alone stand in `families` and `averaged_rows`, those whose clients keep a model
+or factors in `personal_rows`.
 """
 
 from jaxfed import combine
-from jaxfed.algorithms.families import (
-    AGGREGATED,
-    CHAINS,
-    COMPRESSED,
-    FORMS,
-    MERGES,
-    OPTIMIZERS,
-    ROBUST,
-    SPARSE,
-)
-from jaxfed.algorithms.general import perfedavg as meta
+from jaxfed.algorithms.averaged_rows import COMPRESSED, OPTIMIZERS, ROBUST, SPARSE
+from jaxfed.algorithms.families import AGGREGATED, CHAINS, FORMS, MERGES
 from jaxfed.algorithms.general.apfl import apfl
 from jaxfed.algorithms.general.centralised import centralised
 from jaxfed.algorithms.general.ditto import ditto
@@ -39,8 +31,8 @@ from jaxfed.algorithms.personal.fedsa import fedsa
 from jaxfed.algorithms.personal.pf2lora import pf2lora
 from jaxfed.algorithms.personal.pfedlora import pfedlora
 from jaxfed.algorithms.personal.pfedloru import pfedloru
-from jaxfed.algorithms.personal_rows import PERSONAL
-from jaxfed.algorithms.row import Row
+from jaxfed.algorithms.personal_rows import KEEPING, PERSONAL
+from jaxfed.algorithms.row import Oracle, Row
 from jaxfed.algorithms.shared.fedhm import fedhm
 from jaxfed.algorithms.shared.fedlora import fedlora
 from jaxfed.algorithms.shared.fedloru import fedloru
@@ -96,6 +88,11 @@ ROWS = (
         "theta",
         "nothing",
         "McMahan et al., AISTATS 2017",
+        oracle=Oracle(
+            "closed form",
+            "algorithms/general/test_fedavg.py",
+            "test_one_local_full_batch_step_is_centralised_gradient_descent",
+        ),
     ),
     Row(
         "fedlora",
@@ -105,6 +102,11 @@ ROWS = (
         "A and B",
         "nothing",
         "FedAvg over LoRA's factors (HOMLoRA in arXiv 2503.03920)",
+        oracle=Oracle(
+            "another row",
+            "algorithms/shared/test_fedlora.py",
+            "test_without_a_rule_it_is_fedavg_over_the_factors",
+        ),
     ),
     Row(
         "fedprox",
@@ -114,6 +116,11 @@ ROWS = (
         "theta",
         "nothing",
         "Li et al., MLSys 2020",
+        oracle=Oracle(
+            "closed form",
+            "algorithms/general/test_fedprox.py",
+            "test_a_client_ends_at_the_proximal_point",
+        ),
     ),
     Row(
         "scaffold",
@@ -123,6 +130,11 @@ ROWS = (
         "theta and a control variate",
         "a control variate",
         "Karimireddy et al., ICML 2020",
+        oracle=Oracle(
+            "loop",
+            "algorithms/general/test_scaffold.py",
+            "test_rounds_with_partial_participation_are_those_of_the_paper",
+        ),
     ),
     Row(
         "feddyn",
@@ -134,6 +146,11 @@ ROWS = (
         "theta",
         "its gradient, h_k",
         "Acar et al., ICLR 2021",
+        oracle=Oracle(
+            "loop",
+            "algorithms/general/test_feddyn.py",
+            "test_rounds_with_partial_participation_are_those_of_the_paper",
+        ),
     ),
     Row(
         "fedlin",
@@ -143,6 +160,9 @@ ROWS = (
         "theta, and gradients both ways",
         "nothing",
         "Mitra et al., NeurIPS 2021",
+        oracle=Oracle(
+            "loop", "algorithms/general/test_fedlin.py", "test_a_round_is_that_of_the_paper"
+        ),
     ),
     *OPTIMIZERS,
     Row(
@@ -153,76 +173,13 @@ ROWS = (
         "gradients",
         "nothing",
         "the reference: all data in one place",
-    ),
-    Row(
-        "ditto",
-        ditto,
-        "any",
-        lambda task, s: ditto(task, s.work, lam=0.5, **s.own),
-        "theta",
-        "a theta of its own",
-        "Li et al., ICML 2021",
-    ),
-    Row(
-        "fedper",
-        fedper,
-        "any",
-        lambda task, s: fedper(task, s.work, personal="head/bias", client_optimizer=s.sgd),
-        "the shared part of theta",
-        "the personal part of theta",
-        "Arivazhagan et al., arXiv 1912.00818",
-    ),
-    Row(
-        "fedbn",
-        fedper,
-        "norms",
-        lambda task, s: fedper(task, s.work, personal="norm", client_optimizer=s.sgd),
-        "all but the batch norms",
-        "its batch norms, with their running statistics",
-        "Li et al., ICLR 2021: FedPer of the norms",
-    ),
-    Row(
-        "fedrep",
-        fedrep,
-        "any",
-        lambda task, s: fedrep(task, s.work, personal="head/bias", **s.own),
-        "the shared part of theta",
-        "the personal part of theta",
-        "Collins et al., ICML 2021",
-    ),
-    Row(
-        "apfl",
-        apfl,
-        "any",
-        lambda task, s: apfl(
-            task,
-            s.work,
-            share=0.5,
-            share_rate=s.rate,
-            client_optimizer=s.sgd,
-            personal_optimizer=s.sgd,
+        oracle=Oracle(
+            "loop",
+            "algorithms/general/test_centralised.py",
+            "test_rounds_with_all_clients_are_steps_of_the_optimizer_on_the_union",
         ),
-        "theta",
-        "a theta of its own and its share",
-        "Deng et al., arXiv 2003.13461",
     ),
-    Row(
-        "perfedavg",
-        perfedavg,
-        "any",
-        lambda task, s: perfedavg(
-            task,
-            s.work,
-            inner_rate=0.1,
-            gradient=meta.exact,
-            minibatches=meta.same,
-            client_optimizer=s.sgd,
-            personal_work=s.own_work,
-        ),
-        "theta",
-        "the change made by its own step",
-        "Fallah et al., NeurIPS 2020",
-    ),
+    *KEEPING,
     Row(
         "fedloru",
         fedloru,
@@ -231,6 +188,11 @@ ROWS = (
         "A and B; a merge is broadcast every tau rounds",
         "nothing",
         "Park and Klabjan, arXiv 2409.12371",
+        oracle=Oracle(
+            "loop",
+            "combine/test_combine.py",
+            "test_the_base_is_what_it_was_and_the_sum_of_the_merged_products",
+        ),
     ),
     *AGGREGATED,
     *CHAINS,
@@ -245,6 +207,11 @@ ROWS = (
         "A and B down, factors of factors up",
         "nothing",
         "Park and Klabjan, arXiv 2409.12371",
+        oracle=Oracle(
+            "closed form",
+            "algorithms/shared/test_mfedloru.py",
+            "test_the_server_recovers_the_mean_of_the_clients_a_and_of_their_b",
+        ),
     ),
     Row(
         "hetlora",
@@ -263,6 +230,9 @@ ROWS = (
         "r_k components of A and B",
         "its rank",
         "Cho et al., EMNLP 2024",
+        oracle=Oracle(
+            "loop", "algorithms/shared/test_hetlora.py", "test_rounds_are_those_of_the_paper"
+        ),
     ),
     *PERSONAL,
     Row(
@@ -275,6 +245,11 @@ ROWS = (
         "A and B and a control variate of each",
         "a control variate",
         "FedLoRU around SCAFFOLD (arXiv 2409.12371, rebuttal)",
+        oracle=Oracle(
+            "loop",
+            "algorithms/general/test_scaffold.py",
+            "test_rounds_with_partial_participation_are_those_of_the_paper",
+        ),
     ),
     *COMPRESSED,
     *ROBUST,

@@ -122,8 +122,8 @@ Measures in a minute what holds for an algorithm; ends with status 1 if the cont
 A FUNCTION with the arguments learning_rate, clients, cohort or rounds is given them by name.
 """
 
-ZOO = """jaxfed zoo         every method: family, theta, what is sent and kept, exact, source
-jaxfed zoo NAME    one of them, with the docstring of its file
+ZOO = """jaxfed zoo         every method: family, theta, what is sent and kept, exact, oracle
+jaxfed zoo NAME    one of them, with its oracle's test and the docstring of its file
 """
 
 COMPLETION = """jaxfed completion bash | zsh | fish   a script that completes commands and options

@@ -10,7 +10,7 @@ from jaxfed.analysis import look
 from jaxfed.cli.check import NAMES
 from jaxfed.cli.watching import Watch
 
-HEAD = ["method", "family", "theta", "sent", "kept", "exact", "source"]
+HEAD = ["method", "family", "theta", "sent", "kept", "exact", "oracle", "source"]
 
 
 def command(arguments: list[str], watch: Watch) -> None:
@@ -37,6 +37,7 @@ def one(name: str) -> str:
     arguments = ", ".join(inspect.signature(function).parameters)
     parts = [
         "\n".join(f"{head:8}{cell}" for head, cell in cells),
+        f"tests/{row.oracle.file}::{row.oracle.test}",
         paper,
         f"{function.__module__}.{function.__name__}({arguments})",
         textwrap.indent(inspect.getdoc(function) or "", "    "),
@@ -46,4 +47,5 @@ def one(name: str) -> str:
 
 def _cells(row: Row) -> list[str]:
     exact = "yes" if row.exact else ""
-    return [row.name, row.family, row.trains, row.sends, row.keeps, exact, row.source]
+    about = [row.sends, row.keeps, exact, row.oracle.kind, row.source]
+    return [row.name, row.family, row.trains, *about]
