@@ -122,7 +122,7 @@ CASES = [
         "ResNet norm",
         lambda: of_images((8, 8, 3), models.resnet10(10, norm="layer")),
         ValueError,
-        "norm='layer'; use one of ('group', 'batch')",
+        "norm='layer'; use one of ('group', 'batch', 'running')",
     ),
     (
         "ResNet groups",

@@ -89,13 +89,12 @@ def pf2lora(
         mean: of the uploads; uniform by default, as in the paper.
     """
     lower = hypergrad.lower_level(inner_rate, gradient, personal_optimizer)
-    task = without_running(task, "the hypergradient is that of weights, which statistics are not")
     check_number("rank", rank, 1)
     check_number("scale", scale, 0.0, above=True)
     upper_optimizer = local.accepting(upper_optimizer, "upper_optimizer")
 
     def init(key):
-        base, theta = task.init(key)
+        base, theta = without_running(task, "a hypergradient is that of weights").init(key)
         if not theta.factors:
             raise ValueError("nothing is common: no factors are trained; select some with a rank")
         common, own = ({}, theta.full) if personal_head else (theta.full, {})

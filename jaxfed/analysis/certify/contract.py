@@ -162,7 +162,11 @@ def stands_still(s: Subject) -> Line:
     if not s.takes_rate:
         how = "give the function an argument `learning_rate`, and it is called with 0.0"
         return Line(name, None, "not measured", how)
-    server = loop.rounds(s.algorithm(SETTING._replace(rate=0.0)), WORLD, [[1]])[0]
+    try:
+        still = s.algorithm(SETTING._replace(rate=0.0))
+    except ValueError as error:  # such as SCAFFOLD's, which divides by it
+        return Line(name, None, "not measured", f"it refuses a rate of zero: {error}")
+    server = loop.rounds(still, WORLD, [[1]])[0]
     if not is_finite(server):
         return Line(name, None, "not finite", "the algorithm divides by its learning rate")
     far = gap(model(*_parts(server)), model(*_parts(begin)))

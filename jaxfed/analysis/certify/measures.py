@@ -257,8 +257,10 @@ def _point(server: Any) -> Any:
     found = model(server.base, server.theta)
     if not isinstance(found, Mapping):
         return None
-    kernel, bias = (np.asarray(found["head"][n], np.float64) for n in ("kernel", "bias"))
-    return np.concatenate([kernel, bias[None]])
+    kernel, bias = (found["head"][name] for name in ("kernel", "bias"))
+    if kernel is None or bias is None:  # clients keep it
+        return None
+    return np.concatenate([np.asarray(x, np.float64) for x in (kernel, bias[None])])
 
 
 MEASURES: Sequence[Callable[[Subject], Line]] = (products, gauge, merges, fixed_point)

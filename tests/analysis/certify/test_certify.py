@@ -124,6 +124,13 @@ def test_the_fixed_point_is_told_from_both_optima(name, where, meaning):
     assert found.meaning == meaning
 
 
+@pytest.mark.full
+def test_what_cannot_be_measured_breaks_no_contract():
+    """SCAFFOLD divides by its rate, and clients of FedPer keep the bias."""
+    assert contract.stands_still(of_row("scaffold")).measured == "not measured"
+    assert measures.fixed_point(of_row("fedper")).measured == "not measured"
+
+
 def test_the_optima_of_the_world_have_no_gradient():
     count, n = world.COUNT, len(world.COUNT)
     x = np.concatenate([world.WORLD.examples["x"], np.ones((count.sum(), 1))], axis=1)
