@@ -235,9 +235,10 @@ def bytes_sent(s: Subject) -> Line:
     short, most = [], (0, 0)
     for t, each in enumerate(s.looped.rounds):
         sent, received = (np.asarray(x) for x in (each.sent, each.received))
+        messages = [e.message for e in each.exchanges]
         for place, client in enumerate(map(int, DRAWS[t])):
             mine = [jax.tree.map(lambda x, i=place: x[i], e.upload) for e in each.exchanges]
-            needed = information.least(mine, previous.get(client))
+            needed = information.least(mine, previous.get(client), messages)
             previous[client] = mine
             if sent[place] < 0.99 * needed:
                 short.append((needed / max(float(sent[place]), 1.0), needed, int(sent[place])))

@@ -1,25 +1,37 @@
 """The least bytes that an upload can be sent in, by the codes that the zoo's methods use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
+from jaxfed import trees
 from jaxfed.algorithm import PyTree
 
 GRID = 2**16  # levels, above which numbers are no multiples of a step
 
 
-def least(uploads: Sequence[PyTree], previous: Sequence[PyTree] | None) -> int:
+def least(
+    uploads: Sequence[PyTree],
+    previous: Sequence[PyTree] | None,
+    messages: Sequence[PyTree] | None = None,
+) -> int:
     """Bytes that a client needs for its uploads of a round, given those of its round before.
 
-    A receiver that kept the last upload needs the change alone (EF21), if that is less.
+    A receiver that kept the last upload needs the change alone (EF21), if that is less. One that
+    knows the messages may need their sums with the uploads, where these are alike: of a client that
+    has some of the components alone, its upload takes off the others.
     """
-    whole = _bytes(uploads)
-    if previous is None:
-        return whole
-    change = jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), list(uploads), list(previous))
-    return min(whole, _bytes(change))
+    codes = [_bytes(uploads)]
+    if previous is not None:
+        codes.append(_bytes(_combined(np.subtract, uploads, previous)))
+    if messages is not None and trees.shapes(list(messages)) == trees.shapes(list(uploads)):
+        codes.append(_bytes(_combined(np.add, messages, uploads)))
+    return min(codes)
+
+
+def _combined(operator: Callable, x: Sequence[PyTree], y: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda a, b: operator(np.asarray(a), np.asarray(b)), list(x), list(y))
 
 
 def _bytes(tree: PyTree) -> int:

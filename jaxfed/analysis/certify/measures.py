@@ -189,7 +189,7 @@ def merges(s: Subject) -> Line:
         base, message = now.exchanges[0][:2]
         base = getattr(base, "base", base)
         whole = theta_of(message)
-        if whole is None or not isinstance(base, Mapping):
+        if whole is None or not isinstance(base, Mapping) or set(whole.factors) - set(base):
             continue
         folded = [base[p] - before.after.base[p] for p in whole.factors]
         if not (size := _size(list(map(np.asarray, folded)))):
@@ -212,21 +212,28 @@ LAST = 40  # rounds, over which a fixed point must stand
 def fixed_point(s: Subject) -> Line:
     """How far from the optimum the server's model ends on quadratics that disagree.
 
-    Some algorithms weight clients by their examples, others count each once; both have an optimum.
+    Of clients that keep nothing it is the model that they deploy, which may have another form. Some
+    algorithms weight clients by their examples, others count each once; both have an optimum.
     """
     name, rounds = "fixed point's bias", QUADRATICS.rounds
     if s.trains == "norms":
         return Line(name, None, "not measured", "with batch norms the loss is no quadratic")
-    on = loop.on_engine(s.algorithm(QUADRATICS), WORLD)
+    fed = s.algorithm(QUADRATICS)
+    on = loop.on_engine(fed, WORLD)
     everyone = _everyone()
     server, states = jax.tree.map(jnp.copy, (on.server, on.states))
-    if _point(server) is None:
+
+    def point(server):
+        kept = jax.tree.leaves(states)
+        return _point(*((server.base, server.theta) if kept else fed.deploy(server, states)))
+
+    if point(server) is None:
         return Line(name, None, "not measured", "the server has no whole model")
-    points = [_point(server)]
+    points = [point(server)]
     for first in range(0, rounds, LAST):
         now = loop.plan(WORLD, everyone, first=first)
         server, states, _ = on.step(server, states, on.examples, now)
-        points.append(_point(server))
+        points.append(point(server))
     far = {words: [_size([w - target]) for w in points] for words, target in TARGETS.items()}
     words = min(far, key=lambda each: far[each][-1])
     begin, before, end = far[words][0], far[words][-2], far[words][-1]
@@ -252,9 +259,9 @@ def _everyone() -> np.ndarray:
     return np.tile(np.arange(CLIENTS), (LAST, 1))
 
 
-def _point(server: Any) -> Any:
-    """The server's model [inputs + 1, outputs]; None if it has no whole model."""
-    found = model(server.base, server.theta)
+def _point(base: Any, theta: Any) -> Any:
+    """The model [inputs + 1, outputs]; None if it is no whole one."""
+    found = model(base, theta)
     if not isinstance(found, Mapping):
         return None
     kernel, bias = (found["head"][name] for name in ("kernel", "bias"))
