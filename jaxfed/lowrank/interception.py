@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,17 +19,18 @@ from jaxfed.lowrank.gates import Gated
 Act: TypeAlias = Callable[[nn.Module, str, str, Any, jax.Array], Any]
 
 
-def at_layers(act: Act) -> Callable:
+def at_layers(act: Act, without: Collection[str] = ()) -> Callable:
     """An interceptor that returns act(module, method, path, y, x) for y = method(x) of each layer.
 
-    `path` is that of the layer's weight. A method that calls itself, as by super(), is one call of
-    the layer, the innermost: what a subclass makes of its output, it makes of the low-rank term.
+    `path` is that of the layer's weight. Layers at the paths `without` have none: they are not
+    called, and y is None. A method that calls itself, as by super(), is one call of the layer, the
+    innermost: what a subclass makes of its output, it makes of the low-rank term.
     """
     acted: list[str] = []
 
     def interceptor(next_fun, args, kwargs, context):
-        before, y = len(acted), next_fun(*args, **kwargs)
-        path = weight_path(context.module, context.method_name)
+        before, path = len(acted), weight_path(context.module, context.method_name)
+        y = None if path in without else next_fun(*args, **kwargs)
         if path is None or path in acted[before:]:
             return y
         acted.append(path)
@@ -93,9 +94,12 @@ def apply(
 ) -> Any:
     """model(*args) with the trained weights in place and the low-rank terms added.
 
-    With `dropout` above zero and a key, x a is dropped out before b (the authors' code drops 0.1).
+    A weight with factors may be missing from `base`: its layer then has the low-rank term and its
+    bias alone. With `dropout` above zero and a key, x a is dropped out before b (the authors' code
+    drops 0.1).
     """
     stacked = {p: f for p, f in theta.factors.items() if f.stack}
+    without = set(theta.factors) - {*base, *theta.full}
     held = variables({**base, **theta.full, **_beside_weights(stacked)})
 
     def add(module, method, path, y, x):
@@ -109,9 +113,13 @@ def apply(
         if isinstance(f, Gated):
             weights = _weights(module, method, f, x)
             f, drop = f.factors, partial(_weigh, drop, weights)
-        return y + _RULES[method](module, f, x, drop).astype(y.dtype)
+        term = _RULES[method](module, f, x, drop)
+        if y is not None:
+            return y + term.astype(y.dtype)
+        bias = module.variables.get("params", {}).get("bias")
+        return term if bias is None else term + bias
 
-    with nn.intercept_methods(at_layers(add)):
+    with nn.intercept_methods(at_layers(add, without)):
         return model.apply(held, *args, **kwargs)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxfed import aggregate, local, lowrank
@@ -44,12 +43,13 @@ def fedhm(
 ) -> Algorithm:
     """FedHM over the weights with factors; the others that are trained are averaged.
 
-    The server's whole W is what is deployed. Clients keep nothing. FedHM saves bytes, not work: the
-    model multiplies by its weights, which are zero here, beside the factors.
+    The server's whole W is what is deployed. Clients keep nothing, and multiply by the factors
+    alone.
 
     Args:
-        task: the model and its loss; the task's factors tell paths and r. W begins at their
-            product plus the weight that they stand beside.
+        task: the model and its loss, which takes a base without the weights that have factors, as
+            jaxfed's own tasks do; the task's factors tell paths and r. W begins at their product
+            plus the weight that they stand beside.
         work: local work of a client in each round.
         client_optimizer: of the local steps; restarted in each round.
         ranks: r_k of each client of the population; None trains all r components.
@@ -82,13 +82,8 @@ def fedhm(
     def client(base, theta, k):
         start, rank = at_rank(theta, ranks, k.id)
 
-        def nothing(f):
-            return forms.restored(jnp.zeros((*f.a.shape[:-1], *f.b.shape[1:]), f.a.dtype))
-
-        zeros = each(nothing, theta)
-
         def loss(theta, batch, key):
-            value = inner.loss({**base, **zeros}, theta, batch, key)
+            value = inner.loss(base, theta, batch, key)
             if not decay:
                 return value
             squares = sum(lowrank.inner(f, f) for f in theta.factors.values())

@@ -71,3 +71,20 @@ def test_a_convolution_is_a_matrix_of_width_and_channels():
     ((path, f),) = server.theta.factors.items()
     high, wide, inside, out = plain[path].shape
     assert (f.a.shape, f.b.shape) == ((wide, inside, 2), (2, high, out))
+
+
+def test_clients_do_not_multiply_by_a_weight_beside_the_factors():
+    """A layer without a weight has the low-rank term alone, with its bias."""
+    model, rng = models.MLP((8,), 3), np.random.default_rng(0)
+    image = rng.normal(size=(4, 6)).astype(np.float32)
+    examples = {"image": image, "label": np.arange(4) % 3}
+    select = lowrank.Select(factors="kernel", full="bias", rank=2, base="zero", up="random")
+    task = tasks.classification(model, examples, select=select)
+    base, theta = task.init(jax.random.key(0))
+    theta = theta._replace(full={p: w + 0.5 for p, w in theta.full.items()})
+    batch = {"image": image, "mask": np.ones(4)}
+    np.testing.assert_allclose(
+        task.predict({}, theta, batch), task.predict(base, theta, batch), rtol=1e-6
+    )
+    found = jax.make_jaxpr(task.predict)({}, theta, batch)
+    assert str(found).count("dot_general") == 4  # x a and (x a) b of both layers
