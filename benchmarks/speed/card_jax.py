@@ -11,7 +11,6 @@ import workloads
 from jaxfed.simulation import engine, flops, tuning
 
 NARROW = {"dtype": jnp.bfloat16, "compute": jnp.bfloat16}
-DECODER = {"remat": True}
 LARGEST = {"W6": 20, "W8": 4}  # clients at once that surely fit
 _compiling: list[float] = []
 
@@ -80,8 +79,8 @@ def cases(
         if kind == "bfloat16" and not workloads.WORKLOADS[name].vocabulary:
             continue  # only text models keep narrow weights
         options = NARROW if kind == "bfloat16" else {}
-        if name in workloads.DECODERS:  # which have no type of activations of their own
-            options = {**DECODER, **({"dtype": jnp.bfloat16} if options else {})}
+        if name in workloads.DECODERS:
+            options = {**options, "remat": True}
         for chunk in at_once:
 
             def make(chunk: int = chunk, options: dict = options) -> Callable[[], float]:

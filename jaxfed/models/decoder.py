@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxfed.models import fields
-from jaxfed.models.layers import ACTIVATIONS, stored_as
+from jaxfed.models.layers import ACTIVATIONS, multiplied, narrowed, stored_as
 
 
 class Cache(NamedTuple):
@@ -55,6 +55,7 @@ class Layer(nn.Module):
     epsilon: float
     activation: str
     dtype: DTypeLike | None
+    compute: DTypeLike | None
 
     @nn.compact
     def __call__(
@@ -75,7 +76,11 @@ class Layer(nn.Module):
 
         def dense(name: str, width: int, x: jax.Array) -> jax.Array:
             biased = self.bias == "all" or (self.bias == "qkv" and name in QKV)
-            return nn.Dense(width, use_bias=biased, name=name, **stored_as(self.dtype))(x)
+            options = multiplied(self.dtype, self.compute)
+            return narrow(nn.Dense(width, use_bias=biased, name=name, **options)(x))
+
+        def narrow(x: jax.Array) -> jax.Array:
+            return narrowed(self.compute, x)
 
         def heads(name: str, count: int) -> jax.Array:
             z = dense(name, count * h, y).reshape(*y.shape[:2], count, h)  # [B, Q, count, h]
@@ -84,17 +89,17 @@ class Layer(nn.Module):
             return z if plain or name == "value" else rotated(z, angle)
 
         angle = places[..., None, None] * speeds(h, self.rotary_base, self.rotary_scaling)
-        y = norm(self, "norm_0", x)
+        y = narrow(norm(self, "norm_0", x))
         groups = self.groups or self.heads
         q, k, v = heads("query", self.heads), heads("key", groups), heads("value", groups)
-        q, k, v = (z.astype(self.dtype or z.dtype) for z in (q, k, v))
+        q, k, v = (z.astype(self.compute or self.dtype or z.dtype) for z in (q, k, v))
         new = () if past is None else (k, v)
         if past is not None:
             update = jax.lax.dynamic_update_slice_in_dim
             k, v = (update(old, z, at, axis=1) for old, z in zip(past, new, strict=True))
         attended = jax.nn.dot_product_attention(q, k, v, mask=allowed)  # [B, Q, heads, h]
         x = x + dense("out", self.width, attended.reshape(*x.shape[:2], -1))
-        y, act = norm(self, "norm_1", x), ACTIVATIONS[self.activation]
+        y, act = narrow(norm(self, "norm_1", x)), ACTIVATIONS[self.activation]
         up = dense("up", self.feedforward, y)
         hidden = act(up) if plain else act(dense("gate", self.feedforward, y)) * up
         return x + dense("down", self.width, hidden), new
@@ -160,8 +165,10 @@ class Decoder(nn.Module):
     tokens' table the head. `positions` is the longest text, also for rotary positions.
 
     `dtype=jnp.bfloat16` is for frozen weights: the type of the token table, of dense weights and of
-    their products and attention's; sums and all other weights are float32. `remat=True` keeps only
-    each layer's input for the gradient and computes the rest again. Raises ValueError for a text
+    their products and attention's; sums and all other weights are float32.
+    `compute=jnp.bfloat16` also keeps activations inside of layers in that type; norms, softmax,
+    the sums of layers and all that is trained stay float32. `remat=True` keeps only each layer's
+    input for the gradient and computes the rest again. Raises ValueError for a text
     longer than the positions, and for heads that do not divide.
     """
 
@@ -183,6 +190,7 @@ class Decoder(nn.Module):
     epsilon: float = 1e-5
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "silu"
     dtype: DTypeLike | None = None
+    compute: DTypeLike | None = None
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -244,7 +252,7 @@ class Decoder(nn.Module):
     def cache(self, batch: int, size: int) -> Cache:
         """An empty cache of `size` slots for so many rows."""
         shape = (self.depth, batch, size, self.groups or self.heads, self.each_head)
-        dtype = self.dtype or jnp.float32
+        dtype = self.compute or self.dtype or jnp.float32
         none = jnp.zeros((batch, size), jnp.int32)
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none, none)
 

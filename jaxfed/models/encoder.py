@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from jaxfed.models import fields
-from jaxfed.models.layers import ACTIVATIONS, stored_as
+from jaxfed.models.layers import ACTIVATIONS, multiplied, narrowed
 
 HIDDEN_HEAD = {"pooler": "pooler", "dense": "head_dense"}
 KEPT = "kept"  # the name of what the gradient keeps of a layer, beside its input
@@ -62,12 +62,10 @@ class Layer(nn.Module):
             return narrow(nn.LayerNorm(self.epsilon, use_fast_variance=False, name=name)(total))
 
         def dense(width: int, name: str) -> nn.Dense:
-            if self.compute is None or self.dtype is None:
-                return nn.Dense(width, name=name, **stored_as(self.dtype))
-            return nn.Dense(width, name=name, dtype=self.compute, param_dtype=self.dtype)
+            return nn.Dense(width, name=name, **multiplied(self.dtype, self.compute))
 
         def narrow(x: jax.Array) -> jax.Array:
-            return _narrowed(self.compute, x)
+            return narrowed(self.compute, x)
 
         def kept(x: jax.Array) -> jax.Array:
             return checkpoint_name(narrow(x), KEPT) if self.sparing else x
@@ -107,11 +105,6 @@ class Layer(nn.Module):
         hidden = ACTIVATIONS[self.activation](kept(dense(self.feedforward, "up")(x)))
         hidden = adapted("adapter_1", dense(self.width, "down")(hidden))
         return norm("norm_1", x, drop(kept(hidden)))
-
-
-def _narrowed(compute: DTypeLike | None, x: jax.Array) -> jax.Array:
-    """x in the type of activations."""
-    return x if compute is None else x.astype(compute)
 
 
 class Encoder(nn.Module):
@@ -159,8 +152,6 @@ class Encoder(nn.Module):
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError for sizes that no model can have."""
         fields.check(self)
-        if self.compute is not None and not jnp.issubdtype(self.compute, jnp.floating):
-            raise ValueError(f"compute={self.compute}; use a type of floats, such as jnp.bfloat16")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -249,7 +240,7 @@ class Encoder(nn.Module):
         x = self.token(tokens) + self.position(self._places(tokens))  # [B, L, d]
         if self.types:
             x += self.type(jnp.zeros_like(tokens) if types is None else types)
-        return _narrowed(self.compute, self.drop(self.norm(x), deterministic=not train))
+        return narrowed(self.compute, self.drop(self.norm(x), deterministic=not train))
 
     def _places(self, tokens: jax.Array) -> jax.Array:
         """Each token's row in the table of positions; RoBERTa's padding has row `pad`."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args, get_origin
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxfed.data import values
 
@@ -15,7 +16,8 @@ def check(model: nn.Module) -> None:
     """Raises TypeError or ValueError for a field that is no size, no share or no choice.
 
     What a field may be follows from its annotation: int, Sequence[int], a Literal, or a float
-    (`dropout`, from 0 to below 1). Sizes are at least 1, unless the table above has them.
+    (`dropout`, from 0 to below 1); `compute` is a type of floats. Sizes are at least 1, unless the
+    table above has them.
     """
     for name, kind in inspect.get_annotations(type(model)).items():
         value = getattr(model, name)
@@ -28,3 +30,5 @@ def check(model: nn.Module) -> None:
             values.wholes(name, value, least)
         elif name == "dropout" and not 0 <= values.number(name, value) < 1:
             raise ValueError(f"{name}={value}; use a number from 0 to below 1")
+        elif name == "compute" and value is not None and not jnp.issubdtype(value, jnp.floating):
+            raise ValueError(f"compute={value}; use a type of floats, such as jnp.bfloat16")

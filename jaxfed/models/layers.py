@@ -48,3 +48,18 @@ def running_norm(
         return norm(x, mask=None if mask is None else mask.reshape(-1, *[1] * (x.ndim - 1)))
 
     return normed
+
+
+def multiplied(dtype: DTypeLike | None, compute: DTypeLike | None) -> dict:
+    """Options of a dense layer inside a model whose activations are kept in `compute`.
+
+    Its outputs are in that type if its weights are stored in a narrow one.
+    """
+    if dtype is None or compute is None:
+        return stored_as(dtype)
+    return {"dtype": compute, "param_dtype": dtype}
+
+
+def narrowed(compute: DTypeLike | None, x: jax.Array) -> jax.Array:
+    """x in the type of activations."""
+    return x if compute is None else x.astype(compute)

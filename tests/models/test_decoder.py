@@ -133,7 +133,30 @@ def test_a_narrow_base_is_stored_narrow_and_summed_wide():
         assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
 
 
+def test_narrow_activations_round_no_sum_and_no_gradient():
+    for model in VARIANTS.values():
+        base, theta = adapted(model)
+        narrow = model.clone(compute=jnp.bfloat16)
+
+        def loss(theta, base, model):
+            return jnp.mean(jnp.sin(lowrank.apply(model, base, theta, TEXTS)))
+
+        (value, found), (exact, expected) = (
+            quickly(jax.value_and_grad(loss), static_argnums=2)(theta, base, m)
+            for m in (narrow, model)
+        )
+        assert value.dtype == jnp.float32
+        assert 0 < abs(value - exact) < 2e-3
+        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            assert a.dtype == jnp.float32
+            assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b) + 1e-4
+        text = str(jax.make_jaxpr(partial(lowrank.apply, narrow))(base, theta, TEXTS))
+        assert "bf16[2,6,8]" in text  # activations [B, L, d]
+        assert not re.search(r"bf16\S* = (reduce_sum|exp|rsqrt)", text)
+
+
 WRONG = {
+    "activations": ({"compute": jnp.int8}, "compute=.*such as jnp.bfloat16"),
     "heads": ({"heads": 3}, "3 heads do not divide a width of 8"),
     "groups": ({"groups": 3}, "3 groups do not divide 4 heads"),
     "an odd head": ({"head_width": 3}, "heads of width 3 cannot be turned in pairs"),
