@@ -12,7 +12,7 @@ it stopped; `--full` is the paper's ResNet-18 on CIFAR-100, for a GPU.
 
 import itertools
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import intervals
@@ -37,9 +37,10 @@ QUICK = {
     "batch": 10,
     "rank": 32,
     "scale": 2.0,
+    "scales": [4.0, 8.0],  # of FedLoRA, beside `scale`
     "clip": 1.0,
     "least": 0.005,
-    "rates": [0.03, 0.1, 0.3, 1.0, 3.0],
+    "rates": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
     "seeds": [1, 2, 3],
     "marks": 5,
 }
@@ -56,10 +57,12 @@ FULL = {
     "batch": 32,
     "rank": 128,
     "scale": 0.5,
+    "scales": [1.0, 2.0],
     "clip": 0.1,
     "rates": [0.025, 0.05, 0.1, 0.2, 0.4],
     "marks": 20,
 }
+BEST = "fedlora, scale tuned"
 PUBLISHED = {  # C = 0.1, three runs (the authors' rebuttal)
     100: {"fedavg": 0.5382, "fedlora": 0.5506, "fedloru": 0.5837},
     200: {"fedavg": 0.3885, "fedlora": 0.5227, "fedloru": 0.5393},
@@ -76,7 +79,21 @@ def cells(settings: Mapping[str, Any]) -> dict[str, sweep.Cell]:
         every = rounds // settings["parts"] if method == "fedloru" else 0
         cell = sweep.Cell(method, clients, cohort, rounds, every, settings["restart"])
         found[f"{c}/{clients}/{method}"] = cell
+        if method == "fedlora":
+            for scale in settings["scales"]:
+                found[f"{c}/{clients}/{scaled(scale)}"] = cell._replace(scale=scale)
     return found
+
+
+def scaled(scale: float) -> str:
+    """The arm of FedLoRA with another scale."""
+    return f"fedlora, scale {scale:g}"
+
+
+def name(arm: str) -> str:
+    """FedAvg, FedLoRA, FedLoRU, or FedLoRA with its scale."""
+    method, *scale = arm.split(", ")
+    return ", ".join([sweep.NAMES[method], *scale])
 
 
 # ---------------------------------------------------------------------- the page
@@ -89,13 +106,38 @@ class Found:
         self.settings = content["settings"]
         self.seeds, self.clients = self.settings["seeds"], self.settings["clients"]
         self.participation = list(self.settings["participation"])
-        self.runs = {
-            name: [content["runs"][f"{name}/seed/{s}"] for s in self.seeds]
-            for name in cells(self.settings)
-        }
+        self.scales = ["fedlora", *map(scaled, self.settings["scales"])]
+        self.all = content["runs"]
 
-    def runs_of(self, c: str, clients: int, method: str) -> list[dict]:
-        return self.runs[f"{c}/{clients}/{method}"]
+    def arms(self, c: str, clients: int) -> list[str]:
+        """The methods, FedLoRA with every scale whose runs are there."""
+        arms = ["fedavg", *self.scales, "fedloru"]
+        last = f"seed/{self.seeds[-1]}"
+        return [arm for arm in arms if f"{c}/{clients}/{arm}/{last}" in self.all]
+
+    def with_scales(self, c: str) -> list[int]:
+        """The numbers of clients at which FedLoRA was run with more than one scale."""
+        return [k for k in self.clients if len(set(self.scales) & set(self.arms(c, k))) > 1]
+
+    @property
+    def missing(self) -> list[str]:
+        """The cells whose runs were not made."""
+        last = f"seed/{self.seeds[-1]}"
+        return [cell for cell in cells(self.settings) if f"{cell}/{last}" not in self.all]
+
+    def runs_of(self, c: str, clients: int, arm: str) -> list[dict]:
+        """[seeds] runs; of FedLoRA with the best scale if the arm is BEST."""
+        arm = self.best_scale(c, clients) if arm == BEST else arm
+        return [self.all[f"{c}/{clients}/{arm}/seed/{s}"] for s in self.seeds]
+
+    def best_scale(self, c: str, clients: int) -> str:
+        """The arm of FedLoRA whose scale is best on held-out examples, as its rate is."""
+
+        def held_out(arm):
+            begin = f"{c}/{clients}/{arm}/grid/"
+            return max(r["accuracy"][-1] for key, r in self.all.items() if key.startswith(begin))
+
+        return max([a for a in self.arms(c, clients) if a in self.scales], key=held_out)
 
     def last(self, c: str, clients: int, method: str) -> list[float]:
         """[seeds] accuracy after the last round."""
@@ -140,7 +182,8 @@ def table(found: Found) -> str:
     head = ["C", "K", "examples a client", "local steps a round", "", "rate", "accuracy", "best"]
     head += ["above FedAvg [95 %]", "round of the common accuracy", "MB in all", "at equal MB"]
     s, rows = found.settings, []
-    for c, clients, method in itertools.product(found.participation, found.clients, METHODS):
+    each = itertools.product(found.participation, found.clients)
+    for c, clients, method in [(*at, arm) for at in each for arm in found.arms(*at)]:
         runs = found.runs_of(c, clients, method)
         own = s["train"] // clients
         common, budget = found.common(c, clients), found.budget(c, clients)
@@ -152,7 +195,7 @@ def table(found: Found) -> str:
                 f"{clients}",
                 f"{own}",
                 f"{s['epochs'] * -(-own // s['batch'])}",
-                sweep.NAMES[method],
+                name(method),
                 f"{runs[0]['rate']:g}",
                 intervals.spread(found.last(c, clients, method)),
                 intervals.spread([max(run["accuracy"]) for run in runs]),
@@ -182,9 +225,9 @@ def trend(found: Found, c: str, method: str, over: str = "fedavg") -> str:
     )
     each, least, most = (intervals.points(x) for x in (slope, first, last))
     return (
-        f"C = {c}, {sweep.NAMES[method]} - {sweep.NAMES[over]}: the gap {trend}: {each} points for "
+        f"C = {c}, {name(method)} - {name(over)}: the gap {trend}: {each} points for "
         f"each doubling of K, from {least} at K = {found.clients[0]} to {most} at K = "
-        f"{found.clients[-1]}. Beyond the seeds' spread it is ahead of {sweep.NAMES[over]} at K = "
+        f"{found.clients[-1]}. Beyond the seeds' spread it is ahead of {name(over)} at K = "
         f"{', '.join(ahead) or 'none'} and behind it at K = {', '.join(behind) or 'none'}."
     )
 
@@ -211,7 +254,8 @@ def bytes_sentence(found: Found) -> str:
 def edge_sentence(found: Found) -> str:
     """How many cells chose a learning rate at the edge of the grid."""
     rates = found.settings["rates"]
-    chosen = {name: runs[0]["rate"] for name, runs in found.runs.items()}
+    made = [key for key in cells(found.settings) if key not in found.missing]
+    chosen = {key: found.all[f"{key}/seed/{found.seeds[0]}"]["rate"] for key in made}
     high = [n for n, r in chosen.items() if r == max(rates)]
     low = [n for n, r in chosen.items() if r == min(rates)]
     return (
@@ -230,8 +274,9 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         "costs the same at every K and its local steps fall as K grows. The rounds are the same at "
         f"every K: {', '.join(f'{n} at C = {c}' for c, n in s['participation'].items())}. FedLoRU "
         f"merges {s['parts'] - 1} times, at equal distances ({s['restart']}); FedLoRA is FedLoRU "
-        "that never merges. Learning rates (annealed by a cosine over the rounds) are the best of "
-        "the grid, climbed from its middle, for each method, K and C on "
+        f"that never merges, at scale {s['scale']:g} as FedLoRU and at {listed(s['scales'])}. "
+        "Learning rates (annealed by a cosine over the rounds) are the best of the grid, climbed "
+        "from its middle, for each method, K and C on "
         f"{s['scored']:,} held-out training examples, with seed 0. Accuracy is on the first "
         f"{s['scored']:,} test examples, in percent: mean and standard deviation over "
         f"{len(found.seeds)} seeds (of the split, the first weights, the sampling). Gaps are "
@@ -252,8 +297,10 @@ def page(content: Mapping[str, Any], picture: str) -> str:
     parts += [
         trend(found, c, *pair)
         for c in found.participation
-        for pair in (("fedloru",), ("fedlora",), ("fedloru", "fedlora"))
+        for pair in (("fedloru",), ("fedlora",), ("fedloru", "fedlora"), ("fedloru", BEST))
+        if BEST not in pair or found.with_scales(c) == found.clients
     ]
+    parts += [step_size(found)]
     parts += [what_it_shows(found)] if s["data"] == "fashion_mnist" else []
     parts += [bytes_sentence(found), edge_sentence(found), f"![gap]({picture})", table(found)]
     return "\n\n".join(parts) + "\n"
@@ -275,9 +322,39 @@ def what_it_shows(found: Found) -> str:
         "so FedLoRU's growing lead over FedAvg is not seen at this size; that does not say that "
         "there is none at the paper's. What merging adds, FedLoRU - FedLoRA, grows with K in the "
         f"mean at {' and '.join(mean) or 'no C'}, beyond the seeds' spread at "
-        f"{' and '.join(sure) or 'no C'}. With `{found.settings['restart']}` a merge also changes "
-        "the size of a step; what FedLoRA gains by a larger scale was not measured."
+        f"{' and '.join(sure) or 'no C'}."
     )
+
+
+def step_size(found: Found) -> str:
+    """Whether a larger scale of FedLoRA makes up for what a merge gains, from the numbers."""
+    parts, missing = [], "; ".join(found.missing)
+    there = [(c, k) for c in found.participation for k in found.with_scales(c)]
+    for c, k in there:
+        best = intervals.points(intervals.student(found.gaps(c, k, "fedloru", BEST)))
+        same = intervals.points(intervals.student(found.gaps(c, k, "fedloru", "fedlora")))
+        scale = name(found.best_scale(c, k))
+        parts.append(f"C = {c}, K = {k}: {same}, and {best} ({scale})")
+    if not there:
+        return f"Not run: {missing}."
+    gaps = [
+        statistics.fmean(found.gaps(c, k, "fedloru", over))
+        for over in ("fedlora", BEST)
+        for c, k in there
+    ]
+    before, after = (100 * statistics.fmean(x) for x in np.split(np.array(gaps), 2))
+    return (
+        f"**Is the lead of `{found.settings['restart']}` a step size?** With it a merge also "
+        "enlarges the steps to come, as a larger scale does. FedLoRU - FedLoRA at the same scale, "
+        "and at FedLoRA's scale that is best on held-out examples, in points: "
+        f"{'; '.join(parts)}. Over these cells FedLoRU's mean lead is {before:+.1f} points at "
+        f"the same scale and {after:+.1f} at the tuned one."
+        + (f" Not run: {missing}." if missing else "")
+    )
+
+
+def listed(scales: Sequence[float]) -> str:
+    return " and ".join(f"{s:g}" for s in scales)
 
 
 def published() -> str:

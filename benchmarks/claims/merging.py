@@ -88,7 +88,7 @@ def merges(settings: Mapping[str, Any], name: str) -> int:
 
 def one(run: sweep.Run) -> dict[str, Any]:
     """A run's accuracy and ranks along the way; if it is reported, the loss around each merge."""
-    cell, first = run.program.cell, run.program.init(run.seed)
+    cell, first = run.program.cell, run.program.init(run.seed)[0]
     fixed = {n: x[: 2 * sweep.SCORED] for n, x in run.problem.train.items()}
     restart = jax.jit(getattr(restarts, cell.restart))
     ranked, around = [], []

@@ -11,10 +11,18 @@ DIR holds fashion_mnist.npz and cifar10.npz (jaxfed.data.sources.npz), or the se
 them. A finished run, one seed of one network on one data set, is kept in the results' .json and not
 made again; runs with other settings are refused. `--full` is for a GPU: ResNet-18 on whole images,
 45 epochs. A part: `--data cifar10 --networks mlp --seeds 1 --results try`.
+
+Stable ranks are estimates, by Lanczos' method and random probes. Of a network so small that its
+Hessian fits into memory they are also computed from the Hessian itself, entry by entry:
+
+    python benchmarks/claims/stable_rank.py --data-dir DIR --exact
+
+The page has the results of both.
 """
 
 import argparse
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +35,7 @@ import jax.numpy as jnp
 import kept
 import numpy as np
 import trained
+from jax import flatten_util
 from matplotlib.figure import Figure
 
 from jaxfed.algorithm import Cohort
@@ -39,6 +48,9 @@ QUICK = {
     "cnn": {"epochs": LATE[:4], "sizes": (50, 500)},
 }
 SHORTER = {("fashion_mnist", "cnn"): {"epochs": LATE[:3]}}
+EXACT = {"small": {"epochs": (1, 3, 10, 30), "sizes": (50, 500)}}
+EXACTLY = "stable_rank_exact"  # the name of their results
+MOST = 2000  # weights of a network whose Hessian is also computed whole
 FULL = {
     "resnet18": {"epochs": LATE, "sizes": (50, 500, 5000)},
     "cnn_whole": {"epochs": LATE, "sizes": (50, 500, 5000)},
@@ -73,7 +85,8 @@ def subsets(made: trained.Prepared, size: int, how: Lanczos) -> Callable:
 
     Of the Hessian over all weights: stable rank, its standard error, norm, and the lowest Ritz
     value by the norm. Of the losses l_i: their mean, and (sum l)^2 / sum l^2, by how many of the
-    examples the loss is carried: all if they are equal, one if the rest is zero.
+    examples the loss is carried: all if they are equal, one if the rest is zero. If the network has
+    at most `MOST` weights, `exact` is the stable rank by the Hessian's entries.
     """
 
     def measured(base: dict, theta: Any, k: Cohort) -> dict:
@@ -86,7 +99,9 @@ def subsets(made: trained.Prepared, size: int, how: Lanczos) -> Callable:
             return loss(theta, {**batch, "mask": jnp.ones(1)}, k.key)
 
         each = jax.lax.map(alone, jnp.arange(size), batch_size=min(size, how.batch))  # [size]
+        whole = {"exact": entries(apply, theta)} if made.parameters <= MOST else {}
         return {
+            **whole,
             "rank": found.stable_rank,
             "error": found.stable_rank_error,
             "norm": found.norm,
@@ -96,6 +111,18 @@ def subsets(made: trained.Prepared, size: int, how: Lanczos) -> Callable:
         }
 
     return trained.on_blocks(measured, size)
+
+
+def entries(apply: operators.Operator, theta: Any) -> jax.Array:
+    """||H||_F^2 / ||H||_2^2 of the Hessian, by its product with every unit vector."""
+    flat, restore = flatten_util.ravel_pytree(theta)
+
+    def column(unit: jax.Array) -> jax.Array:
+        return flatten_util.ravel_pytree(apply(restore(unit)))[0]
+
+    hessian = jax.lax.map(column, jnp.eye(flat.size), batch_size=32)  # [weights, weights]
+    values = jnp.linalg.eigvalsh((hessian + hessian.T) / 2)
+    return jnp.sum(values**2) / jnp.max(values**2)
 
 
 @functools.cache
@@ -144,6 +171,33 @@ def _on_subsets(
 
 
 # ---------------------------------------------------------------------- what was found
+
+
+def exactly(content: Mapping[str, Any]) -> str:
+    """Markdown: the small network's pairs, by the Hessian's entries and by Lanczos' method."""
+    (cell,) = cells(content)
+    sizes = sizes_of(content, cell)
+    pairs, runs = of_cell(content, cell, sizes), _runs(content, cell)
+    exact = pairs.small["exact"] > pairs.large["exact"]  # [seeds, epochs, K]
+    off = np.concatenate(
+        [np.abs(part["rank"] / part["exact"] - 1).ravel() for part in (pairs.small, pairs.large)]
+    )
+    rows = []
+    for i, epoch in enumerate(pairs.epochs):
+        ranks = [f"{np.median(part['exact'][:, i]):.2f}" for part in (pairs.small, pairs.large)]
+        shares = [share(held[:, i].astype(float)) for held in (exact, pairs.held)]
+        accuracy = np.median([r["test"]["accuracy"][i] for r in runs])
+        rows.append([str(epoch), *ranks, *shares, f"{accuracy:.3f}"])
+    head = ["epoch", *(f"stable rank on {s}, exact" for s in sizes), "share, exact"]
+    listed = intervals.table([*head, "share, Lanczos", "test accuracy"], rows)
+    return (
+        f"{trained.about(cell, runs)}\n\n{listed}\n\n"
+        f"Over these epochs {verdict(exact.astype(float))}: share {share(exact.astype(float))} by "
+        f"the entries of the Hessians and {share(pairs.held)} by Lanczos' method, which orders "
+        f"{100 * np.mean(exact == pairs.held):.0f} % of the pairs alike; it is "
+        f"{100 * np.median(off):.1f} % off in the median and {100 * np.quantile(off, 0.95):.0f} % "
+        "at the 95 % quantile. So the shares of this page are not made by the estimate."
+    )
 
 
 class Pairs(NamedTuple):
@@ -410,6 +464,7 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         compared(content),
         "`one small set a pair` is the paper's comparison. The third share is that of (seed, epoch)"
         " pairs in which the median over the small sets is above the large set's.",
+        *beside(),
         "## Where the smaller set has the larger stable rank",
         where(content),
         "Examples that carry the loss: (sum l)^2 / sum l^2 over the set's losses l.",
@@ -419,11 +474,20 @@ def page(content: Mapping[str, Any], picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def beside() -> list[str]:
+    """The section on exact Hessians, if their results lie in the folder of results."""
+    path = kept.path(EXACTLY)
+    if not path.exists():
+        return []
+    return ["## By exact Hessians", exactly(json.loads(path.read_text()))]
+
+
 def settings_of(asked: argparse.Namespace) -> dict[str, Any]:
     """The settings on which results depend; a cell is one network on one data set."""
-    table = FULL if asked.full else QUICK
+    table = FULL if asked.full else EXACT if asked.exact else QUICK
     cells = {}
     sets = ("cifar10", "cifar100") if asked.full else ("fashion_mnist", "cifar10")
+    sets = ("fashion_mnist",) if asked.exact else sets
     for data in asked.data or sets:
         for network in asked.networks or table:
             cell = dict(table.get(network, QUICK["mlp"]))
@@ -442,6 +506,7 @@ def settings_of(asked: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="ResNet-18, 45 epochs; for a GPU")
+    parser.add_argument("--exact", action="store_true", help="the small network, by its Hessians")
     parser.add_argument("--data", nargs="+", choices=list(trained.WHOLE))
     parser.add_argument("--networks", nargs="+", choices=list(trained.NETWORKS))
     parser.add_argument("--epochs", nargs="+", type=int, help="after which to measure")
@@ -451,6 +516,8 @@ def main() -> None:
     trained.add_arguments(parser, "stable_rank", seeds=10)
     asked = parser.parse_args()
     settings = settings_of(asked)
+    if asked.exact and asked.results == "stable_rank":
+        asked.results = EXACTLY
     trained.run(one, list(settings["cells"]), asked, settings, page, draw)
 
 

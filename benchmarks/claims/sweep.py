@@ -29,8 +29,10 @@ import kept
 import numpy as np
 import optax
 
-from jaxfed import Experiment, combine, local, lowrank, models, tasks
+from jaxfed import Experiment, combine, local, lowrank, models, tasks, trees
+from jaxfed.algorithm import ACCOUNT
 from jaxfed.algorithms import fedavg, fedlora
+from jaxfed.combine import compress
 from jaxfed.data import federate, images, partition, sources
 from jaxfed.data.sources import Examples
 from jaxfed.lowrank import restarts, rules
@@ -53,17 +55,18 @@ class Problem:
     optimizer: Callable[[Any, int], optax.GradientTransformation]  # of (rate, rounds)
     scored: int = SCORED  # examples in a batch of an evaluation
     concentration: float | None = None  # of a Dirichlet split over labels; None: iid
-    ranked: Callable[[int], tasks.Task] | None = None  # factored, of another rank
+    adapted: Callable[..., tasks.Task] | None = None  # factored, of another rank and scale
 
     def task(self, cell: "Cell") -> tasks.Task:
         """What the cell trains."""
         if cell.method == "fedavg":
             return self.whole
-        if cell.rank is None:
+        other = {n: v for n, v in (("rank", cell.rank), ("scale", cell.scale)) if v is not None}
+        if not other:
             return self.factored
-        if self.ranked is None:
-            raise ValueError(f"rank={cell.rank}, but this problem has one rank; leave it out")
-        return self.ranked(cell.rank)
+        if self.adapted is None:
+            raise ValueError(f"{other}, but this problem has one rank and scale; leave it out")
+        return self.adapted(**other)
 
 
 class Cell(NamedTuple):
@@ -78,13 +81,15 @@ class Cell(NamedTuple):
     rank: int | None = None  # None: the problem's, here and below
     epochs: int | None = None
     optimizer: str | None = None  # of `OPTIMIZERS`
+    scale: float | None = None  # alpha / rank
+    uplink: str | None = None  # of `UPLINKS`: how clients of FedAvg compress what they send
+    density: float | None = None  # of the entries that are sent then
 
 
 class Program(NamedTuple):
     cell: Cell
-    init: Callable  # seed -> server
-    step: Callable  # (server, examples, plan, seed, rate) -> server
-    wire: ledger.Wire
+    init: Callable  # seed -> (server, what each client keeps)
+    step: Callable  # (server, kept, examples, plan, seed, rate) -> (server, kept, Account)
     broadcast: Callable  # (server, t) -> bytes
 
 
@@ -99,14 +104,7 @@ def fashion_mnist(data_dir: str, settings: Mapping[str, Any]) -> Problem:
     source = _source("fashion_mnist", data_dir)
     shrink = images.chain(images.resize(settings["size"]), images.normalise([0.286], [0.353]))
     model = models.FemnistCNN(classes=10)
-    factored = lowrank.Select(
-        factors="conv_1/kernel|dense_0/kernel",
-        full="conv_0|head|bias",
-        rank=settings["rank"],
-        alpha=settings["scale"] * settings["rank"],
-        base="zero",
-        up="random",
-    )
+    layers = {"factors": "conv_1/kernel|dense_0/kernel", "full": "conv_0|head|bias"}
 
     def optimizer(rate, rounds):
         return optax.chain(
@@ -115,7 +113,14 @@ def fashion_mnist(data_dir: str, settings: Mapping[str, Any]) -> Problem:
             local.scale_by_round(local.cosine(settings["least"], rounds)),
         )
 
-    return _problem(source, settings, partial(_task, model, factored, shrink), optimizer)
+    return _factored_problem(source, settings, model, layers, shrink, optimizer)
+
+
+def fashion_mnist_mlp(data_dir: str, settings: Mapping[str, Any]) -> Problem:
+    """Fashion-MNIST shrunk to `size` pixels, an MLP, unlike clients."""
+    source = _source("fashion_mnist", data_dir)
+    shrink = images.chain(images.resize(settings["size"]), images.normalise([0.286], [0.353]))
+    return _mlp(source, settings, shrink)
 
 
 def cifar100(data_dir: str, settings: Mapping[str, Any]) -> Problem:
@@ -155,34 +160,54 @@ def cifar100(data_dir: str, settings: Mapping[str, Any]) -> Problem:
 
 def digits(data_dir: str | None, settings: Mapping[str, Any]) -> Problem:
     """scikit-learn's digits and the MLP of configs/quickstart.py, unlike clients; reads no file."""
-    normalised = images.normalise([0.3], [0.38], scale=16)
-    model = models.MLP(tuple(settings["widths"]), classes=10)
+    return _mlp(sources.digits(), settings, images.normalise([0.3], [0.38], scale=16))
 
-    def made(examples, *, whole: bool, rank: int = settings["rank"]):
-        factored = lowrank.Select(
-            factors="dense.*kernel",
-            full="bias|head",
-            rank=rank,
-            alpha=settings["scale"] * rank,
-            base="zero",
-            up="random",
-        )
-        return _task(model, factored, normalised, examples, whole=whole)
+
+PROBLEMS = {
+    "fashion_mnist": fashion_mnist,
+    "fashion_mnist_mlp": fashion_mnist_mlp,
+    "cifar100": cifar100,
+    "digits": digits,
+}
+RULES = {
+    "fedex": rules.FEDEX,
+    "flora": rules.FLORA,
+    "flexlora": rules.FLEXLORA,
+    "ffa": rules.FFA,
+    "rolora": rules.ROLORA,
+}
+OPTIMIZERS = {"adamw": lambda rate, rounds: optax.adamw(rate)}
+UPLINKS = {
+    "top": lambda cell: {"compress": compress.top(cell.density)},
+    "ef14": lambda cell: {"compress": compress.top(cell.density), "feedback": compress.ef14},
+    "ef21": lambda cell: {"compress": compress.top(cell.density), "feedback": compress.ef21},
+    "power": lambda cell: {"compress": compress.power(cell.rank), "feedback": compress.ef14},
+}
+
+
+def _mlp(source, settings, preprocess) -> Problem:
+    """An MLP with factors beside its hidden layers, and clients of Dirichlet(`concentration`)."""
 
     def optimizer(rate, rounds):
         return optax.chain(optax.clip_by_global_norm(settings["clip"]), optax.sgd(rate))
 
-    problem = _problem(sources.digits(), settings, made, optimizer)
-    return dataclasses.replace(
-        problem,
-        concentration=settings["concentration"],
-        ranked=functools.cache(lambda rank: made(problem.test, whole=False, rank=rank)),
-    )
+    model = models.MLP(tuple(settings["widths"]), classes=10)
+    layers = {"factors": "dense.*kernel", "full": "bias|head"}
+    problem = _factored_problem(source, settings, model, layers, preprocess, optimizer)
+    return dataclasses.replace(problem, concentration=settings["concentration"])
 
 
-PROBLEMS = {"fashion_mnist": fashion_mnist, "cifar100": cifar100, "digits": digits}
-RULES = {"fedex": rules.FEDEX, "flora": rules.FLORA, "rolora": rules.ROLORA}
-OPTIMIZERS = {"adamw": lambda rate, rounds: optax.adamw(rate)}
+def _factored_problem(source, settings, model, layers, preprocess, optimizer) -> Problem:
+    """Training from scratch, by factors of the settings' rank and scale or of others."""
+
+    def made(examples, *, whole, rank=settings["rank"], scale=settings["scale"]):
+        zeros = {"rank": rank, "alpha": scale * rank, "base": "zero", "up": "random"}
+        factored = lowrank.Select(**layers, **zeros)
+        return _task(model, factored, preprocess, examples, whole=whole)
+
+    problem = _problem(source, settings, made, optimizer)
+    adapted = functools.cache(partial(made, problem.test, whole=False))
+    return dataclasses.replace(problem, adapted=adapted)
 
 
 def _source(name: str, data_dir: str) -> sources.Source:
@@ -230,6 +255,8 @@ def algorithm(problem: Problem, cell: Cell, rate: Any):
         fed = fedlora(task, work, **rule, client_optimizer=optimizer)
     else:
         fed = fedavg(task, work, client_optimizer=optimizer)
+    if cell.uplink is not None:
+        fed = combine.compressed(fed, **UPLINKS[cell.uplink](cell))
     if cell.every:
         restart = getattr(restarts, cell.restart)
         fed = combine.accumulate(fed, every=cell.every, restart=restart)
@@ -261,42 +288,52 @@ def program(problem: Problem, cell: Cell, chunk: int, seeds: Sequence[int] = (0,
 
     @jax.jit
     def init(seed):
-        return first.algorithm.init(jax.random.key(seed))
+        server = first.algorithm.init(jax.random.key(seed))
+        keys = jax.random.split(jax.random.key(seed), cell.clients)
+        return server, jax.vmap(partial(first.algorithm.init_client, server))(keys)
 
     @jax.jit
-    def step(server, examples, plan, seed, rate):
+    def step(server, kept, examples, plan, seed, rate):
         fed = algorithm(problem, cell, rate)
-        return engine.rounds(fed, verb, seed, most)(server, (), examples, plan)[0]
+        done = engine.rounds(fed, verb, seed, most)(server, kept, examples, plan)
+        return *done[:2], done[2][ACCOUNT]
 
-    plan = jax.tree.map(lambda x: x[0], participation.make(first, 1, range(1)))
-    drawn = partial(engine.cohort, seed=0, most=train.most)
-    cohort = jax.eval_shape(drawn, (), train.examples, plan)
-    wire, _ = ledger.most(first.algorithm, jax.eval_shape(init, 0), cohort)
-    return Program(cell, init, step, wire, first.algorithm.broadcast)
+    return Program(cell, init, step, first.algorithm.broadcast)
 
 
 def rounds(
-    program: Program, problem: Problem, *, seed: int, rate: float, fuse: int = 1
-) -> Iterator[tuple[int, Any, int]]:
-    """Yields (t, server after round t, bytes that all clients sent and received until then).
+    program: Program,
+    problem: Problem,
+    *,
+    seed: int,
+    rate: float,
+    fuse: int = 1,
+    merges: str = "eager",
+) -> Iterator[tuple[int, Any, ledger.Wire]]:
+    """Yields (t, server after round t, bytes that all clients received and sent until then).
 
-    That is after each `fuse` rounds, which must divide the cell's.
-
-    A merge is sent at once to clients that are absent, as ledger.eager counts it. The server
-    before the first round comes first, with t = 0.
+    That is after each `fuse` rounds, which must divide the cell's. Who pays when for a merge is as
+    in ledger.MERGES; a client never receives more than the whole model at once. The server before
+    the first round comes first, with t = 0.
     """
-    cell, sent = program.cell, 0
+    cell, sent = program.cell, np.zeros(2, np.int64)
     made = experiment(problem, cell, seed)
     examples = jax.device_put(made.data.train.examples)
-    server = program.init(seed)
-    yield 0, server, sent
+    server, kept = program.init(seed)
+    pay, owed = ledger.MERGES[merges], np.zeros(cell.clients, np.int64)
+    base, whole = (trees.nbytes(x) for x in (server.base, (server.base, server.theta)))
+    yield 0, server, ledger.Wire(0, 0)
     for begin in range(0, cell.rounds, fuse):
         block = range(begin, begin + fuse)
         plan = participation.make(made, 1, block)
-        server = program.step(server, examples, plan, seed, rate)
-        sent += cell.cohort * sum(program.wire) * fuse
-        sent += sum(program.broadcast(server, t) for t in block) * (cell.clients - cell.cohort)
-        yield block.stop, server, sent
+        server, kept, account = program.step(server, kept, examples, plan, seed, rate)
+        down, up = (trees.as_number(x) for x in (account.down, account.up))  # [R, K]
+        for i, t in enumerate(block):
+            late = owed[plan.id[i]]
+            extra, owed = pay(owed, plan.id[i], program.broadcast(server, t), base)
+            twice = np.maximum(down[i] + late - whole, 0).sum() if late.any() else 0
+            sent += np.array([down[i].sum() + extra - twice, up[i].sum()])
+        yield block.stop, server, ledger.Wire(*sent.tolist())
 
 
 def scorer(of: tasks.Task, size: int = SCORED) -> Callable[[Any, Any, Examples], dict[str, float]]:
@@ -347,12 +384,14 @@ def one(run: Run, watch: Callable[[int, Any], None] = lambda t, server: None) ->
     started = time.perf_counter()
     examples = run.problem.test if run.reported else run.problem.held_out
     found: dict[str, Any] = {"rate": run.rate, "round": [], "accuracy": [], "sent": []}
+    found["up"] = []  # of the bytes sent, those of clients
     how = {"seed": run.seed, "rate": run.rate, "fuse": run.settings.get("fuse", 1)}
     for t, server, sent in rounds(run.program, run.problem, **how):
         if t % run.every == 0:
             found["round"].append(t)
             found["accuracy"].append(run.score(server.base, server.theta, examples)["accuracy"])
-            found["sent"].append(sent)
+            found["sent"].append(sum(sent))
+            found["up"].append(sent.up)
         watch(t, server)
     return {**found, "seconds": time.perf_counter() - started}
 
@@ -394,8 +433,9 @@ def tuned(
         made = program(problem, cell, chunk, [0, *settings["seeds"]])
         score = score_of(problem.task(cell))
 
-        def once(key: str, *how: Any) -> float:
-            if key not in found.runs:
+        def once(key: str, seed: int, rate: float, reported: bool) -> float:
+            if key not in found.runs or found.runs[key]["rate"] != rate:
+                how = seed, rate, reported
                 found.add(key, run := one(Run(made, problem, score, settings, *how)))
                 print(key, f"{run['seconds']:.0f} s", run["accuracy"][-1], flush=True)
             return found.runs[key]["accuracy"][-1]
@@ -435,22 +475,34 @@ def main(
     page: Callable,
     draw: Callable | None = None,
     one: Callable[[Run], dict] = one,
+    *,
+    make: Callable = tuned,
+    more: Mapping[str, Mapping] | None = None,
 ) -> None:
-    """Makes the missing runs of a claim's script; writes the page and the picture."""
+    """Makes the missing runs of a claim's script; writes the page and the picture.
+
+    `more` has the settings of other problems, {name: settings}, which `--on NAME` asks for.
+    """
     parser = argparse.ArgumentParser(prog=f"{name}.py")
     needs = quick["data"] != "digits"
     parser.add_argument("--data-dir", required=needs, help="a TFDS data directory, or an .npz file")
     if full:
         parser.add_argument("--full", action="store_true", help="the paper's sizes, for a GPU")
+    if more:
+        parser.add_argument("--on", choices=list(more), help=f"instead of {quick['data']}")
     parser.add_argument("--chunk", type=int, default=5, help="clients at once on a device")
     parser.add_argument("--devices", type=int, help="of a CPU; by default one a core")
-    parser.add_argument("--results", default=name, help="name in benchmarks/claims/results/")
+    parser.add_argument("--results", help="name in benchmarks/claims/results/")
     asked = parser.parse_args()
+    other = asked.on if more else None
+    settings = more[other] if other else full if full and asked.full else quick
+    if settings["data"] != "digits" and asked.data_dir is None:
+        parser.error(f"--on {other} reads files; give --data-dir")
     cores = len(os.sched_getaffinity(0))
     devices = cores if asked.devices is None else asked.devices
     jax.config.update("jax_num_cpu_devices", devices)
-    settings = full if full and asked.full else quick
-    found = kept.Kept(kept.path(asked.results), settings)
+    results = asked.results or (f"{name}_{other}" if other else name)
+    found = kept.Kept(kept.path(results), settings)
     problem = PROBLEMS[settings["data"]](asked.data_dir, settings)
-    tuned(found, problem, cells(settings), asked.chunk, one)
+    make(found, problem, cells(settings), asked.chunk, one)
     found.publish(page, draw)

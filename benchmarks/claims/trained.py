@@ -51,6 +51,12 @@ NETWORKS = {
         r"^dense.*kernel",
         "an MLP of two hidden layers of 64",
     ),
+    "small": Network(
+        lambda classes: models.MLP((12,), classes),
+        {"fashion_mnist": 7, "cifar10": 7, "cifar100": 7},
+        r"^dense.*kernel",
+        "an MLP of one hidden layer of 12 on images of 7 x 7",
+    ),
     "cnn": Network(
         lambda classes: models.FemnistCNN(classes),
         {"fashion_mnist": 12, "cifar10": 12, "cifar100": 12},

@@ -7,6 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+import jaxfed
+from jaxfed.simulation import engine, participation
+
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs/fedloru/cifar100.py"))
 IMAGES = np.random.default_rng(0).integers(100, 150, (6, 32, 32, 3)).astype(np.float32)
 
@@ -41,6 +44,52 @@ def test_brightness_and_contrast_change_and_saturation_only_if_asked(saturation,
 def test_images_are_jittered_as_they_are_enlarged_or_as_they_are_stored(resize, size):
     found = CONFIG["augmentation"](resize, 0.5, 0.0)(IMAGES, jax.random.key(0))
     assert found.shape == (6, size, size, 3)
+
+
+def test_the_control_lowers_its_rate_where_others_merge():
+    for merges in (3, (3, 6)):
+        rate = CONFIG["stairs"](0.5, merges)
+        assert [float(rate(t)) for t in range(8)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+ARMS = [
+    *({"restart": r} for r in ("keep", "reinit", "balanced")),
+    {"method": "fedlora", "lowered": 0.5},
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """tiny(**arm): the experiment of an arm of the trial for a GPU, two tiny rounds."""
+    path = tmp_path_factory.mktemp("data") / "cifar100.npz"
+    rng, made = np.random.default_rng(0), {}
+    for split in ("train", "test"):
+        made[f"{split}_image"] = rng.integers(0, 256, (100, 32, 32, 3)).astype(np.uint8)
+        made[f"{split}_label"] = np.arange(100)
+    np.savez(path, **made)
+    sizes = {"clients": 20, "cohort": 1, "rounds": 2, "every": (1,), "rank": 2, "resize": 8}
+    sizes |= {"blocks": (1, 1, 1, 1), "batch_size": 4, "epochs": 1, "evaluate_every": 2}
+    return lambda **arm: CONFIG["experiment"](str(path), **sizes, **arm)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("arm", ARMS, ids=str)
+def test_every_arm_of_the_trial_for_a_gpu_has_a_round(arm, tiny):
+    """Traced, not compiled: a ResNet compiles longer on a CPU than it runs."""
+    made = tiny(**arm)
+    fed, plan = made.algorithm, participation.make(made, 1, range(1))
+    server = jax.eval_shape(fed.init, jax.random.key(0))
+    one = engine.rounds(fed, engine.for_each_client(engine.machine(1)), 0, made.data.train.most)
+    after, _, metrics = jax.eval_shape(one, server, (), made.data.train.examples, plan)
+    assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, server)
+    assert metrics["loss"].shape == (1, 1)
+    assert [bool(fed.broadcast(server, t)) for t in (0, 1)] == [False, "restart" in arm]
+
+
+@pytest.mark.full
+def test_an_arm_of_the_trial_for_a_gpu_runs(tiny):
+    host = jaxfed.Host(devices=1, chunk=1, fuse=1)
+    assert all(np.isfinite(r["loss"]) for r in jaxfed.run(tiny(restart="balanced"), host=host))
 
 
 def test_by_default_it_is_the_release():

@@ -12,9 +12,10 @@ def invented(cells, settings, accuracy):
     """{key: run} of all the seeds, with `accuracy(cell's name, seed)` after the last round."""
     first = {"rate": 0.3, "round": [0, 2, 4], "sent": [0, 10, 20], "seconds": 1.0}
     return {
-        f"{name}/seed/{seed}": {**first, "accuracy": [0.1, 0.3, accuracy(name, seed)]}
+        f"{name}/{kind}/{seed}": {**first, "accuracy": [0.1, 0.3, accuracy(name, seed)]}
         for name in cells
-        for seed in settings["seeds"]
+        for kind, seeds in (("seed", settings["seeds"]), ("grid", [0.3]))
+        for seed in seeds
     }
 
 
@@ -30,7 +31,8 @@ def test_the_gap_and_its_trend_follow_from_the_runs(problem, sizes, tmp_path):
 
     def accuracy(name, seed):
         _, clients, method = name.split("/")
-        return 0.5 + (method == "fedloru") * (int(clients) / 100 + seed / 1000)
+        scaled = 0.02 * (method == "fedlora, scale 8")
+        return 0.5 + scaled + (method == "fedloru") * (int(clients) / 100 + seed / 1000)
 
     found.content["runs"] = invented(cells, settings, accuracy)
     gap = clients_gap.Found(found.content)
@@ -42,4 +44,8 @@ def test_the_gap_and_its_trend_follow_from_the_runs(problem, sizes, tmp_path):
     assert merging in clients_gap.page(found.content, "gap.png")
     assert clients_gap.reached(made | {"accuracy": [0.0, 0.4, 0.8]}, 0.6) == 3
     assert clients_gap.trend(gap, "0.5", "fedloru") in clients_gap.page(found.content, "gap.png")
+    assert gap.best_scale("0.5", 4) == "fedlora, scale 8"
+    tuned = clients_gap.trend(gap, "0.5", "fedloru", clients_gap.BEST)
+    assert "FedLoRA, scale tuned: the gap rises with K: +4.0 " in tuned
+    assert "K = 4: +4.2 [+3.5, +4.8], and +2.2 [" in clients_gap.step_size(gap)
     clients_gap.draw(gap)

@@ -1,5 +1,7 @@
 """Stable ranks of small sets and of their union, whole on a tiny problem, and the verdict."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import stable_rank
@@ -16,12 +18,22 @@ def test_stable_ranks_of_small_sets_and_of_their_union(monkeypatch, called):
     np.testing.assert_allclose(np.mean(run["4"]["loss"], 1), np.ravel(run["8"]["loss"]), rtol=1e-3)
     assert (np.array(run["4"]["carried"]) <= 4.001).all()
     assert "28 of 30 pairs" in page
+    exact = np.array(run["4"]["exact"])  # of a network so small, by the Hessian's entries too
+    assert exact.shape == (2, 2)
+    assert (exact >= 0.999).all()
+    assert "exact" in stable_rank.exactly(content)
     assert "subset of the 60,000" in page
 
     monkeypatch.setattr(stable_rank, "one", lambda *job: pytest.fail(f"{job} is made again"))
     assert called(stable_rank, *more)[0] == content
     with pytest.raises(SystemExit, match="not"):
         called(stable_rank, *more[:-1], "3")
+
+
+def test_the_entries_of_a_hessian_give_the_stable_rank():
+    diagonal = {"a": jnp.array([3.0, -6.0]), "b": jnp.array([[2.0], [0.0]])}
+    found = stable_rank.entries(lambda v: jax.tree.map(jnp.multiply, diagonal, v), diagonal)
+    assert found == pytest.approx((9 + 36 + 4) / 36)
 
 
 def test_a_pair_without_a_hessian_counts_for_nobody():
