@@ -140,6 +140,11 @@ def sentences(found: Found) -> list[str]:
     clear = [INNER[m] for m, gap in bias.items() if gap.low > 0]
     kept_step = found.above("fedlora/balanced", "fedlora/reinit")
     ceiling = found.above("usual/fedavg", "fedlora/balanced")
+    limit = (
+        "**Bias of separate means.** Were it the limit, balanced merges around an unbiased rule "
+        f"would end higher than around FedLoRA. They differ by: {exact} points; "
+        + (f"higher beyond the interval: {', '.join(clear)}." if clear else "none is higher.")
+    )
     return [
         "**Rank gained.** Around FedLoRA, balanced merges gain "
         f"{found.gain('fedlora', 'balanced')} points over never merging, and reinit "
@@ -147,9 +152,7 @@ def sentences(found: Found) -> list[str]:
         "balanced.",
         f"**Step size kept.** balanced is {intervals.points(kept_step)} points above reinit, each "
         "at its own best rate.",
-        "**Bias of separate means.** Were it the limit, balanced merges around an unbiased rule "
-        f"would end higher than around FedLoRA. They differ by: {exact} points; "
-        + (f"higher beyond the interval: {', '.join(clear)}." if clear else "none is higher."),
+        *[limit] * bool(bias),
         binding_rank.edges(found)
         + (f" Not run to the end: {binding_rank.named(found.missing)}." if found.missing else ""),
     ]
