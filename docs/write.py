@@ -47,6 +47,7 @@ PUBLIC = (
     "jaxfed.data.text",
     "jaxfed.data.glue",
     "jaxfed.data.nlg",
+    "jaxfed.data.squad",
     "jaxfed.analysis.operators",
     "jaxfed.analysis.spectrum",
     "jaxfed.analysis.gradients",

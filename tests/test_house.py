@@ -116,7 +116,7 @@ MAY_IMPORT = {
                       "simulation.processes", "simulation.run_folder", "simulation.stored"},
     "cli.asked": {"analysis.settings", "cli.launching", "cli.options"},
     "cli.completion": {"cli.asked"},
-    "cli.describe": {"data", "lowrank", "simulation.flops", "simulation.ledger",
+    "cli.describe": {"combine", "data", "lowrank", "simulation.flops", "simulation.ledger",
                      "simulation.targets", "trees"},
     "cli.recorded": {"simulation.by_client", "simulation.identity", "simulation.records",
                      "simulation.run_folder", "simulation.stored"},

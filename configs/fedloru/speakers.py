@@ -12,15 +12,12 @@ of the common model on those of all clients. 37 plays have 623 such speakers.
 With stories260K the defaults take about a minute on 2 cores.
 """
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import optax
-import tokenizers
 
-from jaxfed import Algorithm, Experiment, local, lowrank, models, pretrained, tasks
-from jaxfed.algorithm import PyTree
+from jaxfed import Algorithm, Experiment, local, lowrank, pretrained, tasks
 from jaxfed.algorithms import ditto, fedavg, fedlora, fedloru, fedsa, pf2lora
 from jaxfed.data import Federated, federate, nlg, partition, sources
 from jaxfed.lowrank import restarts, rules
@@ -72,7 +69,7 @@ def experiment(
         evaluate_every: rounds between evaluations.
         seed: decides the speakers, what is held out, the factors and the order of speeches.
     """
-    decoder, params, tokenizer = checkpoint(Path(model).expanduser())
+    decoder, params, tokenizer = pretrained.decoder_with_tokenizer(model)
     ending = tokenizer.token_to_id(end)
     if ending is None:
         raise ValueError(f"the tokenizer has no token {end!r}; give the one that ends its texts")
@@ -107,22 +104,6 @@ def experiment(
     return Experiment(
         data, algorithm, rounds=rounds, cohort=cohort, seed=seed, evaluate_every=evaluate_every
     )
-
-
-def checkpoint(folder: Path) -> tuple[models.Decoder, PyTree, tokenizers.Tokenizer]:
-    """(model, params, tokenizer) of a folder of either format."""
-    found = {path.name: path for path in folder.glob("*.bin")}
-    words = [path for name, path in found.items() if name.startswith("tok")]
-    weights = [path for name, path in found.items() if not name.startswith("tok")]
-    if (folder / "config.json").is_file():
-        return *pretrained.read_decoder(folder), pretrained.tokenizer(folder)
-    if len(words) != 1 or len(weights) != 1:
-        has = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "nothing"
-        raise ValueError(
-            f"{folder} has {has}; give a folder with config.json, or with llama2.c's two files, "
-            "such as stories260K.bin and tok512.bin"
-        )
-    return *pretrained.read_llama2c(weights[0]), pretrained.llama2c_tokenizer(words[0])
 
 
 def drawn(keys: np.ndarray, clients: int, least: int, seed: int) -> np.ndarray:

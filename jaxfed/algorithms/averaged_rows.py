@@ -17,7 +17,7 @@ def _opt(name: str) -> Row:
 
     def make(task: Task, s: Setting) -> Algorithm:
         server = getattr(optimizers, name)(s.rate / 2)
-        return fedopt(task, s.work, client_optimizer=s.sgd, server_optimizer=server)
+        return fedopt(task, s.work, client_optimizer=s.optimizer, server_optimizer=server)
 
     source = "Reddi et al., ICLR 2021"
     oracle = Oracle(
@@ -37,7 +37,7 @@ def _compressed(
     """FedAvg with compressed uploads."""
 
     def make(task: Task, s: Setting) -> Algorithm:
-        inner = fedavg(task, s.work, client_optimizer=s.sgd)
+        inner = fedavg(task, s.work, client_optimizer=s.optimizer)
         return combine.compressed(inner, compress=made, feedback=feedback)
 
     return Row(name, fedavg, "any", make, "theta down, C(its change) up", keeps, source, oracle)
@@ -47,14 +47,14 @@ def _robust(name: str, mean: Callable, source: str, oracle: Oracle) -> Row:
     """FedAvg with another mean."""
 
     def make(task: Task, s: Setting) -> Algorithm:
-        return fedavg(task, s.work, client_optimizer=s.sgd, mean=mean)
+        return fedavg(task, s.work, client_optimizer=s.optimizer, mean=mean)
 
     return Row(name, fedavg, "any", make, "theta", "nothing", source, oracle)
 
 
 def _flasc(task: Task, s: Setting) -> Algorithm:
     adam = optimizers.adam(s.rate / 2)
-    inner = fedopt(task, s.work, client_optimizer=s.sgd, server_optimizer=adam)
+    inner = fedopt(task, s.work, client_optimizer=s.optimizer, server_optimizer=adam)
     return combine.flasc(inner, down=0.5, up=0.25)
 
 

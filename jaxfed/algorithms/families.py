@@ -25,33 +25,33 @@ MERGES: dict[str, Any] = {"every": 2, "restart": restarts.reinit}
 
 def _averaged(s: Setting) -> Callable[[Task], Algorithm]:
     """task -> FedAvg."""
-    return partial(fedavg, work=s.work, client_optimizer=s.sgd)
+    return partial(fedavg, work=s.work, client_optimizer=s.optimizer)
 
 
 def _aggregated(name: str, rule: rules.Rule, sends: str, source: str, oracle: Oracle) -> Row:
     """FedLoRA with one of the rules of aggregation."""
 
     def make(task: Task, s: Setting) -> Algorithm:
-        return fedlora(task, s.work, rule=rule, client_optimizer=s.sgd, cohort_size=s.cohort)
+        return fedlora(task, s.work, rule=rule, client_optimizer=s.optimizer, cohort_size=s.cohort)
 
     exact = rule.exact or rule.trains_b is not None  # with one side in common, means are exact
     return Row(name, fedlora, "factors", make, sends, "nothing", source, oracle, exact)
 
 
 def _rac(task: Task, s: Setting) -> Algorithm:
-    ffa = fedlora(task, s.work, rule=rules.FFA, client_optimizer=s.sgd)
+    ffa = fedlora(task, s.work, rule=rules.FFA, client_optimizer=s.optimizer)
     return combine.accumulate(ffa, **MERGES)
 
 
 def _raflora(task: Task, s: Setting) -> Algorithm:
-    return fedlora(task, s.work, rule=rules.RAFLORA, client_optimizer=s.sgd, ranks=s.ranks)
+    return fedlora(task, s.work, rule=rules.RAFLORA, client_optimizer=s.optimizer, ranks=s.ranks)
 
 
 def _frlora(task: Task, s: Setting) -> Algorithm:
     """FRLoRA: from the weights' own best factors, to which each merge returns."""
     begun = task._replace(init=lambda key: lowrank.principal(*task.init(key)))
     merged: dict[str, Any] = {"every": 1, "restart": restarts.residual}
-    return fedloru(begun, s.work, **merged, client_optimizer=s.sgd)
+    return fedloru(begun, s.work, **merged, client_optimizer=s.optimizer)
 
 
 def _list(task: Task, s: Setting) -> Algorithm:
@@ -62,7 +62,7 @@ def _list(task: Task, s: Setting) -> Algorithm:
 
 def _cola(task: Task, s: Setting) -> Algorithm:
     """COLA: all data in one place; a round is a step on the union, and a link has tau of them."""
-    one = centralised(task, batch_size=s.work.batch_size, optimizer=s.sgd)
+    one = centralised(task, batch_size=s.work.batch_size, optimizer=s.optimizer)
     return combine.accumulate(one, **MERGES)
 
 
@@ -74,7 +74,7 @@ def _pfedpara(task: Task, s: Setting) -> Algorithm:
     """pFedPara: the second pair of each path stays with the client."""
 
     def make(task: Task) -> Algorithm:
-        return fedper(task, s.work, personal=forms.SECOND, client_optimizer=s.sgd)
+        return fedper(task, s.work, personal=forms.SECOND, client_optimizer=s.optimizer)
 
     return combine.parametrised(make, task, form=forms.SHIFTED)
 
@@ -136,7 +136,7 @@ AGGREGATED = (
         florist,
         "factors",
         lambda task, s: florist(
-            task, s.work, energy=0.9, client_optimizer=s.sgd, cohort_size=s.cohort
+            task, s.work, energy=0.9, client_optimizer=s.optimizer, cohort_size=s.cohort
         ),
         "A and B up, the first components of the change of W down",
         "nothing",
@@ -152,7 +152,7 @@ AGGREGATED = (
         lora_a2,
         "factors",
         lambda task, s: lora_a2(
-            task, s.work, components=max(1, s.rank // 2), client_optimizer=s.sgd
+            task, s.work, components=max(1, s.rank // 2), client_optimizer=s.optimizer
         ),
         "A and B down, the best components of B or A up",
         "nothing",
@@ -173,7 +173,7 @@ AGGREGATED = (
             rounds=max(2, s.rounds),
             least=1,
             mu=0.5,
-            client_optimizer=s.sgd,
+            client_optimizer=s.optimizer,
         ),
         "the whole model, then r_t components of A and B",
         "nothing",
@@ -287,7 +287,7 @@ FORMS = (
         "ravan",
         ravan,
         "factors",
-        lambda task, s: ravan(task, s.work, heads=1, client_optimizer=s.sgd),
+        lambda task, s: ravan(task, s.work, heads=1, client_optimizer=s.optimizer),
         "a core H_i of each head, W + s sum_i s_i A_i H_i B_i",
         "nothing",
         "Raje et al., NeurIPS 2025",
@@ -300,7 +300,7 @@ FORMS = (
         "fedhm",
         fedhm,
         "scratch",
-        lambda task, s: fedhm(task, s.work, client_optimizer=s.sgd, ranks=s.ranks),
+        lambda task, s: fedhm(task, s.work, client_optimizer=s.optimizer, ranks=s.ranks),
         "the r_k best components of W, and their product back",
         "nothing",
         "Yao et al., arXiv 2111.14655",

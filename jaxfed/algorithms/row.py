@@ -20,11 +20,20 @@ class Setting(NamedTuple):
     rank: int  # of the task's factors
     rounds: int  # of the run; algorithms with stages divide them
     personal_work: local.Work | None = None  # on a client's own part; by default `work`
+    update: Callable[[float], optax.GradientTransformation] = optax.sgd
+    """learning rate -> the clients' optimizer, of those methods that leave it open."""
+    personal_rank: int = 1  # of the factors that clients keep beside the task's
+    personal_rate: float | None = None  # learning rate of a client's own part; by default `rate`
 
     @property
-    def sgd(self) -> optax.GradientTransformation:
-        """Plain SGD with the learning rate of the run."""
-        return optax.sgd(self.rate)
+    def optimizer(self) -> optax.GradientTransformation:
+        """The clients' optimizer, with the learning rate of the run."""
+        return self.update(self.rate)
+
+    @property
+    def own_rate(self) -> float:
+        """The learning rate of a client's own part."""
+        return self.rate if self.personal_rate is None else self.personal_rate
 
     @property
     def own_work(self) -> local.Work:
@@ -36,8 +45,8 @@ class Setting(NamedTuple):
         """The arguments of an algorithm that trains a shared and a personal part."""
         return {
             "personal_work": self.own_work,
-            "client_optimizer": self.sgd,
-            "personal_optimizer": self.sgd,
+            "client_optimizer": self.optimizer,
+            "personal_optimizer": self.update(self.own_rate),
         }
 
     @property

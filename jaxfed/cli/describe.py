@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxfed import trees
+from jaxfed.combine.listing import LIST
 from jaxfed.data import text
 from jaxfed.data.federated import Split
 from jaxfed.lowrank.factors import Theta
@@ -36,20 +37,32 @@ def weights(base: dict[str, Any], theta: Theta) -> str:
 
 
 def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
-    """How much is trained, frozen and sent, beside the whole model."""
+    """How much is trained, frozen and sent, beside the whole model, and listed beside it."""
+    listed = {path: w for path, w in base.items() if path.startswith(LIST)}
+    base = {path: w for path, w in base.items() if path not in listed}
     whole = trees.size(base) + trees.size(theta.full)
     trained, frozen = trees.size(theta), trees.size(base)
     held = in_bytes(trees.nbytes(base) + trees.nbytes(theta.full))
-    return "\n".join(
-        [
-            f"model    {whole:,} parameters ({held})",
-            f"trained  {trained:,} = {trained / whole:.1%} of the model: "
-            f"{trees.size(theta.factors):,} in factors beside {len(theta.factors)} weights, "
-            f"{trees.size(theta.full):,} in {len(theta.full)} weights trained in full",
-            f"frozen   {frozen:,} ({in_bytes(trees.nbytes(base))}), held once for all clients",
-            f"wire     {in_bytes(wire.down)} down, {in_bytes(wire.up)} up for a client in a round",
-        ]
-    )
+    lines = [
+        f"model    {whole:,} parameters ({held})",
+        f"trained  {trained:,} = {_share(trained / whole)} of the model: "
+        f"{trees.size(theta.factors):,} in factors beside {len(theta.factors)} weights, "
+        f"{trees.size(theta.full):,} in {len(theta.full)} weights trained in full",
+        f"frozen   {frozen:,} ({in_bytes(trees.nbytes(base))}), held once for all clients",
+    ]
+    if listed:
+        size = trees.size(listed)
+        lines.append(
+            f"list     {size:,} = {_share(size / whole)} of the model: room for the merges beside "
+            f"it ({in_bytes(trees.nbytes(listed))})"
+        )
+    sent = f"{in_bytes(wire.down)} down, {in_bytes(wire.up)} up for a client in a round"
+    return "\n".join([*lines, f"wire     {sent}"])
+
+
+def _share(part: float) -> str:
+    """The share in percent; with two decimals below one percent."""
+    return f"{part:.1%}" if part >= 0.01 else f"{part:.2%}"
 
 
 def population(train: Split, cohort: int) -> str:

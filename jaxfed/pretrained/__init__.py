@@ -4,6 +4,7 @@ model, params = pretrained.read("roberta-base", classes=2)
 tokenizer = pretrained.tokenizer("roberta-base")
 """
 
+from jaxfed.pretrained.checkpoints import decoder_with_tokenizer as decoder_with_tokenizer
 from jaxfed.pretrained.decoders import read_decoder as read_decoder
 from jaxfed.pretrained.export import write_model as write_model
 from jaxfed.pretrained.folder import Account as Account

@@ -10,5 +10,6 @@ from jaxfed.tasks.language import next_token as next_token
 from jaxfed.tasks.measures import f1 as f1
 from jaxfed.tasks.measures import matthews as matthews
 from jaxfed.tasks.regressor import regression as regression
+from jaxfed.tasks.span import answer_span as answer_span
 from jaxfed.tasks.task import Task as Task
 from jaxfed.tasks.task import means as means

@@ -195,14 +195,36 @@ def squad(texts: Texts, references: References) -> dict[str, float]:
     Answers are compared as `normalised`: whether they are equal, and by the F1 of their words, in
     which an empty one agrees with an empty one only. Rajpurkar et al., EMNLP 2016 and ACL 2018.
     """
+    exact, f1 = 100 * np.mean(_of_squad(texts, references), axis=0)
+    return {"exact": float(exact), "f1": float(f1)}
+
+
+def no_answer_threshold(texts: Texts, gaps: Sequence[float], references: References) -> float:
+    """The threshold of gaps above which "" in place of the text gives the largest mean F1.
+
+    `gaps` [n] score no answer against each text, as those of `squad.answers` do. It is one of them,
+    or -inf if no text is worth to be given. Choose it on data that are not the test set.
+    """
+    gap = values.array("gaps", gaps, float)
+    given, none = (_of_squad(t, references)[:, 1] for t in (texts, [""] * len(references)))
+    if gap.shape != given.shape:
+        raise ValueError(f"gaps are {gap.shape} of {len(given)} texts; give one for each")
+    order = np.argsort(gap, kind="stable")
+    total = np.cumsum((given - none)[order])  # the gain of giving the texts up to each gap
+    last = np.append(gap[order][1:] > gap[order][:-1], True)  # equal gaps go together
+    best = np.argmax(np.where(last, total, -np.inf))
+    return float(gap[order][best]) if total[best] > 0 else -math.inf
+
+
+def _of_squad(texts: Texts, references: References) -> np.ndarray:
+    """[n, 2]: exact match and F1 of each answer, from 0 to 1."""
     texts, references = _checked(texts, [r if len(r) else [""] for r in references])
     pairs = []
     for text, refs in zip(texts, references, strict=True):
         golds = [words for r in refs if (words := normalised(r).split())] or [[]]
         said = normalised(text).split()
         pairs.append((max(said == g for g in golds), max(_overlap(said, g) for g in golds)))
-    exact, f1 = 100 * np.mean(pairs, axis=0)
-    return {"exact": float(exact), "f1": float(f1)}
+    return np.array(pairs, float)
 
 
 def _overlap(said: list[str], gold: list[str]) -> float:

@@ -2,26 +2,16 @@
 
 import json
 import runpy
-import struct
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+import tiny_llama2c
 
 from jaxfed import Host, run
 
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs/fedloru/speakers.py"))
-SIZES = (
-    8,
-    12,
-    2,
-    2,
-    1,
-    270,
-    32,
-)
-"""Width, feed-forward width, depth, heads, groups, vocabulary, positions."""
 SMALL = {"clients": 3, "cohort": 3, "least": 4, "rounds": 1, "local_steps": 1, "batch_size": 2}
 METHODS = get_args(CONFIG["Method"])
 QUICK = ("full",)
@@ -32,16 +22,7 @@ each_method = [pytest.param(m, marks=() if m in QUICK else pytest.mark.full) for
 def files(tmp_path_factory):
     """(the arguments `model` and `speeches`); letters are words, others become bytes."""
     place = tmp_path_factory.mktemp("speakers")
-    width, hidden, depth, heads, groups, vocabulary, positions = SIZES
-    shared = (
-        2 * width + 2 * width * width + 2 * width * width // heads * groups + 3 * width * hidden
-    )
-    count = vocabulary * width + depth * shared + width + positions * width // heads
-    weights = np.random.default_rng(0).normal(0, 0.3, count).astype("<f4")
-    (place / "tiny.bin").write_bytes(struct.pack("<7i", *SIZES) + weights.tobytes())
-    pieces = [""] * 3 + [f"<0x{i:02X}>" for i in range(256)] + list(" abcdefghij")
-    entries = (struct.pack("<fi", 0.0, len(p)) + p.encode() for p in pieces)
-    (place / "tok.bin").write_bytes(struct.pack("<i", 6) + b"".join(entries))
+    tiny_llama2c.write(place)
     lines = [
         {"play": "p", "speaker": name, "text": "abcdefghij"[n % 5 : n % 5 + 5]}
         for n, name in enumerate("XYZXYZXYZXYZXYZW")
@@ -79,11 +60,6 @@ WRONG = {
 def test_wrong_settings_are_refused_in_a_sentence(files, name, tmp_path):
     change, message = WRONG[name]
     if name == "too long":
-        data = bytearray((Path(files["model"]) / "tiny.bin").read_bytes())
-        less = (SIZES[6] - 6) * SIZES[0] // SIZES[3] * 4
-        data[24:28] = struct.pack("<i", 6)
-        (tmp_path / "tiny.bin").write_bytes(bytes(data[:-less]))
-        (tmp_path / "tok.bin").write_bytes((Path(files["model"]) / "tok.bin").read_bytes())
-        change = {"model": str(tmp_path)}
+        change = {"model": str(tiny_llama2c.write(tmp_path, positions=6))}
     with pytest.raises((ValueError, OSError), match=message):
         CONFIG["experiment"](**{**files, **SMALL, **change})

@@ -170,3 +170,21 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch, name):
     measure = {"sacrebleu": scores.bleu, "nltk": scores.nist, "rouge_score": scores.rouge_l}[name]
     with pytest.raises(ImportError, match=rf"needs {name}: pip install 'jaxfed\[nlg\]'"):
         measure(["a"], [["a"]])
+
+
+def test_the_threshold_of_no_answer_is_the_best_of_all():
+    """Against trying each gap, and below all of them; equal gaps go together."""
+    texts = ["cat", "dog", "pig", "cow", "hen"]
+    right = [["cat"], [], ["a pig"], [], ["hen house"]]
+    for gaps in ([0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.1, 0.2, 0.2, 0.3], [1, 1, 1, 1, 1]):
+        f1 = {
+            at: scores.squad(
+                [t if g <= at else "" for t, g in zip(texts, gaps, strict=True)], right
+            )
+            for at in (-math.inf, *gaps)
+        }
+        best = scores.no_answer_threshold(texts, gaps, right)
+        assert f1[best]["f1"] == max(found["f1"] for found in f1.values())
+    assert scores.no_answer_threshold(["dog"], [0.0], [[]]) == -math.inf
+    with pytest.raises(ValueError, match=r"gaps are \(2,\) of 1 texts"):
+        scores.no_answer_threshold(["dog"], [0.0, 1.0], [[]])
