@@ -1,6 +1,7 @@
 """A certificate holds for right algorithms, and names what is wrong with planted ones."""
 
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import optax
@@ -161,6 +162,8 @@ def test_the_least_bytes_are_those_of_the_shortest_code():
     assert least(0.25 * np.array([2, 4, 7, -7, 2, 4], np.float32)) <= 4 + 6 * 3 // 8 + 1
     assert least(np.zeros((6, 5))) == 0
     assert least(dense + low, [dense]) <= (6 + 5 - 1) * 4  # the receiver kept the last one
+    one = (sparse - dense,)  # a client of three numbers takes off the others of its message
+    assert information.least([one], None, [NamedTuple("Message", [("x", Any)])(dense)]) == 3 * 4
 
 
 # ---------------------------------------------------------------------- wrong input
