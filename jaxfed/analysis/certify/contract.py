@@ -166,7 +166,8 @@ def stands_still(s: Subject) -> Line:
         still = s.algorithm(SETTING._replace(rate=0.0))
     except ValueError as error:  # such as SCAFFOLD's, which divides by it
         return Line(name, None, "not measured", f"it refuses a rate of zero: {error}")
-    server = loop.rounds(still, WORLD, [[1]])[0]
+    one = [1] * len(DRAWS[0])  # one client in every place, as ranks and robust means depend on all
+    server = loop.rounds(still, WORLD, [one])[0]
     if not is_finite(server):
         return Line(name, None, "not finite", "the algorithm divides by its learning rate")
     far = gap(model(*_parts(server)), model(*_parts(begin)))
