@@ -6,7 +6,9 @@ They stand between `<!-- begin: NAME -->` and `<!-- end: NAME -->`; a test holds
 import ast
 import functools
 import importlib
+import importlib.util
 import inspect
+import json
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -131,6 +133,17 @@ def zoo() -> str:
     return "\n".join(lines)
 
 
+def measured(part: str) -> str:
+    """A table of the certificates as they were measured."""
+    path = DOCS.parent / "benchmarks" / "claims" / "certificates.py"
+    spec = importlib.util.spec_from_file_location("certificates", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} cannot be loaded; the tables of certificates are made by it")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, part)(json.loads(module.FOUND.read_text(encoding="utf-8")))
+
+
 def combine() -> str:
     return "\n".join([*names(importlib.import_module("jaxfed.combine")), ""])
 
@@ -211,6 +224,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "floors": floors,
     "house": house,
     "zoo": zoo,
+    "certificates": functools.partial(measured, "certificates"),
+    "bias": functools.partial(measured, "bias"),
     "combine": combine,
     "api": api,
 }
