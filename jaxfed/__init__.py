@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from jaxfed.analysis.certify.certificate import check as check
     from jaxfed.cli.frames import results as results
     from jaxfed.cli.loading import load as load
+    from jaxfed.cli.notebook import all_cores as all_cores
+    from jaxfed.cli.notebook import follow as follow
     from jaxfed.simulation.experiment import Experiment as Experiment
     from jaxfed.simulation.host import Host as Host
     from jaxfed.simulation.run import run as run
@@ -40,6 +42,8 @@ WHERE = {
     "check": "jaxfed.analysis.certify.certificate",
     "results": "jaxfed.cli.frames",
     "load": "jaxfed.cli.loading",
+    "all_cores": "jaxfed.cli.notebook",
+    "follow": "jaxfed.cli.notebook",
     "Experiment": "jaxfed.simulation.experiment",
     "Host": "jaxfed.simulation.host",
     "run": "jaxfed.simulation.run",

@@ -195,12 +195,8 @@ def prepare_jax(launch: Launch) -> None:
     import jax
 
     keep_programs()
-    if not 1 <= launch.cpus() <= CPUS:
-        raise ValueError(f"cpu_devices={launch.cpus()}; use 1 to {CPUS}")
-    # In a process that has used JAX already, its devices are what they are.
+    split_cpu(launch)
     late = contextlib.suppress(RuntimeError)
-    with late if launch.cpu_devices is None else contextlib.nullcontext():
-        jax.config.update("jax_num_cpu_devices", launch.cpus())
     if launch.coordinator is None:
         if launch.processes is not None or launch.process is not None:
             raise ValueError(
@@ -223,6 +219,17 @@ def prepare_jax(launch: Launch) -> None:
         launch.process,
         local_device_ids=local_gpus(os.environ),
     )
+
+
+def split_cpu(launch: Launch) -> None:
+    """Splits the CPU into devices; where JAX is in use already, they are what they are."""
+    import jax
+
+    if not 1 <= launch.cpus() <= CPUS:
+        raise ValueError(f"cpu_devices={launch.cpus()}; use 1 to {CPUS}")
+    late = contextlib.suppress(RuntimeError)
+    with late if launch.cpu_devices is None else contextlib.nullcontext():
+        jax.config.update("jax_num_cpu_devices", launch.cpus())
 
 
 KEPT = 2**31  # bytes of compiled programs; those that were not used for longest go first

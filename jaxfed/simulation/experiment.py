@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxfed.algorithm import Algorithm
 from jaxfed.data import values
 from jaxfed.data.federated import Federated, length
+from jaxfed.simulation import shown
 from jaxfed.simulation.host import check_numbers
 from jaxfed.tasks.task import Task
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Experiment:
     """What is run: everything that decides the result. The task is the algorithm's."""
 
@@ -66,3 +68,19 @@ class Experiment:
     @property
     def task(self) -> Task:
         return self.algorithm.task
+
+    def facts(self) -> dict[str, Any]:
+        """Who takes part and for how long, as a notebook shows it."""
+        return {
+            "clients": self.data.clients,
+            "examples": int(self.data.train.count.sum()),
+            "cohort": self.cohort,
+            "rounds": self.rounds,
+            "seed": self.seed,
+        }
+
+    def __repr__(self) -> str:
+        return shown.line("Experiment", self.facts())
+
+    def _repr_html_(self) -> str:
+        return shown.table("Experiment", self.facts())

@@ -19,6 +19,7 @@ from jaxfed.simulation import (
     keys,
     population,
     run_folder,
+    shown,
     stored,
 )
 from jaxfed.simulation.experiment import Experiment
@@ -64,7 +65,7 @@ def restored(e: Experiment, directory: Path, asked: int | None, machine: engine.
     return Model(t, first, state["server"], people)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Loaded:
     """A run's records, settings and config, and its model after round `round`.
 
@@ -78,6 +79,18 @@ class Loaded:
     experiment: Experiment | None
     round: int
     model: Model | None
+
+    def facts(self) -> dict[str, Any]:
+        """Where the run is, how far it went, and its newest measures."""
+        rounds = self.settings.get("experiment", {}).get("rounds", len(self.records))
+        recorded = {"rounds": f"{len(self.records)} of {rounds}", **shown.measured(self.records)}
+        return {"folder": self.directory, "model": f"after round {self.round}", **recorded}
+
+    def __repr__(self) -> str:
+        return shown.line("Loaded", self.facts())
+
+    def _repr_html_(self) -> str:
+        return shown.table("Loaded", self.facts())
 
     @property
     def server(self) -> Any:
