@@ -13,7 +13,7 @@ from pathlib import Path
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree"}
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(
-    ["jaxfed.cli.main", "matplotlib.pyplot", "orbax.checkpoint", "tensorboardX"]
+    ["jaxfed.cli.running", "jaxfed.cli.sweep", "orbax.checkpoint", "tensorboardX"]
 )
 
 
