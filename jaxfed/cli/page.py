@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfed.cli import plots, studies, tables
+from jaxfed.cli import labels, plots, studies, tables
 from jaxfed.cli.plots import Curve
 from jaxfed.cli.studies import Group, Statistic
 
@@ -56,6 +56,7 @@ def page(groups: Sequence[Group], goal: float | None = None) -> str:
         "90th percentile.</p>",
         f"<h2>{'Groups' if several else 'Runs'}</h2>{_runs(groups, goal)}",
         _pairs(groups),
+        labels.cards(groups),
         _settings(groups),
     ]
     title = runs[0].name if len(runs) == 1 else "Runs compared"

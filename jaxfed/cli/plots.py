@@ -246,16 +246,25 @@ PLOTS: dict[str, Callable[[str, bool, Sequence[Curve]], Figure]] = {
 }
 
 
+def by_label(labels: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(clients [n], shares of their labels [n, classes]), by their commonest label and its share.
+
+    Of more than `most` clients, that many, evenly spaced in this order.
+    """
+    shares = labels / np.maximum(labels.sum(1, keepdims=True), 1)  # [N, classes]
+    order = np.lexsort((-shares.max(1), shares.argmax(1)))
+    if len(order) > most:
+        order = order[np.linspace(0, len(order) - 1, most).round().astype(int)]
+    return order, shares[order]
+
+
 def _labels_plot(labels: np.ndarray, title: str, most: int = 1000) -> Figure:
     """Who has which labels: a column a client, a row a label, and above it the client's size.
 
     Clients stand by their commonest label, then by its share, so that skew shows as a staircase;
     of more than `most` clients, that many are shown, evenly spaced in this order.
     """
-    shares = labels / np.maximum(labels.sum(1, keepdims=True), 1)  # [N, classes]
-    order = np.lexsort((-shares.max(1), shares.argmax(1)))
-    if len(order) > most:
-        order = order[np.linspace(0, len(order) - 1, most).round().astype(int)]
+    order, shares = by_label(labels, most)
     clients = len(order)
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -276,7 +285,7 @@ def _labels_plot(labels: np.ndarray, title: str, most: int = 1000) -> Figure:
     above.set(ylabel="examples", ylim=(0, None))
     above.tick_params(labelbottom=False)
     picture = below.imshow(
-        shares[order].T,
+        shares.T,
         aspect="auto",
         cmap="Blues",
         vmin=0,

@@ -5,6 +5,8 @@ several lines a round. Clients are numbers, or the names of their users. The fil
 evaluation and has no bound; a line has one.
 """
 
+import importlib.util
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ import numpy as np
 from jaxfed.simulation import stored
 
 NAME = "clients.jsonl"
+PARQUET = "clients.parquet"
 MOST = 50_000  # clients in a line
 
 
@@ -72,8 +75,39 @@ def lines(folder: Path) -> Iterator[tuple[bytes, dict]]:
         yield line, found
 
 
+def write_parquet(folder: Path) -> None:
+    """Writes clients.parquet, {"round", "client", ...} with a row for each client and evaluation.
+
+    If there are such evaluations, and pyarrow is installed.
+    """
+    if not (folder / NAME).exists() or importlib.util.find_spec("pyarrow") is None:
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    named = any(isinstance(c, str) for _, line in lines(folder) for c in line["client"])
+    kinds = {"client": pa.string() if named else pa.int64(), "round": pa.int64()}
+    kinds["examples"] = pa.int64()
+    buffer, writer = io.BytesIO(), None
+    for _, line in lines(folder):
+        client = list(map(str, line["client"])) if named else line["client"]
+        columns = {**line, "client": client, "round": [line["round"]] * len(client)}
+        part = pa.table({n: pa.array(v, kinds.get(n, pa.float64())) for n, v in columns.items()})
+        writer = writer or parquet.ParquetWriter(buffer, part.schema)
+        writer.write_table(part)
+    if writer is not None:
+        writer.close()
+        with stored.writing(folder / PARQUET):
+            stored.replace(folder / PARQUET, buffer.getvalue())
+
+
 def keep(folder: Path, rounds: int) -> None:
-    """Cuts off the evaluations after the first `rounds` rounds, and a torn last line."""
+    """Cuts off the evaluations after the first `rounds` rounds, and a torn last line.
+
+    clients.parquet is removed: the run writes it at its end.
+    """
+    with stored.writing(folder / PARQUET):
+        (folder / PARQUET).unlink(missing_ok=True)
     path, end, whole = folder / NAME, 0, True
     stored.check_no_link(path, "put a copy of the run's own back")
     for line, found in lines(folder):

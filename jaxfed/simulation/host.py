@@ -21,6 +21,7 @@ class Host:
         nonfinite: stop at a client that returns NaN or infinity, or skip it (the weighted mean of
             the others takes its place, also where an algorithm averages uniformly).
         merges: who pays for a merge: all clients at once, or each when next drawn.
+        log: where records are shown beside metrics.jsonl: in TensorBoard's file, or in W&B, too.
     """
 
     devices: int | None = None
@@ -31,6 +32,7 @@ class Host:
     checkpoint_every: int = 50
     nonfinite: Literal["stop", "skip"] = "stop"
     merges: Literal["eager", "lazy"] = "eager"
+    log: Literal["tensorboard", "wandb"] = "tensorboard"
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

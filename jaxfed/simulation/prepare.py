@@ -18,6 +18,7 @@ from jaxfed.algorithm import Algorithm
 from jaxfed.data.federated import Federated, label_table
 from jaxfed.simulation import (
     blocks,
+    boards,
     checkpoint,
     compilation,
     engine,
@@ -122,6 +123,7 @@ def prepare(
     folder = None if directory is None else Path(directory)
     if resume and folder is None:
         raise ValueError("resume=True needs the directory of a run")
+    boards.check(host.log, folder)
     with contextlib.ExitStack() as undo:
         held = None if folder is None else _claim(folder, resume, machine)
         if held is not None:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxfed.data import values
 from jaxfed.simulation import (
     blocks,
+    boards,
     by_client,
     engine,
     ledger,
@@ -92,7 +93,7 @@ def run_blocks(p: Prepared, noted: Sequence[int] = ()) -> Generator[list[dict], 
     Closed early, it saves the last recorded round. It stops as the first of the `noted` signals
     asks for, on all processes, when that round is saved.
     """
-    board: list[Any] = []  # TensorBoard's file, once it is open
+    board: list[boards.Board] = []  # once they are open
     try:
         yield [{}]
         yield from _blocks(p, noted, board)
@@ -103,14 +104,16 @@ def run_blocks(p: Prepared, noted: Sequence[int] = ()) -> Generator[list[dict], 
     _close(p, board)
 
 
-def _close(p: Prepared, board: list[Any]) -> None:
-    for file in board:
-        file.close()
+def _close(p: Prepared, board: list[boards.Board]) -> None:
+    for one in board:
+        one.close()
+    if board and p.folder is not None:
+        by_client.write_parquet(p.folder)
     p.close()
 
 
 def _blocks(
-    p: Prepared, noted: Sequence[int], board: list[Any]
+    p: Prepared, noted: Sequence[int], board: list[boards.Board]
 ) -> Generator[list[dict], None, None]:
     """The records of block after block; the next is prepared while the devices work."""
     state, saved, ranges, over = p.state, p.state.done, p.ranges(), stopping.watched(p)
@@ -161,8 +164,10 @@ def _records_of(
     return found, owed
 
 
-def _write(p: Prepared, found: list[dict], each: dict[str, np.ndarray], board: list[Any]) -> None:
-    """Adds the records to metrics.jsonl and to TensorBoard's file, which the first of them open.
+def _write(
+    p: Prepared, found: list[dict], each: dict[str, np.ndarray], board: list[boards.Board]
+) -> None:
+    """Adds the records to metrics.jsonl and to the boards, which the first of them open.
 
     And to clients.jsonl what an evaluation measured for `each` client.
     """
@@ -171,10 +176,10 @@ def _write(p: Prepared, found: list[dict], each: dict[str, np.ndarray], board: l
     if each:
         by_client.append(p.folder, found[-1]["round"], each, p.experiment.data.names)
     run_folder.append(p.folder, found)
-    with run_folder.writing(p.folder / "tensorboard"):
-        if not board:
-            board.append(run_folder.tensorboard(p.folder, p.state.done))
-        run_folder.show(board[0], found)
+    if not board:
+        board += boards.opened(p.folder, p.state.done, p.host.log)
+    for one in board:
+        one.show(found)
 
 
 def _save(p: Prepared, state: State, record: dict) -> int:

@@ -8,7 +8,9 @@ metrics.jsonl    one record a round
 clients.jsonl    each evaluation by client: {"round", "client": [...], "examples": [...], ...}
 checkpoints/     see checkpoint.py
 clients/         what clients keep, at those checkpoints; see population.py
+clients.parquet  the same as one table, once the run has ended, where pyarrow is installed
 tensorboard/     the records again
+wandb.json       the id of the run in W&B, which keeps its own files in wandb/
 plots/           see report.py
 """
 
@@ -55,7 +57,10 @@ OURS = (
     "host.json",
     "config.py",
     "clients.npz",
+    "clients.parquet",
     "tensorboard",
+    "wandb.json",
+    "wandb",
     "plots",
 )
 

@@ -152,3 +152,14 @@ def test_the_page_and_the_text_have_the_same_pairs(study):
     for words in (head, *(words for _, words in rows)):
         assert set(words) <= set(found.cells)
         assert all(word in tables.paired(groups) for word in words)
+
+
+def test_labels_by_client_are_drawn_once_for_runs_of_one_split(tmp_path):
+    """An area is an opacity: a client's opacities add up to one, and bars to the largest client."""
+    tables = {"a": np.array([[3, 1], [0, 8]]), "b": np.array([[3, 1], [0, 8]]), "c": np.eye(2, 2)}
+    runs = [folder(tmp_path / n, labels=t.astype(int), seed=n) for n, t in tables.items()]
+    found = Parsed(page.page(studies.grouped([recorded.read(run) for run in runs])))
+    rects = [float(a["fill-opacity"]) for tag, a in found.tags if tag == "rect" and len(a) == 5]
+    assert rects == [1, 1, 0.75, 0.25, 1, 1, 1, 1, 1]
+    alone = page.page(studies.grouped([recorded.read(folder(tmp_path / "none"))]))
+    assert "Labels by client" not in alone

@@ -185,7 +185,7 @@ def test_a_folder_is_left_as_promised(tmp_path):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == records
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {
+    assert names - {"clients.parquet"} == {  # which needs pyarrow
         *("settings.json", "host.json", "clients.npz", "metrics.jsonl"),
         *("clients.jsonl", "checkpoints", "tensorboard"),
     }
