@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from jaxfed.cli import asked
 
+FURTHER = {"sweep": ("--tune", "--successive-halving"), "describe": ("--for",)}
+
 
 def script(shell: str) -> str:
     """The script; ValueError for a shell that has none."""
@@ -19,10 +21,13 @@ def script(shell: str) -> str:
 
 def words() -> dict[str, dict[str, tuple[str, ...]]]:
     """{command: {option: the words that it takes, if they are listed}}."""
-    return {
+    with_fields = {
         name: {f"--{f.name.replace('_', '-')}": _choices(f.type) for f in dataclasses.fields(kind)}
         for name, (_, kind) in asked.options().items()
-    } | {name: {} for name in asked.TEXTS}
+    }
+    for name, options in FURTHER.items():
+        with_fields[name] |= dict.fromkeys(options, ())
+    return with_fields | {name: {} for name in asked.TEXTS}
 
 
 def _choices(kind: Any) -> tuple[str, ...]:

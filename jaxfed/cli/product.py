@@ -71,6 +71,20 @@ def for_tuning(given: dict[str, list[str]], tuned: list[str] | None) -> tuple[di
     return {**rest, **once, "on": ["--on", "validation"]}, name
 
 
+def eta(words: list[str] | None, tuned: list[str] | None) -> int | None:
+    """Of how many trials one goes on at a rung, 2 by default; None if none is dropped."""
+    if words is None:
+        return None
+    if tuned is not None:
+        raise ValueError("--tune and --successive-halving both choose among trials; give one")
+    if words[1:] and not re.fullmatch("[2-9]|[1-9][0-9]+", " ".join(words[1:])):
+        raise ValueError(
+            f"--successive-halving {' '.join(words[1:])}: give a whole number from 2 on, of how "
+            "many trials one goes on, or none for 2"
+        )
+    return int(words[1]) if words[1:] else 2
+
+
 def given(arguments: list[str]) -> dict[str, list[str]]:
     """{name: [--name, value, ...]} of the options; ValueError if one is given twice."""
     found: dict[str, list[str]] = {}

@@ -17,7 +17,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxfed.cli import calling, errors, following, options, product, recorded, studies, tables
+from jaxfed.cli import (
+    calling,
+    errors,
+    following,
+    halving,
+    options,
+    product,
+    recorded,
+    studies,
+    tables,
+)
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.options import Config
 from jaxfed.cli.product import Trial
@@ -37,6 +47,7 @@ def command(arguments: list[str], watch: Watch) -> None:
 
     With `--tune NAME`, first a trial for each value of that setting is scored on a validation set,
     for each combination of the others but the seed; then trials with the best run for all seeds.
+    With `--successive-halving [ETA]`, trials that fall behind end early; see halving.py.
     """
     config = calling.config_of(arguments, "sweep", watch)
     if jax.process_count() > 1:
@@ -46,6 +57,7 @@ def command(arguments: list[str], watch: Watch) -> None:
         )
     given = product.given(arguments[1:])
     tuned = given.pop("tune", None)
+    eta = product.eta(given.pop("successive_halving", None), tuned)
     with options.at_home(config), errors.reading():
         grid, tuning = product.for_tuning(given, tuned)
         out, trials = product.trials(config, given)
@@ -58,24 +70,58 @@ def command(arguments: list[str], watch: Watch) -> None:
                 _run(folder, config, rated, arguments[0], watch)
             best = _best(rated, tuning)
             trials = [t for t in trials if t.settings[tuning] == best[_rest(t, tuning)]]
-        _run(out, config, trials, arguments[0], watch)
+        _run(out, config, trials, arguments[0], watch, eta)
     groups = studies.grouped([recorded.read(trial.folder) for trial in trials])
     print(tables.text(tables.table(groups)))
 
 
-def _run(out: Path, config: Config, trials: list[Trial], given: str, watch: Watch) -> None:
-    """Runs those of the trials that are not finished."""
+def _run(
+    out: Path, config: Config, trials: list[Trial], given: str, watch: Watch, eta: int | None = None
+) -> None:
+    """Runs those of the trials that are not finished, and with `eta` drops some at each rung."""
     here = _check(out, config, trials)
     left = [trial for trial in trials if not _has_ended(trial)]
-    shared = _sharing(config, left)
+    shared, lengths = _sharing(config, left if eta is None else trials)
+    rungs = [] if eta is None else _rungs(trials, lengths, eta)
     run_folder.write_json(out / "sweep.json", {"text": config.text, "trials": here})
     watch.clear()
     print(f"folder   {out}")
     print(f"trials   {len(trials)}, {len(trials) - len(left)} of them finished", flush=True)
-    for trial in left:
-        came_to_its_end = _go(trial, config, given, watch, shared[_kind(trial)])
-        content = {**_ended(out), trial.folder.name: came_to_its_end}
-        run_folder.write_json(out / ENDED, content)
+    going = trials
+    for rung in (*rungs, None):
+        for trial in going:
+            if not _has_ended(trial) and not _has_reached(trial, rung):
+                fate = _go(trial, config, given, watch, shared[_kind(trial)], rung)
+                if fate is not None:
+                    content = {**_ended(out), trial.folder.name: fate}
+                    run_folder.write_json(out / ENDED, content)
+        if rung is not None and eta is not None:
+            going = _kept(going, rung, eta)
+
+
+def _rungs(trials: Sequence[Trial], lengths: set[tuple[int, int]], eta: int) -> list[int]:
+    """The rounds at which trials are dropped; `lengths` are their (rounds, evaluate_every)."""
+    if len(lengths) > 1:
+        raise ValueError(
+            "--successive-halving compares at the same evaluations: give one number for rounds and "
+            "evaluations of all trials"
+        )
+    ((rounds, every),) = lengths
+    if not every:
+        raise ValueError("--successive-halving needs evaluations; give --evaluate-every 1 or more")
+    return halving.rungs(len({halving.setting(t) for t in trials}), rounds, every, eta)
+
+
+def _kept(trials: Sequence[Trial], rung: int, eta: int) -> list[Trial]:
+    """Those of the trials that go on after a rung."""
+    ended = _ended(trials[0].folder.parent)
+    lost = [t.folder for t in trials if ended.get(t.folder.name) is False]
+    scores = halving.scores(trials, rung, lost)
+    kept = halving.kept(scores, eta)
+    for trial in trials:
+        if (name := halving.setting(trial)) not in kept:
+            print(f"dropped  {trial.folder.name}, {abs(scores[name]):.4f} at round {rung}")
+    return [trial for trial in trials if halving.setting(trial) in kept]
 
 
 # ---------------------------------------------------------------------- what is tuned
@@ -183,6 +229,13 @@ def _has_ended(trial: Trial) -> bool:
     return ended and not run_folder.why_not_begun(trial.folder)
 
 
+def _has_reached(trial: Trial, rung: int | None) -> bool:
+    """True if the trial has recorded the rounds up to a rung."""
+    if rung is None or run_folder.why_not_begun(trial.folder):
+        return False
+    return len(recorded.read(trial.folder).records) >= rung
+
+
 # ---------------------------------------------------------------------- one trial
 
 
@@ -193,13 +246,20 @@ class Shared(NamedTuple):
     host: list[Host]  # none before the first trial
 
 
-def _sharing(config: Config, trials: Sequence[Trial]) -> dict[str, Shared]:
-    """{kind: what trials of that kind share}, once each of them could be built."""
+def _sharing(
+    config: Config, trials: Sequence[Trial]
+) -> tuple[dict[str, Shared], set[tuple[int, int]]]:
+    """({kind: what trials of that kind share}, their rounds and evaluate_every).
+
+    Each of them could be built then.
+    """
     sizes: dict[str, Size] = {}
+    lengths = set()
     for trial in trials:  # what is wrong with the last is an error before the first
         experiment, _, _ = calling.call(config, trial.arguments, "sweep")
         sizes[_kind(trial)] = experiment.data.size.or_more(sizes.get(_kind(trial)))
-    return {kind: Shared(Programs(size), []) for kind, size in sizes.items()}
+        lengths.add((experiment.rounds, experiment.evaluate_every))
+    return {kind: Shared(Programs(size), []) for kind, size in sizes.items()}, lengths
 
 
 def _kind(trial: Trial) -> str:
@@ -220,9 +280,17 @@ def _host(launch: Launch, shared: Shared) -> Host:
     return asked
 
 
-def _go(trial: Trial, config: Config, given: str, watch: Watch, shared: Shared) -> bool:
-    """Runs a trial, or goes on with it. False, with a warning, if it diverges."""
+def _go(
+    trial: Trial, config: Config, given: str, watch: Watch, shared: Shared, rung: int | None
+) -> bool | None:
+    """Runs a trial, or goes on with it, up to a rung: None then.
+
+    True if it came to its end; False, with a warning, if it diverges.
+    """
     experiment, settings, launch = calling.call(config, trial.arguments, "sweep")
+    if rung is not None:
+        ends = halving.until(rung, experiment.stop_when)
+        experiment = dataclasses.replace(experiment, stop_when=ends)
     host = _host(launch, shared)
     launched = dataclasses.replace(launch, host=host)
     about = calling.about(config, given, trial.arguments, launched)
@@ -256,8 +324,10 @@ def _go(trial: Trial, config: Config, given: str, watch: Watch, shared: Shared) 
     watch.rounds_end()
     watch.quiet = False
     run = recorded.read(trial.folder)
-    print(f"finished {run.name}, round {len(run.records)}", *_scores(run), sep="  ", flush=True)
-    return not diverged
+    paused = rung is not None and len(run.records) >= rung and not diverged
+    word = "reached " if paused else "finished"
+    print(f"{word} {run.name}, round {len(run.records)}", *_scores(run), sep="  ", flush=True)
+    return None if paused else not diverged
 
 
 def _scores(run: recorded.Run) -> list[str]:

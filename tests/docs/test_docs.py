@@ -109,7 +109,7 @@ def test_options_that_a_page_gives_to_a_program_exist(page):
     for path, rest in given:
         file = pages.ROOT / path
         beside = "".join(text(other) for other in file.parent.glob("*.py"))
-        every = [*launching.NAMES, *launching.CHANGES, "tune", "for"]
+        every = [*launching.NAMES, *launching.CHANGES, "tune", "successive-halving", "for"]
         known = {n.replace("_", "-") for n in [*every, *re.findall(r"(\w+): ", beside)]}
         known |= set(re.findall(r'"--([\w-]+)"', beside))
         assert set(re.findall(r"--([\w-]+)", rest)) <= known, path
