@@ -21,8 +21,8 @@ MODULES = {
 MAY_IMPORT = {
     "__init__": {"aggregate", "algorithm", "algorithms", "combine", "data", "hypergrad", "local",
                  "lowrank", "models", "pretrained", "analysis.certify", "cli.frames",
-                 "cli.loading", "simulation.experiment", "simulation.host", "simulation.run",
-                 "simulation.stopping", "tasks"},
+                 "cli.loading", "cli.notebook", "simulation.experiment", "simulation.host",
+                 "simulation.run", "simulation.stopping", "tasks"},
     "algorithm": set(),
     "aggregate": {"algorithm", "data.values"},
     "hypergrad": {"algorithm", "data.values"},

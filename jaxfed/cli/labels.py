@@ -52,7 +52,8 @@ def _figure(name: str, table: np.ndarray) -> str:
         f'fill="var(--c0)">{"".join(bars)}{"".join(cells)}{words}'
         f'<text x="{LEFT - 8}" y="12" text-anchor="end">{sizes.max():,}</text>'
         f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
-        "clients, by their commonest label; above, how many examples they have</text></svg></figure>"
+        "clients, by their commonest label; above, how many examples they have</text></svg>"
+        "</figure>"
     )
 
 
