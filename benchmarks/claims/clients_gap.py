@@ -336,7 +336,7 @@ def step_size(found: Found) -> str:
         scale = name(found.best_scale(c, k))
         parts.append(f"C = {c}, K = {k}: {same}, and {best} ({scale})")
     if not there:
-        return f"Not run: {missing}."
+        return f"Not run to the end: {missing}."
     gaps = [
         statistics.fmean(found.gaps(c, k, "fedloru", over))
         for over in ("fedlora", BEST)
@@ -349,7 +349,7 @@ def step_size(found: Found) -> str:
         "and at FedLoRA's scale that is best on held-out examples, in points: "
         f"{'; '.join(parts)}. Over these cells FedLoRU's mean lead is {before:+.1f} points at "
         f"the same scale and {after:+.1f} at the tuned one."
-        + (f" Not run: {missing}." if missing else "")
+        + (f" Not run to the end: {missing}." if missing else "")
     )
 
 
