@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "data.values": set(),
     "data.memory": set(),
     "data": {"data.values", "data.memory"},
-    "pretrained": {"algorithm", "lowrank", "models", "trees"},
+    "pretrained": {"algorithm", "lowrank", "models", "trees", "data.values"},
     "simulation": set(),
     "simulation.stored": set(),
     "simulation.by_client": {"simulation.stored"},

@@ -17,7 +17,11 @@ from jaxfed.cli.watching import Watch
 from jaxfed.simulation import stored
 from jaxfed.simulation.loaded import Loaded
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = tuple(
+    f"{name}{end}"
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for end in ("", ".index.json")
+)
 
 
 def command(arguments: list[str], watch: Watch) -> None:

@@ -7,6 +7,7 @@ from jaxfed.models.decoder import Scaling as Scaling
 from jaxfed.models.encoder import Encoder as Encoder
 from jaxfed.models.linear import Linear as Linear
 from jaxfed.models.mlp import MLP as MLP
+from jaxfed.models.relative import Relative as Relative
 from jaxfed.models.resnet import ResNet as ResNet
 from jaxfed.models.resnet import resnet10 as resnet10
 from jaxfed.models.resnet import resnet18 as resnet18

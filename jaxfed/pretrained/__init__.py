@@ -13,4 +13,5 @@ from jaxfed.pretrained.folder import read as read
 from jaxfed.pretrained.folder import tokenizer as tokenizer
 from jaxfed.pretrained.llama2c import llama2c_tokenizer as llama2c_tokenizer
 from jaxfed.pretrained.llama2c import read_llama2c as read_llama2c
+from jaxfed.pretrained.peft import read_adapter as read_adapter
 from jaxfed.pretrained.peft import write_adapters as write_adapters

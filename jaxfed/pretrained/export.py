@@ -81,8 +81,11 @@ def _configuration(family: Family, config: dict, classes: int) -> dict:
     if len(config.get("id2label") or ()) != classes:
         left["id2label"] = {str(i): f"LABEL_{i}" for i in range(classes)}
         left["label2id"] = {name: int(i) for i, name in left["id2label"].items()}
-    name = {"bert": "Bert", "roberta": "Roberta"}[family.name]
-    return {**left, "architectures": [f"{name}ForSequenceClassification"], "dtype": "float32"}
+    return {
+        **left,
+        "architectures": [f"{family.model}ForSequenceClassification"],
+        "dtype": "float32",
+    }
 
 
 def _as_theirs(path: str, weight: Any) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from jaxfed.pretrained import torch_files
+
 
 def find(folder: Path, name: str) -> Path:
     """The path of a folder's file; raises ValueError, with what is there, if it is not."""
@@ -43,18 +45,29 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_all(folder: Path) -> dict[str, np.ndarray]:
-    """{name: tensor} of model.safetensors, or of the parts that its index lists."""
-    index = folder.expanduser() / "model.safetensors.index.json"
-    if not index.is_file():
-        return load(find(folder, "model.safetensors"))
+    """{name: tensor} of model.safetensors or pytorch_model.bin, or of the parts of an index.
+
+    Of several, an index counts first, and safetensors.
+    """
+    folder = folder.expanduser()
+    for name, read in (("model.safetensors", load), ("pytorch_model.bin", torch_files.load)):
+        if (folder / f"{name}.index.json").is_file():
+            parts = [read(find(folder, part)) for part in _parts(folder / f"{name}.index.json")]
+            return {name: tensor for part in parts for name, tensor in part.items()}
+        if (folder / name).is_file():
+            return read(folder / name)
+    return load(find(folder, "model.safetensors"))  # which is not there
+
+
+def _parts(index: Path) -> list[str]:
+    """The names of the files that an index lists."""
     listed = json_object(index).get("weight_map")
     if not isinstance(listed, dict):
         raise ValueError(f"{index} has no weight_map; download it again")
     for name in listed.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise ValueError(f"{index} names the part {name!r}, which is no file beside it")
-    parts = [load(find(folder, name)) for name in sorted(set(listed.values()))]
-    return {name: tensor for part in parts for name, tensor in part.items()}
+    return sorted(set(listed.values()))
 
 
 def check_numbers(

@@ -3,13 +3,14 @@
     model, params = pretrained.read("roberta-base", classes=2)
     tokenizer = pretrained.tokenizer("roberta-base")
 
-A folder holds config.json, model.safetensors and tokenizer.json, as BERT's and RoBERTa's do.
+A folder holds config.json, tokenizer.json, and model.safetensors or pytorch_model.bin, whole or in
+parts. The kinds are those of `families.FAMILIES`, by config.json's model_type.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,15 @@ from jax.typing import DTypeLike
 
 from jaxfed import lowrank, models, trees
 from jaxfed.algorithm import PyTree
+from jaxfed.data import values
 from jaxfed.pretrained import files, layouts
 from jaxfed.pretrained.families import (
     ACTIVATIONS,
     FAMILIES,
-    FIELDS,
     Family,
     as_ours,
     layer_of,
+    relative,
     tensor_name,
 )
 
@@ -46,19 +48,25 @@ def read(
     dropout: float = 0.0,
     dtype: DTypeLike | None = None,
     scanned: bool = False,
+    head: Literal["kept", "fresh"] = "kept",
 ) -> tuple[models.Encoder, PyTree]:
     """(model, params): the encoder that a folder describes and its weights, nested, on the host.
 
     They are float32, or what a model of that `dtype` keeps; `scanned=True` stacks them, as the
     Encoder does. A checkpoint without a classifier gives params without `head` (and without
-    `head_dense` or `pooler`, if it has none); fill them in from the model's own `init`. Nothing
+    `head_dense` or `pooler`, if it has none); fill them in from the model's own `init`. With
+    `head="fresh"` the file's last layer, which may have other labels, is left out as well. Nothing
     else may be missing, and nothing may be left over but what `account` calls spare. Raises
     ValueError, listing the tensors, if they are not the model's, and for a configuration that the
     Encoder does not cover.
     """
+    values.choice("head", head, ("kept", "fresh"))
     family, config = configuration(Path(folder))
     model = encoder(family, config, classes, dropout=dropout, dtype=dtype)
     tensors, wanted = tensors_in(Path(folder), family), shapes_of(model)
+    if head == "fresh":
+        last = f"{family.head['head']}."
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(last)}
     flat: dict[str, Any] = {
         path: as_ours(path, tensors[name]).astype(wanted[path].dtype)
         for path, name in _account(family, model, tensors, folder).found.items()
@@ -92,31 +100,43 @@ def configuration(folder: Path) -> tuple[Family, dict]:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{folder} holds a {kind!r} model; supported are {', '.join(FAMILIES)}")
-    wanted = {"position_embedding_type": "absolute", "is_decoder": False}
+    family = FAMILIES[kind]
+    wanted = dict(family.wanted)
     if wrong := {k: config[k] for k, v in wanted.items() if config.get(k, v) != v}:
         raise ValueError(f"{folder} has {wrong}; supported is {wanted}")
-    if missing := {*FIELDS.values(), "hidden_act"} - {
-        k for k, v in config.items() if v is not None
-    }:
+    numbers, activation = family.fields.values(), family.activation
+    if missing := {*numbers, activation} - {k for k, v in config.items() if v is not None}:
         raise ValueError(f"{folder}/config.json does not say {', '.join(sorted(missing))}")
-    numbers = FIELDS.values()
-    files.check_numbers(path, config, numbers, zero=("pad_token_id",), real="layer_norm_eps")
-    if config["hidden_act"] not in tuple(ACTIVATIONS):
+    zero = ("pad_token_id", *(["type_vocab_size"] if kind == "deberta-v2" else []))
+    files.check_numbers(path, config, numbers, zero=zero, real="layer_norm_eps")
+    if config[activation] not in tuple(ACTIVATIONS):
         raise ValueError(
-            f"{folder} has hidden_act={config['hidden_act']!r}; supported are "
+            f"{folder} has {activation}={config[activation]!r}; supported are "
             + ", ".join(ACTIVATIONS)
         )
-    return FAMILIES[kind], config
+    if config.get("embedding_size", config.get("hidden_size")) != config.get("hidden_size") and (
+        "embedding" not in family.fields
+    ):
+        raise ValueError(f"{folder} has tables of another width; supported is that of its layers")
+    if kind == "deberta-v2":
+        relative(str(path), config)
+    return family, config
 
 
 def encoder(family: Family, config: dict, classes: int, **options) -> models.Encoder:
     """The model that a configuration describes, with a head of so many classes."""
+    if config.get("embedding_size") == config.get("hidden_size"):
+        options["embedding"] = None
+    if family.name == "deberta":
+        options["relative"] = relative("config.json", config)
     return models.Encoder(
-        **{ours: config[theirs] for ours, theirs in FIELDS.items()},
-        **family.settings,
-        classes=classes,
-        activation=ACTIVATIONS[config["hidden_act"]],
-        **options,
+        **{
+            **{ours: config[theirs] for ours, theirs in family.fields.items()},
+            **family.settings,
+            "classes": classes,
+            "activation": ACTIVATIONS[config[family.activation]],
+            **options,
+        }
     )
 
 
@@ -125,10 +145,12 @@ def tensors_in(folder: Path, family: Family) -> dict[str, np.ndarray]:
 
     A file of the bare encoder leaves the family's name out; old files call a norm's scale gamma.
     """
-    loaded = files.load(files.find(folder, "model.safetensors"))
+    loaded = files.load_all(folder)
+    bare = not any(name.startswith(f"{family.name}.") for name in loaded)
     renamed = {}
     for name, tensor in loaded.items():
-        name = re.sub(r"^(?=(embeddings|encoder|pooler)\.)", f"{family.name}.", name)
+        if bare and re.match(r"(embeddings|embeddings_project|encoder|transformer|pooler)\.", name):
+            name = f"{family.name}.{name}"
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         renamed[re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)] = tensor
     return renamed
@@ -145,18 +167,16 @@ def _account(
     drawable = [path for path in names if layer_of(path) in family.head]
     if absent not in ([], [path for path in drawable if layer_of(path) == "head"], drawable):
         lost = [path for path in absent if path not in drawable] or absent
-        raise ValueError(
-            f"{folder}/model.safetensors lacks {', '.join(names[path] for path in lost)}"
-        )
+        raise ValueError(f"{folder} lacks {', '.join(names[path] for path in lost)}")
     if unexpected := sorted(set(tensors) - set(found.values()) - set(spare)):
         raise ValueError(
-            f"{folder}/model.safetensors has tensors that a {family.name} classifier does not: "
+            f"{folder} has tensors that a {family.name} classifier does not: "
             + ", ".join(unexpected)
         )
     has = {path: as_ours(path, tensors[name]).shape for path, name in found.items()}
     if wrong := [path for path in found if has[path] != shapes[path].shape]:
         raise ValueError(
-            f"{folder}/model.safetensors does not fit its config.json or classes={model.classes}: "
+            f"{folder} does not fit its config.json or classes={model.classes}: "
             + ", ".join(f"{names[p]} gives {has[p]}, wanted is {shapes[p].shape}" for p in wrong)
         )
     return Account(found, spare, absent)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from jaxfed import lowrank
-from jaxfed.pretrained import layouts
+from jaxfed.pretrained import files, layouts
 from jaxfed.pretrained.families import Family, as_ours, layer_name, layer_of, tensor_name
-from jaxfed.pretrained.folder import configuration, tensors_in
+from jaxfed.pretrained.folder import configuration, encoder, shapes_of, tensors_in
 
 
 def write_adapters(
@@ -46,7 +47,50 @@ def write_adapters(
     _check_base(family, tensors, base, checkpoint)
     for name, stacked in thetas.items():
         theta = lowrank.Theta(layouts.unrolled(stacked.full), layouts.unrolled(stacked.factors))
-        _write_adapter(Path(folder).expanduser() / name, checkpoint, family, base, theta)
+        _write_adapter(Path(folder).expanduser() / name, checkpoint, family, tensors, base, theta)
+
+
+PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False}
+
+
+def read_adapter(folder: str | Path, checkpoint: str | Path) -> lowrank.Theta:
+    """The factors, and the layers trained whole, of one of PEFT's LoRA adapters beside an encoder.
+
+    They are for `lowrank.apply` beside the checkpoint's weights, layer by layer. Raises ValueError
+    for another kind of adapter, and, by name, for tensors that such a model does not have.
+    """
+    folder, (family, config) = Path(folder).expanduser(), configuration(Path(checkpoint))
+    path = files.find(folder, "adapter_config.json")
+    asked = files.json_object(path)
+    if wrong := {k: asked.get(k, v) for k, v in PLAIN.items() if asked.get(k, v) != v}:
+        raise ValueError(f"{path} has {wrong}; supported is {PLAIN}")
+    loaded = files.load(files.find(folder, "adapter_model.safetensors"))
+    tensors = {name.removeprefix("base_model.model."): x for name, x in loaded.items()}
+    paths = {tensor_name(family, p): p for p in shapes_of(encoder(family, config, 1))}
+    full, factors, left = {}, {}, set(tensors)
+    for name, p in paths.items():
+        layer = name.removesuffix(".weight")
+        pair = (f"{layer}.lora_A.weight", f"{layer}.lora_B.weight")
+        if name in tensors:
+            full[p] = jnp.asarray(as_ours(p, tensors[name]))
+            left.discard(name)
+        elif name.endswith(".weight") and left.issuperset(pair):
+            a, b = (jnp.asarray(tensors[n].T, jnp.float32) for n in pair)
+            factors[p] = lowrank.Factors(a, b, _alpha(path, asked, layer) / b.shape[0])
+            left.difference_update(pair)
+    if left:
+        raise ValueError(f"{folder} has tensors that {checkpoint} has no place for: {sorted(left)}")
+    return lowrank.Theta(full, factors)
+
+
+def _alpha(path: Path, asked: Mapping[str, Any], layer: str) -> float:
+    """LoRA's numerator at a layer: of the first pattern that its name ends with, or of all."""
+    patterns = (asked.get("alpha_pattern") or {}).items()
+    own = (alpha for end, alpha in patterns if re.match(rf"(.*\.)?({end})$", layer))
+    found = next(own, asked.get("lora_alpha"))
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"{path} has lora_alpha={found!r}; give a number")
+    return found
 
 
 def _check_base(
@@ -54,8 +98,8 @@ def _check_base(
 ) -> None:
     changed = []
     for path, weight in base.items():
-        if layer_of(path) in family.head and tensor_name(family, path) not in tensors:
-            continue  # drawn, not read
+        if layer_of(path) in family.head and _drawn(family, tensors, path, weight):
+            continue
         theirs = as_ours(path, tensors[tensor_name(family, path)]).astype(weight.dtype)
         if not np.array_equal(theirs, weight):
             changed.append(path)
@@ -66,34 +110,43 @@ def _check_base(
         )
 
 
+def _drawn(family: Family, tensors: Mapping[str, Any], path: str, weight: jax.Array) -> bool:
+    """Whether a weight of the head was not read: the file has none, or one of other labels."""
+    theirs = tensors.get(tensor_name(family, path))
+    return theirs is None or as_ours(path, theirs).shape != weight.shape
+
+
 def _write_adapter(
     folder: Path,
     checkpoint: str | Path,
     family: Family,
+    tensors: Mapping[str, np.ndarray],
     base: Mapping[str, jax.Array],
     theta: lowrank.Theta,
 ) -> None:
     classifier = {ours for ours, theirs in family.head.items() if theirs.startswith("classifier")}
-    whole = classifier | {layer_of(path) for path in theta.full}
+    head = {p: w for p, w in base.items() if layer_of(p) in family.head}
+    drawn = {layer_of(path) for path, w in head.items() if _drawn(family, tensors, path, w)}
+    whole = classifier | drawn | {layer_of(path) for path in theta.full}
     adapted = {layer_of(path): f for path, f in theta.factors.items() if path.endswith("kernel")}
     if not adapted or len(adapted) < len(theta.factors) or whole & set(adapted):
         raise ValueError(
             f"factors at {', '.join(theta.factors) or 'no path'}: PEFT's format holds those of "
             "dense layers of which nothing is trained whole; select others for this"
         )
-    tensors = {
+    written = {
         tensor_name(family, path): weight.T if path.endswith("kernel") else weight
         for path, weight in {**base, **theta.full}.items()
         if layer_of(path) in whole
     }
     for layer, f in adapted.items():
-        tensors[f"{layer_name(family, layer)}.lora_A.weight"] = f.a.T  # [r, in]
-        tensors[f"{layer_name(family, layer)}.lora_B.weight"] = f.b.T  # [out, r]
+        written[f"{layer_name(family, layer)}.lora_A.weight"] = f.a.T  # [r, in]
+        written[f"{layer_name(family, layer)}.lora_B.weight"] = f.b.T  # [out, r]
     folder.mkdir(parents=True, exist_ok=True)
     config = _adapter_config(family, checkpoint, adapted, whole - classifier)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors.numpy.save_file(
-        {f"base_model.model.{n}": np.ascontiguousarray(t, np.float32) for n, t in tensors.items()},
+        {f"base_model.model.{n}": np.ascontiguousarray(t, np.float32) for n, t in written.items()},
         folder / "adapter_model.safetensors",
     )
 

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from jaxfed import lowrank, pretrained
+from jaxfed import lowrank, pretrained, trees
 from jaxfed.pretrained import layouts
 
 torch = pytest.importorskip("torch")
@@ -34,10 +34,35 @@ class Small(NamedTuple):
     types: np.ndarray
 
 
+DEBERTA = {
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_buckets": 6,
+}
+KINDS = {
+    "bert": ("Bert", {}),
+    "roberta": ("Roberta", {}),
+    "xlm-roberta": ("XLMRoberta", {}),
+    "camembert": ("Camembert", {}),
+    "distilbert": ("DistilBert", {"hidden_dim": 24, "n_layers": 2}),
+    "electra": ("Electra", {"embedding_size": 8}),
+    "deberta-v3": ("DebertaV2", DEBERTA),
+    "deberta-v2": (
+        "DebertaV2",
+        {**DEBERTA, "share_att_key": False, "pos_att_type": ["c2p", "p2c"], "position_buckets": -1},
+    ),
+}
+
+
 @functools.cache
 def small(kind):
     """Large weights, so that every part of the model is seen in the logits; rows of padding."""
-    pad, family = {"bert": (0, "Bert"), "roberta": (1, "Roberta")}[kind]
+    family, more = KINDS[kind]
+    pad = int("oberta" in family or family == "Camembert") if family != "DebertaV2" else 0
     config = getattr(transformers, f"{family}Config")(
         vocab_size=30,
         hidden_size=16,
@@ -45,10 +70,10 @@ def small(kind):
         num_attention_heads=2,
         intermediate_size=24,
         max_position_embeddings=LENGTH + pad + 1,
-        type_vocab_size=2 - pad,
         num_labels=CLASSES,
         initializer_range=0.3,
         pad_token_id=pad,
+        **{"type_vocab_size": 2 - pad, **more},
     )
     torch.manual_seed(0)
     theirs = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
@@ -63,11 +88,13 @@ def small(kind):
     tokens = rng.integers(2, 30, (4, LENGTH))
     for row, length in zip(tokens, (LENGTH, 7, 1, 4), strict=True):
         row[length:] = pad
-    return Small(folder, theirs, tokens, rng.integers(0, 2 - pad, tokens.shape))
+    types = getattr(config, "type_vocab_size", 0)
+    return Small(folder, theirs, tokens, rng.integers(0, max(types, 1), tokens.shape))
 
 
 def torch_logits(model, of, types=True):
     """Logits of a torch model on the texts of a small checkpoint."""
+    types = types and of.theirs.config.model_type != "distilbert"
     given = {"token_type_ids": torch.tensor(of.types)} if types else {}
     with torch.no_grad():
         mask = torch.tensor(of.tokens != of.theirs.config.pad_token_id).long()
@@ -97,7 +124,7 @@ def params_equal(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_transformers(kind):
     of = small(kind)
     model, params = pretrained.read(of.folder, CLASSES)
@@ -106,7 +133,7 @@ def test_logits_are_those_of_transformers(kind):
     np.testing.assert_allclose(logits(model, params, of.tokens, of.types), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_tensor_is_found_and_nothing_is_left(kind):
     of = small(kind)
     found, spare, absent = pretrained.account(of.folder, CLASSES)
@@ -186,7 +213,7 @@ def test_a_narrow_model_gets_narrow_weights():
 
 
 @pytest.mark.parametrize("scanned", [False, True])
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_is_written_is_the_one_that_was_read(kind, scanned, tmp_path):
     folder = small(kind).folder
     model, params = pretrained.read(folder, CLASSES, scanned=scanned)
@@ -212,6 +239,48 @@ def test_adapters_beside_stacked_layers_are_written_layer_by_layer(tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         found, expected = ((tmp_path / n / name).read_bytes() for n in ("stacked", "each"))
         assert found == expected
+
+
+# Other files, other labels.
+
+
+def parts(folder, ending, save, whole):
+    """The tensors in two files with an index."""
+    listed = {}
+    for i, names in enumerate((sorted(whole)[::2], sorted(whole)[1::2])):
+        save({n: whole[n] for n in names}, folder / f"part-{i}.bin")
+        listed |= dict.fromkeys(names, f"part-{i}.bin")
+    (folder / f"{ending}.index.json").write_text(json.dumps({"weight_map": listed}))
+
+
+@pytest.mark.parametrize("form", ["bin", "bin in parts", "safetensors in parts"])
+def test_a_checkpoint_is_the_same_in_every_form_of_its_file(form, tmp_path):
+    of = small("bert")
+    shutil.copy(of.folder / "config.json", tmp_path)
+    whole = of.theirs.state_dict()
+    if form == "bin":
+        torch.save(whole, tmp_path / "pytorch_model.bin")
+    elif form == "bin in parts":
+        parts(tmp_path, "pytorch_model.bin", torch.save, whole)
+    else:
+        arrays = {name: tensor.numpy() for name, tensor in whole.items()}
+        parts(tmp_path, "model.safetensors", safetensors.numpy.save_file, arrays)
+    params_equal(pretrained.read(tmp_path, CLASSES)[1], pretrained.read(of.folder, CLASSES)[1])
+
+
+def test_a_pickle_of_anything_but_tensors_is_refused(tmp_path):
+    shutil.copy(small("bert").folder / "config.json", tmp_path)
+    for wrong in ({"a": Path}, [torch.zeros(2)], {"a": 1}):
+        torch.save(wrong, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read"):
+            pretrained.read(tmp_path)
+
+
+def test_a_fresh_head_leaves_the_files_own_labels_out():
+    model, params = pretrained.read(small("roberta").folder, CLASSES + 2, head="fresh")
+    _, whole = pretrained.read(small("roberta").folder, CLASSES)
+    assert model.classes == CLASSES + 2
+    params_equal(params, {name: w for name, w in whole.items() if name != "head"})
 
 
 # Wrong folders.
@@ -246,6 +315,11 @@ WRONG = {
     "a decoder": ({"is_decoder": True}, drop(), "is_decoder"),
     "another activation": ({"hidden_act": "mish"}, drop(), "'mish'; supported are gelu"),
     "a setting missing": ({"hidden_size": None}, drop(), "does not say hidden_size"),
+    "a convolution": (
+        {"model_type": "deberta-v2", "conv_kernel_size": 3},
+        drop(),
+        r"\{'conv_kernel_size': 3\}; supported is",
+    ),
     "heads that do not divide": ({"num_attention_heads": 3}, drop(), "3 heads do not divide"),
     "more layers than there are": ({"num_hidden_layers": 3}, drop(), r"lacks bert.*layer\.2"),
     "fewer layers than there are": ({"num_hidden_layers": 1}, drop(), r"does not: bert.*layer\.1"),
@@ -263,8 +337,8 @@ def test_a_folder_without_the_files_is_an_error_that_names_them(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json; it has nothing"):
         pretrained.read(tmp_path / "none")
     edited("bert", tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"no model\.safetensors; it has .*pytorch_model\.bin"):
+    (tmp_path / "model.safetensors").rename(tmp_path / "tf_model.h5")
+    with pytest.raises(ValueError, match=r"no model\.safetensors; it has .*tf_model\.h5"):
         pretrained.read(tmp_path)
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         pretrained.tokenizer(tmp_path)
@@ -402,7 +476,7 @@ def assert_peft_agrees(kind, model, base, thetas, folder):
         assert np.max(np.abs(torch_logits(of.theirs, of, types=False) - expected)) > 0.01
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "deberta-v3"])
 def test_peft_runs_the_common_the_personal_and_the_joined_adapter(kind, tmp_path):
     model, base, thetas = adapted(kind, rank=3, alpha=6)
     assert_peft_agrees(kind, model, base, thetas, tmp_path)
@@ -417,6 +491,44 @@ def test_peft_runs_adapters_of_ranks_per_layer_and_layers_trained_whole(tmp_path
         alpha=4,
     )
     assert_peft_agrees("bert", model, base, {"common": thetas["common"]}, tmp_path)
+
+
+def test_an_adapter_that_is_written_is_the_one_that_is_read(tmp_path):
+    """With ranks and scales per layer, and layers trained whole."""
+    _, base, thetas = adapted(
+        "electra", factors="layer_.*kernel", full="norm_0|^head", rank={"key": 1, ".": 2}, alpha=4
+    )
+    folder = small("electra").folder
+    pretrained.write_adapters(tmp_path, folder, base, {"one": thetas["common"]})
+    found = pretrained.read_adapter(tmp_path / "one", folder)
+    whole = {p: w for p, w in base.items() if p.startswith("head_dense")}
+    params_equal(found.full, {**whole, **thetas["common"].full})
+    params_equal(found.factors, thetas["common"].factors)
+
+
+def test_an_adapter_that_peft_saved_gives_its_logits(tmp_path):
+    peft = pytest.importorskip("peft")
+    of = small("deberta-v3")
+    asked = peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=2,
+        lora_alpha=6,
+        target_modules=["query_proj", "value_proj"],
+        alpha_pattern={"value_proj": 3},
+        init_lora_weights=False,
+    )
+    plain = type(of.theirs).from_pretrained(of.folder, num_labels=CLASSES)
+    theirs = peft.get_peft_model(plain, asked).eval()
+    theirs.save_pretrained(tmp_path)
+    theta = pretrained.read_adapter(tmp_path, of.folder)
+    model, params = pretrained.read(of.folder, CLASSES)
+    base = trees.by_path(params)
+    found = quickly(functools.partial(lowrank.apply, model))(base, theta, of.tokens)
+    np.testing.assert_allclose(found, torch_logits(theirs, of), atol=1e-5)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
+    with pytest.raises(ValueError, match=r"\{'use_dora': True\}; supported is"):
+        pretrained.read_adapter(tmp_path, of.folder)
 
 
 def test_an_adapter_beside_a_changed_base_is_refused(tmp_path):
