@@ -123,7 +123,7 @@ def read_decoder(
     or setting, and, listing them, for tensors that the model lacks or does not have.
     """
     folder = Path(folder).expanduser()
-    kind, config = _configuration(folder)
+    kind, config = configuration(folder)
     tensors = _tensors(folder, kind)
     model = _decoder(kind, folder / "config.json", config, tensors, dtype=dtype, remat=remat)
     wanted = shapes_of(model)
@@ -153,7 +153,35 @@ def names(kind: Kind, path: str, depth: int) -> list[str]:
     return [f"{kind.prefix}{kind.blocks}.{i}.{theirs}.{end}" for i in range(depth)]
 
 
-def _configuration(folder: Path) -> tuple[Kind, dict]:
+def name(kind: Kind, path: str) -> str:
+    """Their name of a weight of one layer, "layer_3/query/kernel", or of none."""
+    number, _, rest = path.removeprefix("layer_").partition("/")
+    if not path.startswith("layer_"):
+        return names(kind, path, 1)[0]
+    return names(kind, f"layers/{rest}", int(number) + 1)[-1]
+
+
+def is_decoder(folder: str | Path) -> bool:
+    """Whether a folder holds one of `KINDS`."""
+    kind = files.json_object(files.find(Path(folder), "config.json")).get("model_type")
+    return isinstance(kind, str) and kind in KINDS
+
+
+def together(kind: Kind, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors as files have them: GPT-2's queries, keys and values as one, matrices [in, out]."""
+    if kind.settings["kind"] != "gpt2":
+        return dict(tensors)
+    found: dict[str, np.ndarray] = {}
+    for theirs, x in tensors.items():
+        if ".attn.query." in theirs:
+            parts = [tensors[theirs.replace("query", n)] for n in ("query", "key", "value")]
+            theirs, x = theirs.replace("query", "c_attn"), np.concatenate(parts)
+        if ".attn.key." not in theirs and ".attn.value." not in theirs:
+            found[theirs] = x.T if ".c_" in theirs and x.ndim == 2 else x
+    return found
+
+
+def configuration(folder: Path) -> tuple[Kind, dict]:
     path = files.find(folder, "config.json")
     config = files.json_object(path)
     name = config.get("model_type")

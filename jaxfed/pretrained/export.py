@@ -1,4 +1,4 @@
-"""Whole models in Hugging Face's format: the inverse of `pretrained.read`."""
+"""Whole models in Hugging Face's format: the inverse of `read` and `read_decoder`."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import safetensors.numpy
 
 from jaxfed import trees
 from jaxfed.algorithm import PyTree
+from jaxfed.pretrained import decoders, layouts
 from jaxfed.pretrained import folder as folders
-from jaxfed.pretrained import layouts
 from jaxfed.pretrained.families import Family, tensor_name
 
 TOKENIZER = (
@@ -32,25 +32,51 @@ def write_model(folder: str | Path, checkpoint: str | Path, params: PyTree) -> N
     """Writes the checkpoint with these weights in place of its own, as a new folder.
 
     `params` are all of the model's, merged, as flax takes them. The folder gets model.safetensors
-    in float32, config.json with as many labels as the head has, and the checkpoint's tokenizer;
-    `read` and AutoModelForSequenceClassification.from_pretrained take it. FileExistsError if the
-    folder exists and is not empty; ValueError if the weights are not those of such a model.
+    in float32, config.json, of an encoder with as many labels as the head has, and the checkpoint's
+    tokenizer; `read` or `read_decoder` takes it, and so does from_pretrained of
+    AutoModelForSequenceClassification or AutoModelForCausalLM. FileExistsError if the folder exists
+    and is not empty; ValueError if the weights are not those of such a model.
     """
     folder = Path(folder).expanduser()
     check_free(folder)
-    family, config = folders.configuration(Path(checkpoint))
-    weights = layouts.unrolled(trees.by_path(params))
-    check_weights(checkpoint, weights)
-    classes = len(weights["head/bias"])
+    flat = trees.by_path(params)
+    if decoders.is_decoder(checkpoint):
+        made, tensors = _decoder(checkpoint, flat)
+    else:
+        made, tensors = _encoder(checkpoint, layouts.unrolled(flat))
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER:
         if (source := Path(checkpoint).expanduser() / name).is_file():
             shutil.copyfile(source, folder / name)
-    made = _configuration(family, config, classes)
     (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
-    tensors = {tensor_name(family, path): _as_theirs(path, w) for path, w in weights.items()}
+    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     safetensors.numpy.save_file(tensors, folder / f"{WEIGHTS}.new", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.new", folder / WEIGHTS)  # last: with it the folder is whole
+
+
+def _encoder(
+    checkpoint: str | Path, weights: Mapping[str, Any]
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """(configuration, tensors) of an encoder with these weights, layer by layer."""
+    check_weights(checkpoint, weights)
+    family, config = folders.configuration(Path(checkpoint))
+    tensors = {tensor_name(family, path): _as_theirs(path, w) for path, w in weights.items()}
+    return _configuration(family, config, len(weights["head/bias"])), tensors
+
+
+def _decoder(
+    checkpoint: str | Path, weights: Mapping[str, Any]
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """(configuration, tensors) of a decoder with these stacked weights."""
+    kind, config = decoders.configuration(Path(checkpoint).expanduser())
+    model, _ = decoders.read_decoder(checkpoint)
+    _check_alike(checkpoint, folders.shapes_of(model), weights)
+    tensors = {
+        decoders.name(kind, path): _as_theirs(path, w)
+        for path, w in layouts.unrolled(weights).items()
+    }
+    left = {n: v for n, v in config.items() if n != "torch_dtype"}
+    return {**left, "dtype": "float32"}, decoders.together(kind, tensors)
 
 
 def check_free(folder: Path) -> None:
@@ -62,10 +88,15 @@ def check_free(folder: Path) -> None:
 
 
 def check_weights(checkpoint: str | Path, weights: Mapping[str, Any]) -> None:
-    """Raises ValueError unless these are the weights {path: array} of a model of this kind."""
+    """Raises ValueError unless these are the weights {path: array} of an encoder of this kind."""
     family, config = folders.configuration(Path(checkpoint))
     classes = len(weights["head/bias"]) if "head/bias" in weights else 1
-    shapes = folders.shapes_of(folders.encoder(family, config, classes))
+    _check_alike(checkpoint, folders.shapes_of(folders.encoder(family, config, classes)), weights)
+
+
+def _check_alike(
+    checkpoint: str | Path, shapes: Mapping[str, Any], weights: Mapping[str, Any]
+) -> None:
     for path in dict.fromkeys([*shapes, *weights]):
         there, here = (tree[path].shape if path in tree else None for tree in (shapes, weights))
         if there != here:
@@ -91,4 +122,4 @@ def _configuration(family: Family, config: dict, classes: int) -> dict:
 def _as_theirs(path: str, weight: Any) -> np.ndarray:
     """Their kernels are [out, in]."""
     array = np.asarray(weight, np.float32)
-    return np.ascontiguousarray(array.T if path.endswith("kernel") else array)
+    return array.T if path.endswith("kernel") else array

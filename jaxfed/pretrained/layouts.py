@@ -1,6 +1,6 @@
-"""The two layouts of an encoder's weights: layer by layer, or all layers but the last stacked.
+"""Layouts of weights: layer by layer, as files of Hugging Face and PEFT have them, and stacked.
 
-Files of Hugging Face and PEFT have the first.
+Encoders stack all layers but the last, decoders all.
 """
 
 import dataclasses
@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import lowrank
@@ -41,6 +43,25 @@ def unrolled(weights: Mapping[str, Any]) -> dict[str, Any]:
         name = path.removeprefix("layers/")
         found |= {f"layer_{i}/{name}": _at(w, i) for i in range(depth)}
     return found
+
+
+def stacked(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays or factors of all layers -> "layers/...", of all layers; ValueError if they differ."""
+    number = {path: int(of[1]) for path in weights if (of := re.match(r"layer_(\d+)/", path))}
+    depth = max(number.values(), default=-1) + 1
+    names = dict.fromkeys(path.partition("/")[2] for path in number)
+    found = {path: w for path, w in weights.items() if path not in number}
+    for name in names:
+        each = [weights.get(f"layer_{i}/{name}") for i in range(depth)]
+        if len({str(jax.tree.map(np.shape, w)) for w in each}) > 1:
+            raise ValueError(f"{name} differs over layers in place, rank or scale; give all alike")
+        found[f"layers/{name}"] = jax.tree.map(lambda *w: jnp.stack(w), *each)
+    return {
+        path: dataclasses.replace(w, stack=1)
+        if path.startswith("layers/") and isinstance(w, lowrank.Factors)
+        else w
+        for path, w in found.items()
+    }
 
 
 def _at(stack: Any, i: int) -> Any:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from jaxfed import lowrank
-from jaxfed.pretrained import files, layouts
-from jaxfed.pretrained.families import Family, as_ours, layer_name, layer_of, tensor_name
+from jaxfed import lowrank, trees
+from jaxfed.pretrained import decoders, files, layouts
+from jaxfed.pretrained.families import Family, as_ours, layer_of, tensor_name
 from jaxfed.pretrained.folder import configuration, encoder, shapes_of, tensors_in
 
 
@@ -32,15 +33,19 @@ def write_adapters(
         peft.PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(
             checkpoint, num_labels=classes), folder / name)
 
-    A common adapter, a personal one and the two `joined` are three thetas. Raises ValueError if the
-    base is no longer the checkpoint's (then no adapter of these factors is the model), or if the
-    factors are at a weight where PEFT's have another form.
+    or AutoModelForCausalLM beside a decoder (not GPT-2, whose queries, keys and values PEFT adapts
+    as one). A common adapter, a personal one and the two `joined` are three thetas. Raises
+    ValueError if the base is no longer the checkpoint's (then no adapter of these factors is the
+    model), or if the factors are at a weight where PEFT's have another form.
     """
     if wrong := [name for name in thetas if not re.fullmatch(r"\w[\w.\- ]*", name)]:
         raise ValueError(
             f"an adapter is called {wrong[0]!r}, which is no name of a folder in {folder}; use "
             "letters, digits, spaces and . _ - only, a letter or digit first"
         )
+    if decoders.is_decoder(checkpoint):
+        _write_decoders(Path(folder).expanduser(), checkpoint, base, thetas)
+        return
     family, _ = configuration(Path(checkpoint))
     tensors = tensors_in(Path(checkpoint), family)
     base = layouts.unrolled(base)
@@ -54,19 +59,19 @@ PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": F
 
 
 def read_adapter(folder: str | Path, checkpoint: str | Path) -> lowrank.Theta:
-    """The factors, and the layers trained whole, of one of PEFT's LoRA adapters beside an encoder.
+    """The factors, and the layers trained whole, of one of PEFT's LoRA adapters.
 
-    They are for `lowrank.apply` beside the checkpoint's weights, layer by layer. Raises ValueError
-    for another kind of adapter, and, by name, for tensors that such a model does not have.
+    They are for `lowrank.apply` beside the checkpoint's weights: an encoder's layer by layer, a
+    decoder's stacked. Raises ValueError for another kind of adapter, for layers of a decoder that
+    differ, and, by name, for tensors that such a model does not have.
     """
-    folder, (family, config) = Path(folder).expanduser(), configuration(Path(checkpoint))
+    folder, paths = Path(folder).expanduser(), _names(checkpoint)
     path = files.find(folder, "adapter_config.json")
     asked = files.json_object(path)
     if wrong := {k: asked.get(k, v) for k, v in PLAIN.items() if asked.get(k, v) != v}:
         raise ValueError(f"{path} has {wrong}; supported is {PLAIN}")
     loaded = files.load(files.find(folder, "adapter_model.safetensors"))
     tensors = {name.removeprefix("base_model.model."): x for name, x in loaded.items()}
-    paths = {tensor_name(family, p): p for p in shapes_of(encoder(family, config, 1))}
     full, factors, left = {}, {}, set(tensors)
     for name, p in paths.items():
         layer = name.removesuffix(".weight")
@@ -80,7 +85,19 @@ def read_adapter(folder: str | Path, checkpoint: str | Path) -> lowrank.Theta:
             left.difference_update(pair)
     if left:
         raise ValueError(f"{folder} has tensors that {checkpoint} has no place for: {sorted(left)}")
+    if decoders.is_decoder(checkpoint):
+        full, factors = layouts.stacked(full), layouts.stacked(factors)
     return lowrank.Theta(full, factors)
+
+
+def _names(checkpoint: str | Path) -> dict[str, str]:
+    """{their name: our path} of every weight, layer by layer."""
+    if not decoders.is_decoder(checkpoint):
+        family, config = configuration(Path(checkpoint))
+        return {tensor_name(family, p): p for p in shapes_of(encoder(family, config, 1))}
+    kind, _ = decoders.configuration(Path(checkpoint).expanduser())
+    weights = layouts.unrolled(trees.by_path(decoders.read_decoder(checkpoint)[1]))
+    return {decoders.name(kind, p): p for p in weights}
 
 
 def _alpha(path: Path, asked: Mapping[str, Any], layer: str) -> float:
@@ -103,11 +120,36 @@ def _check_base(
         theirs = as_ours(path, tensors[tensor_name(family, path)]).astype(weight.dtype)
         if not np.array_equal(theirs, weight):
             changed.append(path)
+    _refuse_changed(checkpoint, changed)
+
+
+def _refuse_changed(checkpoint: str | Path, changed: list[str]) -> None:
     if changed:
         raise ValueError(
             f"the base is not {checkpoint}'s any more at {', '.join(changed)}: something was "
             "merged into it, so an adapter alone is not the model"
         )
+
+
+def _write_decoders(
+    folder: Path,
+    checkpoint: str | Path,
+    base: Mapping[str, jax.Array],
+    thetas: Mapping[str, lowrank.Theta],
+) -> None:
+    kind, _ = decoders.configuration(Path(checkpoint).expanduser())
+    if kind.settings["kind"] == "gpt2":
+        raise ValueError(
+            f"{checkpoint} is a GPT-2, whose queries, keys and values PEFT adapts as one; export "
+            "the merged model instead (write_model, or jaxfed export --hf)"
+        )
+    theirs = trees.by_path(decoders.read_decoder(checkpoint)[1])
+    same = {p: np.array_equal(theirs[p].astype(w.dtype), w) for p, w in base.items()}
+    _refuse_changed(checkpoint, [p for p, equal in same.items() if not equal])
+    for name, stacked in thetas.items():
+        theta = lowrank.Theta(layouts.unrolled(stacked.full), layouts.unrolled(stacked.factors))
+        adapted = _dense(theta, {layer_of(path) for path in theta.full})
+        _write(folder / name, checkpoint, partial(decoders.name, kind), theta.full, adapted, [])
 
 
 def _drawn(family: Family, tensors: Mapping[str, Any], path: str, weight: jax.Array) -> bool:
@@ -128,22 +170,40 @@ def _write_adapter(
     head = {p: w for p, w in base.items() if layer_of(p) in family.head}
     drawn = {layer_of(path) for path, w in head.items() if _drawn(family, tensors, path, w)}
     whole = classifier | drawn | {layer_of(path) for path in theta.full}
+    adapted = _dense(theta, whole)
+    full = {p: w for p, w in {**base, **theta.full}.items() if layer_of(p) in whole}
+    _write(folder, checkpoint, partial(tensor_name, family), full, adapted, ["classifier"])
+
+
+def _dense(theta: lowrank.Theta, whole: Collection[str]) -> dict[str, lowrank.Factors]:
+    """{layer: factors}; ValueError unless they stand beside dense layers that stay frozen."""
     adapted = {layer_of(path): f for path, f in theta.factors.items() if path.endswith("kernel")}
-    if not adapted or len(adapted) < len(theta.factors) or whole & set(adapted):
+    if not adapted or len(adapted) < len(theta.factors) or set(whole) & set(adapted):
         raise ValueError(
             f"factors at {', '.join(theta.factors) or 'no path'}: PEFT's format holds those of "
             "dense layers of which nothing is trained whole; select others for this"
         )
-    written = {
-        tensor_name(family, path): weight.T if path.endswith("kernel") else weight
-        for path, weight in {**base, **theta.full}.items()
-        if layer_of(path) in whole
-    }
-    for layer, f in adapted.items():
-        written[f"{layer_name(family, layer)}.lora_A.weight"] = f.a.T  # [r, in]
-        written[f"{layer_name(family, layer)}.lora_B.weight"] = f.b.T  # [out, r]
+    return adapted
+
+
+def _write(
+    folder: Path,
+    checkpoint: str | Path,
+    name: Callable[[str], str],
+    full: Mapping[str, jax.Array],
+    adapted: Mapping[str, lowrank.Factors],
+    saved: list[str],
+) -> None:
+    """Writes one adapter; `name` gives their name of a weight, `saved` are modules beside it."""
+    written = {name(p): w.T if p.endswith("kernel") else w for p, w in full.items()}
+    pairs = {name(f"{layer}/kernel").removesuffix(".weight"): f for layer, f in adapted.items()}
+    for layer, f in pairs.items():
+        written[f"{layer}.lora_A.weight"] = f.a.T  # [r, in]
+        written[f"{layer}.lora_B.weight"] = f.b.T  # [out, r]
+    modules = {n.rpartition(".")[0] for n in map(name, full)}
+    own = sorted(m for m in modules if m.partition(".")[0] not in saved)
+    config = _adapter_config(checkpoint, pairs, [*saved, *own])
     folder.mkdir(parents=True, exist_ok=True)
-    config = _adapter_config(family, checkpoint, adapted, whole - classifier)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors.numpy.save_file(
         {f"base_model.model.{n}": np.ascontiguousarray(t, np.float32) for n, t in written.items()},
@@ -152,20 +212,20 @@ def _write_adapter(
 
 
 def _adapter_config(
-    family: Family, checkpoint: str | Path, adapted: Mapping[str, lowrank.Factors], whole: set[str]
+    checkpoint: str | Path, pairs: Mapping[str, lowrank.Factors], saved: list[str]
 ) -> dict[str, Any]:
-    rank = {layer_name(family, layer): f.rank for layer, f in adapted.items()}
-    alpha = {layer_name(family, layer): f.scale * f.rank for layer, f in adapted.items()}
+    rank = {layer: f.rank for layer, f in pairs.items()}
+    alpha = {layer: f.scale * f.rank for layer, f in pairs.items()}
     r, lora_alpha = (next(iter(of.values())) for of in (rank, alpha))
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
+        "task_type": "SEQ_CLS" if saved[:1] == ["classifier"] else "CAUSAL_LM",
         "base_model_name_or_path": str(checkpoint),
         "r": r,
         "lora_alpha": lora_alpha,
         "rank_pattern": {re.escape(n): mine for n, mine in rank.items() if mine != r},
         "alpha_pattern": {re.escape(n): mine for n, mine in alpha.items() if mine != lora_alpha},
         "target_modules": list(rank),
-        "modules_to_save": ["classifier", *sorted(layer_name(family, layer) for layer in whole)],
+        "modules_to_save": saved or None,
         "inference_mode": True,
     }

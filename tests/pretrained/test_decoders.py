@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 import tiny_decoders
 import torch
 
-from jaxfed import pretrained
+from jaxfed import lowrank, pretrained
 
 KINDS = tuple(tiny_decoders.SETTINGS)
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -42,6 +42,53 @@ def test_logits_are_those_of_transformers(kind):
     found, expected = logits(model, params, TOKENS, REAL.astype(np.int32)), theirs(saved)
     assert np.ptp(expected[REAL], axis=0)[1:].min() > 0.1  # or any model would do; 0 is padding
     np.testing.assert_allclose(found[REAL], expected[REAL], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_that_is_written_is_the_one_that_was_read(kind, tmp_path):
+    folder, _ = tiny_decoders.small(kind)
+    model, params = pretrained.read_decoder(folder)
+    pretrained.write_model(tmp_path / "new", folder, params)
+    again, found = pretrained.read_decoder(tmp_path / "new")
+    assert again == model
+    same(found, params)
+    files = (
+        safetensors.numpy.load_file(f / "model.safetensors") for f in (tmp_path / "new", folder)
+    )
+    same(*({n: x for n, x in file.items() if n != "lm_head.weight"} for file in files))
+
+
+def adapted(kind):
+    """(model, base, theta) with factors beside layers and a norm that is trained whole."""
+    model, params = pretrained.read_decoder(tiny_decoders.small(kind)[0])
+    select = lowrank.Select(factors="query|value|down", full="norm_1", rank=2, alpha=6, up="random")
+    layers = lowrank.layers(model, TOKENS)
+    base, theta = lowrank.split(params, layers, select, jax.random.key(1, impl="rbg"))
+    return model, base, theta._replace(full={p: w + 0.1 for p, w in theta.full.items()})
+
+
+def test_peft_runs_the_adapter_of_a_decoder(tmp_path):
+    peft = pytest.importorskip("peft")
+    folder, saved = tiny_decoders.small("llama")
+    model, base, theta = adapted("llama")
+    pretrained.write_adapters(tmp_path, folder, base, {"one": theta})
+    plain = type(saved).from_pretrained(folder)
+    loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "one").eval()
+    found = quickly(functools.partial(lowrank.apply, model))(
+        base, theta, TOKENS, REAL.astype(np.int32)
+    )
+    np.testing.assert_allclose(found[REAL], theirs(loaded)[REAL], atol=1e-4, rtol=1e-4)
+    assert np.abs(found[REAL] - theirs(saved)[REAL]).max() > 0.01
+    same(pretrained.read_adapter(tmp_path / "one", folder), theta)
+    with pytest.raises(ValueError, match=r"not .* any more at layers/query/kernel"):
+        pretrained.write_adapters(tmp_path, folder, lowrank.merge(base, theta), {"two": theta})
+
+
+def test_an_adapter_of_gpt2_is_refused(tmp_path):
+    _, base, theta = adapted("gpt2")
+    folder, _ = tiny_decoders.small("gpt2")
+    with pytest.raises(ValueError, match="is a GPT-2, whose queries, keys and values"):
+        pretrained.write_adapters(tmp_path, folder, base, {"one": theta})
 
 
 def edited(folder, place, *, config=None, tensors=lambda old: old):
