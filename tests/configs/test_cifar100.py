@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-import jaxfed
 from jaxfed.simulation import engine, participation
 
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs/fedloru/cifar100.py"))
@@ -52,10 +51,7 @@ def test_the_control_lowers_its_rate_where_others_merge():
         assert [float(rate(t)) for t in range(8)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
-ARMS = [
-    *({"restart": r} for r in ("keep", "reinit", "balanced")),
-    {"method": "fedlora", "lowered": 0.5},
-]
+ARMS = [{"restart": "balanced"}, {"method": "fedlora", "lowered": 0.5}]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +70,7 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.full
 @pytest.mark.parametrize("arm", ARMS, ids=str)
-def test_every_arm_of_the_trial_for_a_gpu_has_a_round(arm, tiny):
+def test_an_arm_of_the_trial_for_a_gpu_has_a_round(arm, tiny):
     """Traced, not compiled: a ResNet compiles longer on a CPU than it runs."""
     made = tiny(**arm)
     fed, plan = made.algorithm, participation.make(made, 1, range(1))
@@ -84,12 +80,6 @@ def test_every_arm_of_the_trial_for_a_gpu_has_a_round(arm, tiny):
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, server)
     assert metrics["loss"].shape == (1, 1)
     assert [bool(fed.broadcast(server, t)) for t in (0, 1)] == [False, "restart" in arm]
-
-
-@pytest.mark.full
-def test_an_arm_of_the_trial_for_a_gpu_runs(tiny):
-    host = jaxfed.Host(devices=1, chunk=1, fuse=1)
-    assert all(np.isfinite(r["loss"]) for r in jaxfed.run(tiny(restart="balanced"), host=host))
 
 
 def test_by_default_it_is_the_release():
