@@ -1,18 +1,23 @@
 """configs/pf2lora/nlg.py from files to scores, with a tiny decoder and tiny WebNLG and E2E."""
 
+import os
 import runpy
+import tarfile
 import warnings
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_llama2c
 
+import jaxfed
 from jaxfed.cli import main
 
 PATH = Path(__file__).parents[2] / "configs/pf2lora/nlg.py"
 CONFIG = runpy.run_path(str(PATH))
 SMALL = {"clients": 2, "similarity": 0.0, "end": "</s>", "max_length": 40, "rank": 2}
+REAL = Path(os.environ.get("JAXFED_DATA", "absent"))
 SHORT = {"rounds": 1, "local_steps": 1, "batch_size": 2}
 ENTRY = """<entry category="{}"><modifiedtripleset><mtriple>{} | is | {}</mtriple>
 </modifiedtripleset><lex>{} {}</lex><lex>{}</lex></entry>"""
@@ -109,3 +114,48 @@ def test_each_clients_own_model_writes_and_is_scored(folders, tmp_path, dataset,
     groups = found.values() if dataset == "webnlg" else [found]
     assert set(found) == {"all", "seen", "unseen"} or dataset == "e2e"
     assert all(np.isfinite(value) for group in groups for value in group.values())
+
+
+def part_of_webnlg(tar, folder):
+    """Every 40th entry of one triple to train on, and of the test set, from the real files."""
+    with tarfile.open(tar) as files:
+        for member in files:
+            name = member.name.partition("webnlg_challenge_2017/")[2] or member.name
+            wanted = "train/1triples" in name or name.endswith("testdata_with_lex.xml")
+            if not (member.isfile() and wanted and name.endswith(".xml")):
+                continue
+            root = ElementTree.fromstring(files.extractfile(member).read())
+            entries = root.find("entries")
+            for i, entry in enumerate(list(entries)):
+                if i % 40:
+                    entries.remove(entry)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(ElementTree.tostring(root))
+    return folder
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not (REAL / "webnlg").is_dir(), reason="set JAXFED_DATA")
+def test_the_whole_path_on_real_data_with_260_thousand_weights(tmp_path):
+    """That it runs, and lowers the loss. So small a model cannot write such text."""
+    model, (tar,) = REAL.parent / "models" / "stories260K", (REAL / "webnlg").glob("*.tar*")
+    data = part_of_webnlg(tar, tmp_path / "webnlg")
+    words = [f"--model={model}", f"--data={data}", "--end=</s>", "--max-length=128"]
+    short = ["--rounds=2", "--local-steps=4", "--batch-size=4", "--evaluate-every=2"]
+    quick = [
+        "--clients=4",
+        "--chunk=4",
+        "--fuse=1",
+        "--method=fedlora",
+        f"--out={tmp_path / 'run'}",
+    ]
+    main.main(["run", str(PATH), *words, *short, *quick])
+    records = jaxfed.load(tmp_path / "run").records
+    assert records[-1]["loss"] < records[0]["loss"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without WordNet one says so
+        found = CONFIG["scored"](
+            str(tmp_path / "run"), str(model), str(data), end="</s>", beams=2, most=16, entries=1
+        )
+    assert found["texts"] == 4
+    assert 0 <= found["all"]["bleu"] < 20
