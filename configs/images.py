@@ -1,0 +1,111 @@
+"""Any method of the zoo on any set of images, on an MLP, a CNN or a ResNet.
+
+    jaxfed run configs/images.py --data FOLDER [--size 32 --model cnn --method fedlora]
+
+FOLDER holds a folder of image files for each class, or such folders under `train` and `test`, or
+MNIST's four files; it may be an .npz file as well (see jaxfed.data.pictures). Mean and standard
+deviation, shape and classes are those of the training images. Without --data these are
+scikit-learn's digits.
+
+Clients own images at random, by a Dirichlet distribution over labels; a tenth of them is their own
+test set. `jaxfed zoo` lists the methods; constants such as FedProx's mu are the row's.
+"""
+
+from typing import Literal
+
+from jaxfed import Experiment, local, lowrank, models, tasks
+from jaxfed.algorithms import row, zoo
+from jaxfed.data import federate, images, partition, pictures, sources
+
+METHODS = {one.name: one for one in zoo.ROWS}
+Model = Literal["mlp", "cnn", "resnet"]
+FACTORS = {"mlp": "dense.*kernel", "cnn": "(conv_1|dense_0)/kernel", "resnet": "layer.*kernel"}
+FULL = {"mlp": "bias|head", "cnn": "conv_0|bias|head", "resnet": "stem|norm|head"}
+
+
+def experiment(
+    data: str | None = None,
+    size: int | None = None,
+    model: Model = "cnn",
+    method: str = "fedavg",
+    clients: int = 100,
+    cohort: int = 10,
+    concentration: float = 0.5,
+    rounds: int = 100,
+    rank: int = 16,
+    scale: float = 2.0,
+    batch_size: int = 20,
+    epochs: int = 1,
+    learning_rate: float = 0.05,
+    seed: int = 0,
+) -> Experiment:
+    """One method on one set of images.
+
+    Args:
+        data: a folder of images or an .npz file; by default scikit-learn's digits.
+        size: height and width to which images are resized; by default all must have one size.
+        model: which network: a hidden layer of 200, the FEMNIST CNN, or a narrow ResNet-10.
+        method: the name of a row of the zoo.
+        clients: how many share the training images.
+        cohort: clients a round.
+        concentration: of the Dirichlet split over labels; small is uneven.
+        rounds: how many to run; methods with stages divide them.
+        rank: of the factors; of mixed ranks the largest.
+        scale: alpha / rank, the factor before the low-rank term.
+        batch_size: of a local step.
+        epochs: of a client over its own images in a round; one on a personal part.
+        learning_rate: of the clients' SGD.
+        seed: decides the split, the initial weights, who is drawn and in which order.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is no row of the zoo; `jaxfed zoo` lists them")
+    one = METHODS[method]
+    source = sources.digits() if data is None else pictures.read(data, size=size).source
+    labels = source.train["label"]
+    classifier = tasks.classification(
+        network(model, classes=int(labels.max()) + 1),
+        source.test,
+        select=select(model, one.trains, rank, scale),
+        preprocess=images.standardise(source.train["image"]),
+    )
+    setting = row.Setting(
+        work=local.Work(batch_size, epochs=epochs),
+        rate=learning_rate,
+        clients=clients,
+        cohort=cohort,
+        rank=rank,
+        rounds=rounds,
+        personal_work=local.Work(batch_size, epochs=1),
+    )
+    parts = partition.dirichlet(labels, clients, concentration=concentration, seed=seed, least=2)
+    return Experiment(
+        federate(source, parts, personal_fraction=0.1, seed=seed),
+        one.make(classifier, setting),
+        rounds=rounds,
+        cohort=cohort,
+        seed=seed,
+    )
+
+
+def network(model: Model, classes: int) -> models.MLP | models.FemnistCNN | models.ResNet:
+    """The network of this name."""
+    if model == "mlp":
+        return models.MLP((200,), classes=classes)
+    if model == "cnn":
+        return models.FemnistCNN(classes=classes)
+    return models.ResNet((1, 1, 1, 1), classes=classes, widths=(16, 32, 64, 128), groups=8)
+
+
+def select(model: Model, trains: str, rank: int, scale: float) -> lowrank.Select:
+    """What of the network a method trains: all, or factors beside a base that is kept or zero."""
+    if trains == "any":
+        return lowrank.everything
+    fresh = trains == "scratch"
+    return lowrank.Select(
+        factors=FACTORS[model],
+        full=FULL[model],
+        rank=rank,
+        alpha=scale * rank,
+        base="zero" if fresh else "keep",
+        up="random" if fresh else "zero",
+    )

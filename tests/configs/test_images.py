@@ -1,0 +1,55 @@
+"""One config for any set of images: its shape, classes and statistics are the data's."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from pages import ROOT
+
+from jaxfed import Host, run
+
+HOST = Host(devices=1, chunk=2, fuse=1, checkpoint_every=0)
+SMALL = {"clients": 4, "cohort": 2, "rounds": 2, "rank": 2}
+
+
+@pytest.fixture(scope="module")
+def config():
+    spec = importlib.util.spec_from_file_location("images", ROOT / "configs" / "images.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """120 training and 30 test images of 8 x 8 in three colours, brighter in higher classes."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("set") / "set.npz"
+    arrays = {}
+    for split, n in (("train", 120), ("test", 30)):
+        label = np.arange(n) % 3
+        arrays[f"{split}_label"] = label
+        noise = rng.integers(0, 60, (n, 8, 8, 3))
+        arrays[f"{split}_image"] = (noise + 60 * label[:, None, None, None]).astype(np.uint8)
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet"])
+def test_any_shape_and_number_of_classes_will_do(config, coloured, model):
+    e = config.experiment(data=coloured, model=model, method="fedloru", **SMALL)
+    server = jax.eval_shape(e.algorithm.init, jax.random.key(0))
+    assert server.base["head/kernel"].shape[-1] == 3 if "head/kernel" in server.base else True
+    assert sorted(np.unique(e.data.test["label"])) == [0, 1, 2]
+    assert e.data.test["image"].shape == (30, 8, 8, 3)
+
+
+@pytest.mark.full
+def test_it_learns(config, coloured):
+    e = config.experiment(data=coloured, model="mlp", **{**SMALL, "rounds": 5})
+    assert list(run(e, host=HOST))[-1]["accuracy"] > 0.9
+
+
+def test_a_method_that_is_no_row_is_refused(config):
+    with pytest.raises(ValueError, match="method='fedavgg' is no row of the zoo"):
+        config.experiment(method="fedavgg")
