@@ -22,6 +22,7 @@ HOUSE = DOCS.parent / "tests" / "test_house.py"
 PUBLIC = (
     "jaxfed",
     "jaxfed.simulation.loaded",
+    "jaxfed.simulation.participation",
     "jaxfed.algorithm",
     "jaxfed.algorithms",
     "jaxfed.algorithms.general.fedopt",

@@ -20,6 +20,7 @@ class Split:
     examples: Examples
     start: np.ndarray  # int32 [N], ascending
     count: np.ndarray  # int32 [N]; the counts add up to M
+    row: np.ndarray | None = None  # [M], equal for copies of one row that clients share
 
     @property
     def clients(self) -> int:
@@ -75,21 +76,25 @@ class Federated:
 
         Of n rows floor(n / 10) are held out of the training, and that part of each label to within
         one row. Where clients have test examples of their own, they get their held-out rows in the
-        place of those. ValueError if no client has ten rows.
+        place of those. A row that clients share is held out of all of them or of none, and counts
+        once. ValueError if no client has ten rows.
         """
-        owner = np.repeat(np.arange(self.clients), self.train.count)
-        held = hold_out(owner, _labels(self.train.examples), 0.1, seed=0)
+        owner, row = np.repeat(np.arange(self.clients), self.train.count), self.train.row
+        held = _held(owner, _labels(self.train.examples), 0.1, 0, row)
         if not held.any():
             raise ValueError(
                 f"no client has 10 rows to hold one out of; the largest has {self.train.most}: "
                 "use fewer clients, or evaluate on the test set"
             )
         examples = self.train.examples
-        train = _split(examples, np.flatnonzero(~held), owner[~held], self.clients)
+        train = _part(self.train, ~held, owner)
         own = self.personal
         if own.count.any():
-            own = _split(examples, np.flatnonzero(held), owner[held], self.clients)
-        test = {name: x[held] for name, x in examples.items()}
+            own = _part(self.train, held, owner)
+        once = np.flatnonzero(held)
+        if row is not None:
+            once = once[np.unique(row[once], return_index=True)[1]]
+        test = {name: x[once] for name, x in examples.items()}
         return dataclasses.replace(self, train=train, test=test, personal=own)
 
     def number(self, client: Hashable) -> int:
@@ -114,6 +119,7 @@ def federate(
     *,
     personal_fraction: float = 0.0,
     personal_parts: Sequence[np.ndarray] | None = None,
+    shared: bool = False,
     seed: int = 0,
 ) -> Federated:
     """The source with rows parts[k] of its training set owned by client k.
@@ -122,9 +128,11 @@ def federate(
     training (floor(fraction n) of n rows, and that fraction of each label to within one row), or
     rows `personal_parts[k]` of the test set. If both parts have names, as by `partition.natural`,
     clients get the test rows of their own name (some may have none), whatever the order. Rows that
-    no client owns are left out. Raises ValueError if rows are out of range or owned twice, a client
-    has none to train on, a name has test rows and does not train, or the source does not hold
-    finite numbers of one kind in both sets.
+    no client owns are left out. With `shared`, a row may belong to several clients, each of whom
+    has a copy; with personal_fraction it is then held out of all of them or of none. Raises
+    ValueError if rows are out of range or owned twice, a client has none to train on, a name has
+    test rows and does not train, or the source does not hold finite numbers of one kind in both
+    sets.
     """
     values.kind("source", source, Source, "a Source, as sources.arrays(train, test) makes it")
     check_source(source)
@@ -143,14 +151,22 @@ def federate(
     names = getattr(parts, "names", None)
     if names is not None and isinstance(personal_parts, Named):
         personal_parts = _by_name(names, personal_parts)
-    rows, owner = _flatten(parts, length(source.train), "parts")
-    held = hold_out(owner, _labels(source.train)[rows], personal_fraction, seed)
-    train = _split(source.train, rows[~held], owner[~held], len(parts))
+    if not isinstance(shared, bool):
+        raise TypeError(f"shared={shared!r}; use True or False")
+    rows, owner = _flatten(parts, length(source.train), "parts", shared)
+    labels = _labels(source.train)[rows]
+    held = _held(owner, labels, personal_fraction, seed, rows if shared else None)
+    train = _split(source.train, rows[~held], owner[~held], len(parts), shared)
+    if not train.count.all():
+        raise ValueError(
+            f"personal_fraction={personal_fraction} holds out all rows of client "
+            f"{np.argmin(train.count)}, which it shares; use a smaller one, or personal_parts"
+        )
     if personal_parts is None:
-        personal = _split(source.train, rows[held], owner[held], len(parts))
+        personal = _split(source.train, rows[held], owner[held], len(parts), shared)
     elif len(personal_parts) == len(parts):
-        rows, owner = _flatten(personal_parts, length(source.test), "personal_parts")
-        personal = _split(source.test, rows, owner, len(parts))
+        rows, owner = _flatten(personal_parts, length(source.test), "personal_parts", shared)
+        personal = _split(source.test, rows, owner, len(parts), shared)
     else:
         raise ValueError(f"{len(personal_parts)} personal_parts for {len(parts)} clients")
     return Federated(train, personal, source.test, names)
@@ -267,9 +283,18 @@ def pack(
     return packed, start
 
 
-def _split(examples: Examples, rows: np.ndarray, owner: np.ndarray, clients: int) -> Split:
+def _split(
+    examples: Examples, rows: np.ndarray, owner: np.ndarray, clients: int, shared: bool = False
+) -> Split:
     count = np.bincount(owner, minlength=clients).astype(np.int32)
-    return Split({key: taken(x, rows) for key, x in examples.items()}, _starts(count), count)
+    made = {key: taken(x, rows) for key, x in examples.items()}
+    return Split(made, _starts(count), count, rows if shared else None)
+
+
+def _part(split: Split, which: np.ndarray, owner: np.ndarray) -> Split:
+    """The rows of a split for which `which` [M] is True, each with the same client."""
+    part = _split(split.examples, np.flatnonzero(which), owner[which], split.clients)
+    return part if split.row is None else dataclasses.replace(part, row=split.row[which])
 
 
 def taken(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -289,7 +314,9 @@ def _starts(count: np.ndarray) -> np.ndarray:
     return (np.cumsum(count) - count).astype(np.int32)
 
 
-def _flatten(parts: Sequence[np.ndarray], n: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _flatten(
+    parts: Sequence[np.ndarray], n: int, name: str, shared: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows [M], their clients [M] ascending), checked against the n rows that there are."""
     if not len(parts):
         raise ValueError(f"{name} is empty; give one array of rows a client")
@@ -302,12 +329,33 @@ def _flatten(parts: Sequence[np.ndarray], n: int, name: str) -> tuple[np.ndarray
     if outside := np.flatnonzero((rows < 0) | (rows >= n)).tolist():
         row, k = rows[outside[0]], owner[outside[0]]
         raise ValueError(f"{name}[{k}] has row {row}; rows run from 0 to {n - 1}")
+    if shared:
+        times = np.unique(owner * n + rows, return_counts=True)
+        if doubled := times[0][times[1] > 1].tolist():
+            k, row = divmod(doubled[0], n)
+            raise ValueError(f"{name} give row {row} to client {k} more than once; give it once")
+        return rows, owner
     owned = np.bincount(rows, minlength=n)
     if owned.max() > 1:
         row = np.argmax(owned)
         clients = owner[rows == row].tolist()
-        raise ValueError(f"{name} give row {row} to clients {clients}; a row has one owner")
+        raise ValueError(
+            f"{name} give row {row} to clients {clients}; give it to one, or use shared=True"
+        )
     return rows, owner
+
+
+def _held(
+    owner: np.ndarray, label: np.ndarray, fraction: float, seed: int, row: np.ndarray | None
+) -> np.ndarray:
+    """Which rows are held out, bool [M]; of copies of one row, the first decides for all."""
+    if row is None:
+        return hold_out(owner, label, fraction, seed)
+    _, first, copy = np.unique(row, return_index=True, return_inverse=True)
+    order = np.sort(first)  # so that owners ascend
+    held = np.empty(len(row), bool)
+    held[order] = hold_out(owner[order], label[order], fraction, seed)
+    return held[first][copy]
 
 
 def hold_out(owner: np.ndarray, label: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -26,6 +26,9 @@ class Experiment:
     evaluate_batch: int = 250
     stop_when: Callable[[Sequence[dict]], bool] | None = None
     """Sees all records so far after each evaluation, and ends the run by True; see `patience`."""
+    participation: Callable | None = None
+    """(rng, round, count [N], cohort) -> (ids [K], shares [K]); None: uniform, by examples. See
+    jaxfed.simulation.participation, whose `weighted` and `available` make one."""
 
     def __post_init__(self) -> None:
         for name, kind in (("data", Federated), ("algorithm", Algorithm)):
@@ -55,6 +58,8 @@ class Experiment:
                     "a batch; rename it"
                 )
             self.task.check(examples)
+        if self.participation is not None:
+            values.function("participation", self.participation, "a function, or None")
         if self.stop_when is not None:
             values.function("stop_when", self.stop_when, "a function of the records, or None")
             if not self.evaluate_every:

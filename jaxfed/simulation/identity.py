@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -45,6 +45,8 @@ def identity(e: Experiment, settings: Mapping[str, Any], config: str | None) -> 
             **({} if config is None else {"config": _checksum(config.encode())}),
             "data": data_checksum(e.data),
             "algorithm": algorithm_checksum(e),
+            "participation": e.participation
+            and draws_checksum(e.participation, e.data.train.count, e.cohort),
         },
     }
     return json.loads(json.dumps(found, default=str), parse_constant=lambda _: None)
@@ -122,7 +124,7 @@ def _in_words(found: Mapping[str, list]) -> str:
     alone = len({short(n) for n in found}) == len(found)
     return "; ".join(
         f"another {n}"
-        if n in ("config", "data", "algorithm")
+        if n in ("config", "data", "algorithm", "participation")
         else f"{short(n) if alone else n}={_shown(old)}, not {_shown(new)}"
         for n, (old, new) in found.items()
     )
@@ -152,6 +154,12 @@ def data_checksum(data: Federated) -> str:
     """Of all examples and of whose they are; of a very large array, of a sample."""
     owned = [(split.examples, split.start, split.count) for split in (data.train, data.personal)]
     return _checksum(*_of_arrays((owned, data.test)))
+
+
+def draws_checksum(drawn: Callable, count: np.ndarray, cohort: int) -> str:
+    """Of ten draws of the first round's clients and of their shares."""
+    draws = [drawn(np.random.default_rng(i), 0, count, cohort) for i in range(10)]
+    return _checksum(*_of_arrays(draws))
 
 
 def _of_arrays(tree: Any) -> Iterator[bytes | memoryview]:

@@ -135,7 +135,10 @@ ERRORS = {
     "an empty client": (lambda: data.federate(source(), [one, []]), "client 1 of 2 has no row"),
     "out of range": (lambda: data.federate(source(5), [one, two]), r"parts\[1\] has row 5; .* 4"),
     "negative": (lambda: data.federate(source(), [one - 1]), r"parts\[0\] has row -1"),
-    "owned twice": (lambda: data.federate(source(), [one, two - 1]), r"row 2 to clients \[0, 1\]"),
+    "owned twice": (
+        lambda: data.federate(source(), [one, two - 1]),
+        r"row 2 to clients \[0, 1\]; .*shared=True",
+    ),
     "floats": (lambda: data.federate(source(), [one, two / 2]), r"parts\[1\] is float64"),
     "masks": (lambda: data.federate(source(), [one > 0]), r"parts\[0\] is bool"),
     "all held out": (lambda: data.federate(source(), [one], personal_fraction=1), "=1 is not in"),
@@ -267,3 +270,58 @@ def test_with_a_validation_set_nothing_is_measured_on_test_rows(own):
     assert set(held.test["row"].tolist()) == set().union(*trained) - {
         row for k in range(2) for row in rows(held.train, k)
     }
+
+
+# ---------------------------------------------------------------------- clients that share rows
+
+SHARED = [np.arange(30), np.arange(10, 40), np.arange(20, 60), np.array([59, 0, 25, 61])]
+
+
+def rows_of(split, k):
+    """The rows of client k, by the values that `source` gives them."""
+    return split.examples["image"][split.start[k] : split.start[k] + split.count[k]].tolist()
+
+
+def test_clients_that_share_rows_are_clients_with_copies_of_them():
+    """The oracle: a source in which each copy is a row, so that nothing is shared."""
+    given, rows = source(70), np.concatenate(SHARED)
+    made = data.federate(given, SHARED, shared=True)
+    copied = data.Source({name: x[rows] for name, x in given.train.items()}, given.test)
+    ends = np.cumsum([len(part) for part in SHARED])[:-1]
+    want = data.federate(copied, np.split(np.arange(len(rows)), ends))
+    for name, x in want.train.examples.items():
+        np.testing.assert_array_equal(made.train.examples[name], x)
+    np.testing.assert_array_equal(made.train.start, want.train.start)
+    np.testing.assert_array_equal(made.train.count, want.train.count)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_no_client_trains_on_a_row_that_another_is_tested_on(validated):
+    fraction = 0.0 if validated else 0.2
+    made = data.federate(source(70), SHARED, shared=True, personal_fraction=fraction)
+    made = made.validated() if validated else made
+    own = made.test["image"] if validated else made.personal.examples["image"]
+    tested, trained = ({str(x) for x in y.tolist()} for y in (own, made.train.examples["image"]))
+    assert tested
+    assert not tested & trained
+    assert not validated or len(tested) == len(own)  # each row once
+
+
+def test_rows_that_are_not_shared_are_held_out_as_without():
+    parts = partition.iid(60, 4, seed=0)
+    plain, shared = (
+        data.federate(source(60), parts, personal_fraction=0.25, shared=s) for s in (False, True)
+    )
+    for k in range(4):
+        assert rows_of(plain.personal, k) == rows_of(shared.personal, k)
+
+
+def test_a_client_has_a_row_once():
+    with pytest.raises(ValueError, match="give row 2 to client 1 more than once"):
+        data.federate(source(5), [np.arange(3), np.array([2, 1, 2])], shared=True)
+    with pytest.raises(TypeError, match="shared=1; use True or False"):
+        data.federate(source(5), [np.arange(3)], shared=1)
+    with pytest.raises(ValueError, match=r"holds out all rows of client 1, which it shares"):
+        data.federate(
+            source(8), [np.arange(8), *np.arange(8)[:, None]], shared=True, personal_fraction=0.5
+        )
