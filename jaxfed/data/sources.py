@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 
 from jaxfed.data import values
@@ -150,6 +151,53 @@ def check_images(source: Source, shape: tuple[int, int, int], *, classes: int) -
             f"{classes - 1}"
         )
     return source
+
+
+def check_numbers(source: Source) -> None:
+    """Raises ValueError for values that are not finite numbers, with their column and row.
+
+    And if the two sets hold one array as different kinds of numbers, or images in different units.
+    """
+    for part, examples in zip(source._fields, source, strict=True):
+        for name, x in examples.items():
+            _check_array(f"{part} {name!r}", np.asarray(x))
+    for name, x in source.train.items():
+        y = source.test.get(name, x)
+        if (x.dtype.kind == "f") != (y.dtype.kind == "f"):
+            raise ValueError(
+                f"{name!r} is {x.dtype} in the training set and {y.dtype} in the test set; give "
+                "both in one type and unit"
+            )
+        tops = [float(np.max(np.abs(a), initial=0)) for a in (x, y)] if x.ndim > 2 else [0.0]
+        if max(tops) > 10 * min(tops) > 0:
+            raise ValueError(
+                f"{name!r} reaches {tops[0]:g} in the training set and {tops[1]:g} in the test "
+                "set; give both in one unit"
+            )
+
+
+def _check_array(where: str, x: np.ndarray) -> None:
+    if x.dtype.kind in "OSUMmc":
+        raise ValueError(
+            f"{where} is {x.dtype}; give numbers, such as np.unique(x, return_inverse=True)[1] of "
+            "names, or leave it out"
+        )
+    if x.dtype.kind in "iu" and x.size:
+        kept = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+        if x.max() > kept.max or x.min() < kept.min:
+            raise ValueError(
+                f"{where} runs from {x.min()} to {x.max()}, and JAX keeps it as {kept.dtype}; "
+                "number what it holds from 0"
+            )
+    if x.dtype.kind in "biu" or np.isfinite(np.sum(x, dtype=np.float64)):
+        return
+    if len(wrong := np.argwhere(~np.isfinite(x.astype(np.float64)))):
+        row, *place = wrong[0].tolist()
+        at = f", column {', '.join(map(str, place))}" if place else ""
+        raise ValueError(
+            f"{where} has {x[tuple(wrong[0])]} in row {row}{at} ({len(wrong):,} such values in "
+            "all); leave such rows out or fill them in"
+        )
 
 
 def arrays(train: Mapping[str, Any], test: Mapping[str, Any]) -> Source:

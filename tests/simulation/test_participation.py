@@ -6,11 +6,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 import small
-from small import HOST
 
-from jaxfed import run
+from jaxfed import Host, run
 from jaxfed.simulation import identity, participation
 
+HOST = Host(devices=1, chunk=5, fuse=1, checkpoint_every=0)
 COUNT = np.array([5, 1, 0, 2, 8])
 
 
@@ -87,10 +87,10 @@ def test_another_participation_is_another_run():
 
 
 WRONG = {
-    "one twice": (lambda *_: (np.zeros(4, int), np.ones(4)), "gives clients .* in round 1; give"),
-    "strangers": (lambda *_: (np.arange(4) + 99, np.ones(4)), "different ones from 0 to"),
-    "no shares": (lambda *_: (np.arange(4), np.zeros(4)), "that are not all zero"),
-    "too few": (participation.available(lambda t: np.arange(10) < 2), "2 clients are available in"),
+    "one twice": (lambda *_: (np.zeros(5, int), np.ones(5)), "gives clients .* in round 1; give"),
+    "strangers": (lambda *_: (np.arange(5) + 99, np.ones(5)), "different ones from 0 to"),
+    "no shares": (lambda *_: (np.arange(5), np.zeros(5)), "that are not all zero"),
+    "too few": (participation.available(lambda t: np.arange(20) < 2), "2 clients are available in"),
     "no mask": (participation.available(lambda t: np.arange(3)), r"when\(0\) is int64 \(3,\); ret"),
     "few weights": (participation.weighted([1.0, 0.0]), "1 of 2 weights are above zero"),
 }
