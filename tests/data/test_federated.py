@@ -279,7 +279,7 @@ SHARED = [np.arange(30), np.arange(10, 40), np.arange(20, 60), np.array([59, 0, 
 
 def rows_of(split, k):
     """The rows of client k, by the values that `source` gives them."""
-    return split.examples["image"][split.start[k] : split.start[k] + split.count[k]].tolist()
+    return split.examples["row"][split.start[k] : split.start[k] + split.count[k]].tolist()
 
 
 def test_clients_that_share_rows_are_clients_with_copies_of_them():
@@ -300,8 +300,8 @@ def test_no_client_trains_on_a_row_that_another_is_tested_on(validated):
     fraction = 0.0 if validated else 0.2
     made = data.federate(source(70), SHARED, shared=True, personal_fraction=fraction)
     made = made.validated() if validated else made
-    own = made.test["image"] if validated else made.personal.examples["image"]
-    tested, trained = ({str(x) for x in y.tolist()} for y in (own, made.train.examples["image"]))
+    own = made.test["row"] if validated else made.personal.examples["row"]
+    tested, trained = ({str(x) for x in y.tolist()} for y in (own, made.train.examples["row"]))
     assert tested
     assert not tested & trained
     assert not validated or len(tested) == len(own)  # each row once
@@ -321,7 +321,7 @@ def test_a_client_has_a_row_once():
         data.federate(source(5), [np.arange(3), np.array([2, 1, 2])], shared=True)
     with pytest.raises(TypeError, match="shared=1; use True or False"):
         data.federate(source(5), [np.arange(3)], shared=1)
-    with pytest.raises(ValueError, match=r"holds out all rows of client 1, which it shares"):
+    with pytest.raises(ValueError, match=r"holds out all rows of client 4, which it shares"):
         data.federate(
             source(8), [np.arange(8), *np.arange(8)[:, None]], shared=True, personal_fraction=0.5
         )
