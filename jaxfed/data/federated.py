@@ -281,19 +281,18 @@ def _flatten(
     if outside := np.flatnonzero((rows < 0) | (rows >= n)).tolist():
         row, k = rows[outside[0]], owner[outside[0]]
         raise ValueError(f"{name}[{k}] has row {row}; rows run from 0 to {n - 1}")
-    if shared:
+    owned = np.bincount(rows, minlength=n)
+    if owned.max() > 1:
         times = np.unique(owner * n + rows, return_counts=True)
         if doubled := times[0][times[1] > 1].tolist():
             k, row = divmod(doubled[0], n)
             raise ValueError(f"{name} give row {row} to client {k} more than once; give it once")
-        return rows, owner
-    owned = np.bincount(rows, minlength=n)
-    if owned.max() > 1:
-        row = np.argmax(owned)
-        clients = owner[rows == row].tolist()
-        raise ValueError(
-            f"{name} give row {row} to clients {clients}; give it to one, or use shared=True"
-        )
+        if not shared:
+            row = np.argmax(owned)
+            clients = owner[rows == row].tolist()
+            raise ValueError(
+                f"{name} give row {row} to clients {clients}; give it to one, or use shared=True"
+            )
     return rows, owner
 
 

@@ -29,10 +29,17 @@ def append(
     path, ids = folder / NAME, each["client"].tolist()
     shown = ids if names is None else [_name(names[k]) for k in ids]
     numbers = {n: [_short(x) for x in v.tolist()] for n, v in each.items() if n != "client"}
+    _outdate(folder)
     with stored.writing(path), open(path, "a") as file:
         for i in range(0, len(ids), MOST):
             part = {n: v[i : i + MOST] for n, v in {"client": shown, **numbers}.items()}
             file.writelines(_short_lines(t, part))
+
+
+def _outdate(folder: Path) -> None:
+    """Removes clients.parquet, which the run writes again at its end."""
+    with stored.writing(folder / PARQUET):
+        (folder / PARQUET).unlink(missing_ok=True)
 
 
 def _short_lines(t: int, part: Mapping[str, list]) -> Iterator[str]:
@@ -78,9 +85,11 @@ def lines(folder: Path) -> Iterator[tuple[bytes, dict]]:
 def write_parquet(folder: Path) -> None:
     """Writes clients.parquet, {"round", "client", ...} with a row for each client and evaluation.
 
-    If there are such evaluations, and pyarrow is installed.
+    If there are such evaluations, and pyarrow is installed; a file that is there is up to date.
     """
-    if not (folder / NAME).exists() or importlib.util.find_spec("pyarrow") is None:
+    if not (folder / NAME).exists() or (folder / PARQUET).exists():
+        return
+    if importlib.util.find_spec("pyarrow") is None:
         return
     import pyarrow as pa
     from pyarrow import parquet
@@ -102,18 +111,14 @@ def write_parquet(folder: Path) -> None:
 
 
 def keep(folder: Path, rounds: int) -> None:
-    """Cuts off the evaluations after the first `rounds` rounds, and a torn last line.
-
-    clients.parquet is removed: the run writes it at its end.
-    """
-    with stored.writing(folder / PARQUET):
-        (folder / PARQUET).unlink(missing_ok=True)
+    """Cuts off the evaluations after the first `rounds` rounds, and a torn last line."""
     path, end, whole = folder / NAME, 0, True
     stored.check_no_link(path, "put a copy of the run's own back")
     for line, found in lines(folder):
         if found["round"] <= rounds:
             end, whole = end + len(line), line.endswith(b"\n")
     if path.exists() and not (whole and path.stat().st_size == end):
+        _outdate(folder)
         with stored.writing(path), open(path, "r+b") as file:
             file.truncate(end)
             file.seek(end)

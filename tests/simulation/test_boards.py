@@ -95,3 +95,8 @@ def test_clients_stand_in_a_parquet_file_too(experiment, tmp_path):
     assert table["client"] == frame["client"].tolist() == ["ada", "ben", "eve", "kim"] * 2
     for name in ("round", "examples", "loss", "accuracy"):
         assert table[name] == frame[name].tolist()
+    longer = dataclasses.replace(experiment, rounds=2 * experiment.rounds)
+    list(run(longer, folder, host, resume=True))
+    again = parquet.read_table(folder / "clients.parquet").to_pydict()
+    assert again["round"] == jaxfed.results(folder, clients=True)["round"].tolist()
+    assert max(again["round"]) == longer.rounds

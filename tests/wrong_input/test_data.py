@@ -194,9 +194,9 @@ CASES = [
         "row owned twice",
         lambda: parts(np.arange(20), np.arange(19, 40)),
         ValueError,
-        "parts give row 19 to clients [0, 1]; a row has one owner",
+        "parts give row 19 to clients [0, 1]; give it to one, or use shared=True",
     ),
-    ("row twice", lambda: parts([1, 1]), ValueError, "parts give row 1 to clients [0, 0]; a row"),
+    ("row twice", lambda: parts([1, 1]), ValueError, "parts give row 1 to client 0 more than once"),
     ("fraction -0.1", lambda: parts(personal_fraction=-0.1), ValueError, "personal_fraction=-0.1"),
     ("fraction 1", lambda: parts(personal_fraction=1), ValueError, "personal_fraction=1 is not"),
     (
