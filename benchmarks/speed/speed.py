@@ -38,7 +38,7 @@ def main() -> None:
     if name in compare.TABLE and "torch loop2" in seconds and asked.clients is None:
         print(f"\n{compare.against_the_fastest(name, seconds)}")
     if asked.write:
-        notes = {"command": timing.command(), "devices": ours.devices()}
+        notes = {"command": timing.command(), "devices": ours.hardware()}
         path = RESULTS / name.lower().replace(" ", "_")
         timing.write(path, {name: seconds}, against, start, **notes)
 
