@@ -13,11 +13,10 @@ test set. `jaxfed zoo` lists the methods; constants such as FedProx's mu are the
 
 from typing import Literal
 
-from jaxfed import Experiment, local, lowrank, models, tasks
+from jaxfed import Experiment, local, models, tasks
 from jaxfed.algorithms import row, zoo
 from jaxfed.data import federate, images, partition, pictures, sources
 
-METHODS = {one.name: one for one in zoo.ROWS}
 Model = Literal["mlp", "cnn", "resnet"]
 FACTORS = {"mlp": "dense.*kernel", "cnn": "(conv_1|dense_0)/kernel", "resnet": "layer.*kernel"}
 FULL = {"mlp": "bias|head", "cnn": "conv_0|bias|head", "resnet": "stem|norm|head"}
@@ -57,15 +56,13 @@ def experiment(
         learning_rate: of the clients' SGD.
         seed: decides the split, the initial weights, who is drawn and in which order.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is no row of the zoo; `jaxfed zoo` lists them")
-    one = METHODS[method]
+    one = zoo.named(method)
     source = sources.digits() if data is None else pictures.read(data, size=size).source
     labels = source.train["label"]
     classifier = tasks.classification(
-        network(model, classes=int(labels.max()) + 1),
+        network(model, int(labels.max()) + 1, running=one.trains == "norms"),
         source.test,
-        select=select(model, one.trains, rank, scale),
+        select=one.select(factors=FACTORS[model], full=FULL[model], rank=rank, alpha=scale * rank),
         preprocess=images.standardise(source.train["image"]),
     )
     setting = row.Setting(
@@ -87,25 +84,20 @@ def experiment(
     )
 
 
-def network(model: Model, classes: int) -> models.MLP | models.FemnistCNN | models.ResNet:
-    """The network of this name."""
+def network(
+    model: Model, classes: int, *, running: bool
+) -> models.MLP | models.FemnistCNN | models.ResNet:
+    """The network of this name, with batch norms if their statistics are `running`."""
     if model == "mlp":
-        return models.MLP((200,), classes=classes)
-    if model == "cnn":
-        return models.FemnistCNN(classes=classes)
-    return models.ResNet((1, 1, 1, 1), classes=classes, widths=(16, 32, 64, 128), groups=8)
-
-
-def select(model: Model, trains: str, rank: int, scale: float) -> lowrank.Select:
-    """What of the network a method trains: all, or factors beside a base that is kept or zero."""
-    if trains == "any":
-        return lowrank.everything
-    fresh = trains == "scratch"
-    return lowrank.Select(
-        factors=FACTORS[model],
-        full=FULL[model],
-        rank=rank,
-        alpha=scale * rank,
-        base="zero" if fresh else "keep",
-        up="random" if fresh else "zero",
-    )
+        return models.MLP((200,), classes=classes, norm="running" if running else "none")
+    if model == "resnet":
+        return models.ResNet(
+            (1, 1, 1, 1),
+            classes=classes,
+            widths=(16, 32, 64, 128),
+            norm="running" if running else "group",
+            groups=8,
+        )
+    if running:
+        raise ValueError("the method keeps batch norms, which --model cnn has not; use resnet")
+    return models.FemnistCNN(classes=classes)

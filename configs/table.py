@@ -19,12 +19,10 @@ from typing import Any, Literal
 
 import optax
 
-from jaxfed import Experiment, local, lowrank, models, pretrained, tasks
+from jaxfed import Experiment, local, models, pretrained, tasks
 from jaxfed.algorithms import row, zoo
 from jaxfed.data import Federated, Source, federate, partition, sources, tables
 from jaxfed.data.text import tokenise
-
-METHODS = {one.name: one for one in zoo.ROWS}
 
 
 def experiment(
@@ -78,13 +76,12 @@ def experiment(
         seed: decides the split, what is drawn, and in which order.
     """
     method = method or ("fedavg" if text is None else "fedlora")
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is no row of the zoo; `jaxfed zoo` lists them")
-    one = METHODS[method]
+    one = zoo.named(method)
     if text is not None and model is None:
         raise ValueError("--text needs --model, a folder of an encoder in Hugging Face's format")
-    if text is not None and one.trains == "scratch":
-        raise ValueError(f"{method} trains from scratch; give a method that keeps the encoder")
+    if text is not None and one.trains in ("scratch", "norms"):
+        why = "trains from scratch" if one.trains == "scratch" else "needs batch norms"
+        raise ValueError(f"{method} {why}; give a method that keeps the encoder")
     table = (
         digits()
         if data is None
@@ -100,24 +97,23 @@ def experiment(
             seed=seed,
         )
     )
-    options: dict[str, Any] = {"rank": rank, "alpha": scale * rank}
-    if one.trains == "scratch":
-        options |= {"base": "zero", "up": "random"}
+    size = {"rank": rank, "alpha": scale * rank}
     if model is None:
         source = tables.standardise(table.source)
-        select = lowrank.Select(factors="dense.*kernel", full="bias|head", **options)
-        network: Any = models.MLP((width,), classes=len(table.classes))
+        select = one.select(factors="dense.*kernel", full="bias|head", **size)
+        norm: Any = "running" if one.trains == "norms" else "none"
+        network: Any = models.MLP((width,), classes=len(table.classes), norm=norm)
         params, inputs = None, ("x",)
     else:
         network, params = pretrained.read(model, classes=len(table.classes))
         source = tokenised(table.source, network, model, max_length)
-        select = lowrank.Select(factors="query|value", full="^head", **options)
+        select = one.select(factors="query|value", full="^head", **size)
         inputs = ("tokens", "types")
     task = tasks.classification(
         network,
         source.test,
         params=params,
-        select=lowrank.everything if one.trains == "any" else select,
+        select=select,
         inputs=inputs,
     )
     data_of = federated(table, source, clients, concentration, seed)

@@ -145,7 +145,7 @@ MAY_IMPORT = {
                    "simulation.stored", "trees"},
     "cli.check": {"algorithms", "analysis.certify", "cli.calling", "cli.errors", "cli.launching",
                   "cli.options", "cli.watching"},
-    "cli.zoo": {"algorithms", "analysis", "cli.check", "cli.watching"},
+    "cli.zoo": {"algorithms", "analysis", "cli.watching"},
     "cli.watching": {"simulation.lock", "simulation.signals"},
     "cli.following": {"cli.describe", "cli.launching", "cli.plots", "cli.recorded",
                       "cli.studies", "cli.tables", "cli.watching", "simulation.experiment",

@@ -62,9 +62,7 @@ def experiment(
         seed: decides the split, the factors and who sees what in which order.
     """
     decoder, params, tokenizer = pretrained.decoder_with_tokenizer(model)
-    ending = tokenizer.token_to_id(end)
-    if ending is None:
-        raise ValueError(f"the tokenizer has no token {end!r}; give the one that ends its texts")
+    ending = nlg.ending(tokenizer, end)
     encoded = nlg.prompted(worded(data), tokenizer, end=ending, max_length=max_length)
     order = np.random.default_rng(seed).permutation(len(encoded["tokens"]))
     test = order[: max(1, len(order) // 10)]

@@ -70,9 +70,7 @@ def experiment(
         seed: decides the speakers, what is held out, the factors and the order of speeches.
     """
     decoder, params, tokenizer = pretrained.decoder_with_tokenizer(model)
-    ending = tokenizer.token_to_id(end)
-    if ending is None:
-        raise ValueError(f"the tokenizer has no token {end!r}; give the one that ends its texts")
+    ending = nlg.ending(tokenizer, end)
     lines = nlg.jsonl(speeches, ("play", "speaker", "text"))
     keys = np.array(
         [" / ".join(pair) for pair in zip(lines["play"], lines["speaker"], strict=True)]

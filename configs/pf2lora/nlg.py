@@ -35,7 +35,6 @@ from typing import Annotated, Literal
 import jax
 import numpy as np
 import optax
-import tokenizers
 import tyro
 
 import jaxfed
@@ -100,7 +99,7 @@ def experiment(
         examples = texts(data, dataset, split)
         category = examples.pop("category")
         encoded = nlg.prompted(
-            worded(examples), tokenizer, end=ending(tokenizer, end), max_length=max_length
+            worded(examples), tokenizer, end=nlg.ending(tokenizer, end), max_length=max_length
         )
         made.append(encoded)
         parts.append(divided(encoded["entry"], examples, category, clients, similarity, seed))
@@ -154,14 +153,6 @@ def worded(examples: sources.Examples) -> sources.Examples:
     return {**examples, "prompt": prompt, "response": response}
 
 
-def ending(tokenizer: tokenizers.Tokenizer, end: str) -> int:
-    """The number of the token that ends a text."""
-    number = tokenizer.token_to_id(end)
-    if number is None:
-        raise ValueError(f"the tokenizer has no token {end!r}; give the one that ends its texts")
-    return number
-
-
 def divided(
     entry: np.ndarray,
     examples: sources.Examples,
@@ -208,7 +199,7 @@ def scored(
         entries: score only so many of each client's; by default all.
     """
     decoder, _, tokenizer = pretrained.decoder_with_tokenizer(model)
-    over, run = ending(tokenizer, end), jaxfed.load(directory)
+    over, run = nlg.ending(tokenizer, end), jaxfed.load(directory)
     found, references = nlg.grouped(texts(data, dataset, "test"))
     search = partial(
         tasks.beam_search,
@@ -231,7 +222,7 @@ def scored(
             several = rows[at : at + batch]
             prompt, real = prompts(mine, np.resize(several, batch), width)
             tokens = np.asarray(write(base, theta, prompt, real=real))[: len(several)]
-            lines = [tokenizer.decode(t[: np.argmax([*t, over] == over)]) for t in tokens]
+            lines = [tokenizer.decode(before(t, over)) for t in tokens]
             said |= zip(numbers[at : at + batch].tolist(), lines, strict=True)
     written = [said[i].strip() for i in sorted(said)]
     right = [references[i] for i in sorted(said)]
@@ -240,6 +231,11 @@ def scored(
     known = set(texts(data, dataset, "train")["category"])
     seen = np.array([found["category"][i] in known for i in sorted(said)])
     return {"texts": len(written), **tasks.scores.webnlg(written, right, seen)}
+
+
+def before(tokens: np.ndarray, end: int) -> np.ndarray:
+    """The tokens [T] before the first `end`; all, if there is none."""
+    return tokens[: np.argmax(np.append(tokens, end) == end)]
 
 
 def prompt_lengths(examples: sources.Examples) -> np.ndarray:

@@ -9,11 +9,9 @@ merges are the row's. Takes less than a minute on 2 cores, most of it compilatio
 rounds: FedAvg 0.950, FedLoRU 0.839 (seed 0).
 """
 
-from jaxfed import Experiment, local, lowrank, models, tasks
+from jaxfed import Experiment, local, models, tasks
 from jaxfed.algorithms import row, zoo
 from jaxfed.data import federate, images, partition, sources
-
-METHODS = {one.name: one for one in zoo.ROWS}
 
 
 def experiment(
@@ -44,26 +42,15 @@ def experiment(
         scale: alpha / rank, the factor before the low-rank term.
         seed: decides the split, the initial weights, who is drawn and in which order.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is no row of the zoo; `jaxfed zoo` lists them")
-    one = METHODS[method]
+    one = zoo.named(method)
     source = sources.digits()
     parts = partition.dirichlet(
         source.train["label"], clients, concentration=concentration, seed=seed
     )
-    fresh = one.trains == "scratch"
-    factors = lowrank.Select(
-        factors="dense.*kernel",
-        full="bias|head",
-        rank=rank,
-        alpha=scale * rank,
-        base="zero" if fresh else "keep",
-        up="random" if fresh else "zero",
-    )
     digits = tasks.classification(
         models.MLP((64,), classes=10, norm="running" if one.trains == "norms" else "none"),
         source.test,
-        select=lowrank.everything if one.trains in ("any", "norms") else factors,
+        select=one.select(factors="dense.*kernel", full="bias|head", rank=rank, alpha=scale * rank),
         preprocess=images.normalise([0.3], [0.38], scale=16),
     )
     setting = row.Setting(

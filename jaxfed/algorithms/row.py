@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
-from jaxfed import local
+from jaxfed import local, lowrank
 from jaxfed.algorithm import Algorithm
 from jaxfed.tasks.task import Task
 
@@ -83,3 +83,11 @@ class Row(NamedTuple):
     def family(self) -> str:
         """The folder of its algorithm: general, shared or personal."""
         return self.function.__module__.split(".")[-2]
+
+    def select(self, **factors: Any) -> lowrank.Select:
+        """What of a model it trains: all weights, or what lowrank.Select(**factors) selects."""
+        if self.trains in ("any", "norms"):
+            return lowrank.everything
+        if self.trains == "scratch":
+            factors |= {"base": "zero", "up": "random"}
+        return lowrank.Select(**factors)

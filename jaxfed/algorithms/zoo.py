@@ -255,3 +255,11 @@ ROWS = (
     *ROBUST,
     *SPARSE,
 )
+
+
+def named(name: str) -> Row:
+    """The row of this name; ValueError if there is none."""
+    for row in ROWS:
+        if row.name == name:
+            return row
+    raise ValueError(f"the zoo has no row {name!r}; `jaxfed zoo` lists them")

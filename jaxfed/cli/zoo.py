@@ -7,7 +7,6 @@ import textwrap
 from jaxfed.algorithms import zoo
 from jaxfed.algorithms.row import Row
 from jaxfed.analysis import look
-from jaxfed.cli.check import NAMES
 from jaxfed.cli.watching import Watch
 
 HEAD = ["method", "family", "theta", "sent", "kept", "exact", "oracle", "source"]
@@ -28,9 +27,7 @@ def table() -> str:
 
 def one(name: str) -> str:
     """A row with the docstrings of its function and of the function's file."""
-    if name not in NAMES:
-        raise ValueError(f"the zoo has no row {name!r}; `jaxfed zoo` lists them")
-    row = NAMES[name]
+    row = zoo.named(name)
     cells = zip(HEAD, _cells(row), strict=True)
     function = row.function
     paper = inspect.getdoc(sys.modules[function.__module__]) or ""

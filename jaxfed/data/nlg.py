@@ -208,6 +208,14 @@ def _split(path: Path) -> Iterator[tuple[str, str]]:
         yield source.strip(), target.strip()
 
 
+def ending(tokenizer: Tokenizer, end: str) -> int:
+    """The number of the token that ends a text; ValueError if the tokenizer has none such."""
+    number = tokenizer.token_to_id(end)
+    if number is None:
+        raise ValueError(f"the tokenizer has no token {end!r}; give the one that ends its texts")
+    return number
+
+
 def grouped(examples: Examples) -> tuple[Examples, list[list[str]]]:
     """(the first row of each "entry", without "response"; the responses of each), in order.
 

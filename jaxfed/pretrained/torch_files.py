@@ -4,6 +4,7 @@ Of the pickle only tensors, numbers and containers are made; whatever else it na
 """
 
 import collections
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -24,6 +25,18 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+
+
+DAMAGED = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    RuntimeError,  # of an encrypted archive
+    ValueError,
+    TypeError,
+)
 
 
 class _Reader(pickle.Unpickler):
@@ -53,7 +66,8 @@ class _Reader(pickle.Unpickler):
 def _tensor(numbers: np.ndarray, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray:
     """The array of that shape; strides are in numbers."""
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if min(offset, *strides, 0) < 0 or (0 not in shape and last >= len(numbers)):
+    room = last < len(numbers) and math.prod(shape) <= len(numbers)
+    if min(offset, *strides, *shape, 0) < 0 or (0 not in shape and not room):
         raise ValueError(f"a tensor {shape} is larger than its numbers")
     each = tuple(s * numbers.itemsize for s in strides)
     return np.lib.stride_tricks.as_strided(numbers[offset:], shape, each).copy()
@@ -67,7 +81,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
             found = _Reader(archive, home).load()
         if not all(isinstance(x, np.ndarray) for x in dict(found).values()):
             raise ValueError("it holds more than tensors")
-    except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, ValueError, TypeError) as error:
+    except DAMAGED as error:
         raise ValueError(
             f"{path} cannot be read ({error}); download it again, or save it as safetensors"
         ) from None

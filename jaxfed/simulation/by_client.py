@@ -85,7 +85,8 @@ def lines(folder: Path) -> Iterator[tuple[bytes, dict]]:
 def write_parquet(folder: Path) -> None:
     """Writes clients.parquet, {"round", "client", ...} with a row for each client and evaluation.
 
-    If there are such evaluations, and pyarrow is installed; a file that is there is up to date.
+    A measure that an evaluation lacks, as before a change of the config, is empty there. If there
+    are such evaluations, and pyarrow is installed; a file that is there is up to date.
     """
     if not (folder / NAME).exists() or (folder / PARQUET).exists():
         return
@@ -94,16 +95,19 @@ def write_parquet(folder: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
+    names = dict.fromkeys(name for _, line in lines(folder) for name in line)
     named = any(isinstance(c, str) for _, line in lines(folder) for c in line["client"])
     kinds = {"client": pa.string() if named else pa.int64(), "round": pa.int64()}
     kinds["examples"] = pa.int64()
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in names])
     buffer, writer = io.BytesIO(), None
     for _, line in lines(folder):
+        n = len(line["client"])
         client = list(map(str, line["client"])) if named else line["client"]
-        columns = {**line, "client": client, "round": [line["round"]] * len(client)}
-        part = pa.table({n: pa.array(v, kinds.get(n, pa.float64())) for n, v in columns.items()})
-        writer = writer or parquet.ParquetWriter(buffer, part.schema)
-        writer.write_table(part)
+        columns = {**line, "client": client, "round": [line["round"]] * n}
+        whole = {name: columns.get(name, [None] * n) for name in names}
+        writer = writer or parquet.ParquetWriter(buffer, schema)
+        writer.write_table(pa.table(whole, schema))
     if writer is not None:
         writer.close()
         with stored.writing(folder / PARQUET):

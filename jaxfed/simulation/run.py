@@ -105,11 +105,13 @@ def run_blocks(p: Prepared, noted: Sequence[int] = ()) -> Generator[list[dict], 
 
 
 def _close(p: Prepared, board: list[boards.Board]) -> None:
-    for one in board:
-        one.close()
-    if p.folder is not None and jax.process_index() == 0:
-        by_client.write_parquet(p.folder)
-    p.close()
+    try:
+        for one in board:
+            one.close()
+        if p.folder is not None and jax.process_index() == 0:
+            by_client.write_parquet(p.folder)
+    finally:
+        p.close()
 
 
 def _blocks(

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed import lowrank, trees
+from jaxfed import lowrank
 from jaxfed.algorithm import PyTree
 from jaxfed.tasks import calls
-from jaxfed.tasks.task import Task, begun_at, check_complete, check_share, one_each
+from jaxfed.tasks.task import Task, check_complete, one_each
+from jaxfed.tasks.tokens import began
 
 
 def next_token(
@@ -39,25 +39,27 @@ def next_token(
     likeliest. ValueError if the model's outputs are no such logits, tokens are outside its
     vocabulary, a row has no token to predict, or as in `classification`.
     """
-    calls.check_kind(model)
-    check_share("dropout", dropout)
-    given = {} if params is None else trees.by_path(params)
 
-    def init(key):
-        model_key, factor_key = jax.random.split(key)
-        x = [jnp.asarray(examples[name][:1]) for name in inputs]
-        quiet = calls.options(model, False, jnp.ones(1))
-        params = begun_at(model, model_key, x, given, quiet)
-        return lowrank.split(params, lowrank.layers(model, *x, **quiet), select, factor_key)
+    def check(examples):
+        check_complete(examples, inputs, scored)
+        tokens, weight = np.asarray(examples[inputs[0]]), np.asarray(examples[scored])
+        _check_tokens(tokens, weight, inputs[0], scored)
+        logits = calls.output(model, list(one_each(examples, inputs).values()), keeps=False).shape
+        if len(logits) != 3 or logits[:2] != (1, tokens.shape[1]):
+            raise ValueError(
+                f"the model makes {logits} of tokens {(1, *tokens.shape[1:])}; next_token wants a "
+                "model of logits [B, L, vocabulary], such as models.Decoder"
+            )
+        least, most = (tokens.min(), tokens.max()) if tokens.size else (0, 0)
+        if not 0 <= least <= most < logits[2]:
+            raise ValueError(
+                f"tokens run from {least} to {most}, but the model's vocabulary has {logits[2]}; "
+                "use the tokenizer that belongs to the model"
+            )
 
-    def applied(base, theta, batch, train, **options):
-        x = [batch[name] for name in inputs]
-        switches = calls.options(model, train, batch["mask"])
-        return lowrank.apply(model, base, theta, *x, **switches, **options)
-
-    def predict(base, theta, batch, key=None):
-        noise = {"dropout": dropout, "key": key, "rngs": {"dropout": key}}
-        return applied(base, theta, batch, key is not None, **({} if key is None else noise))
+    init, predict, check_others = began(
+        model, examples, check, select=select, params=params, dropout=dropout, inputs=inputs
+    )
 
     def compared(logits, batch):
         """(losses [B, L - 1], targets, weights of each) of the tokens from the second on."""
@@ -84,31 +86,6 @@ def next_token(
         tokens = np.maximum(sums["tokens"], 1)
         mean = sums["loss"] / tokens
         return {"loss": mean, "accuracy": sums["accuracy"] / tokens, "perplexity": np.exp(mean)}
-
-    def check(examples):
-        check_complete(examples, inputs, scored)
-        tokens, weight = np.asarray(examples[inputs[0]]), np.asarray(examples[scored])
-        _check_tokens(tokens, weight, inputs[0], scored)
-        logits = calls.output(model, list(one_each(examples, inputs).values()), keeps=False).shape
-        if len(logits) != 3 or logits[:2] != (1, tokens.shape[1]):
-            raise ValueError(
-                f"the model makes {logits} of tokens {(1, *tokens.shape[1:])}; next_token wants a "
-                "model of logits [B, L, vocabulary], such as models.Decoder"
-            )
-        least, most = (tokens.min(), tokens.max()) if tokens.size else (0, 0)
-        if not 0 <= least <= most < logits[2]:
-            raise ValueError(
-                f"tokens run from {least} to {most}, but the model's vocabulary has {logits[2]}; "
-                "use the tokenizer that belongs to the model"
-            )
-
-    check(examples)
-    base, theta = jax.eval_shape(init, jax.random.key(0))
-    calls.check(model, base, theta, list(one_each(examples, inputs).values()))
-
-    def check_others(examples):
-        check(examples)
-        calls.check_weights(model, base, theta, list(one_each(examples, inputs).values()))
 
     return Task(init, loss, evaluate, check_others, summary, predict, inputs)
 

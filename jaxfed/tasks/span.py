@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed import lowrank, trees
+from jaxfed import lowrank
 from jaxfed.algorithm import PyTree
 from jaxfed.tasks import calls
-from jaxfed.tasks.task import Task, begun_at, check_complete, check_share, one_each
+from jaxfed.tasks.task import Task, check_complete, one_each
+from jaxfed.tasks.tokens import began
 
 NEVER = -1e9  # the logit of a token that no answer begins or ends at
 
@@ -39,22 +40,21 @@ def answer_span(
     windows: SQuAD's own measures are of texts, `squad.answers` and `scores.squad`. ValueError if
     the model's outputs are no such logits, an end is not answerable, or as in `next_token`.
     """
-    calls.check_kind(model)
-    check_share("dropout", dropout)
-    given = {} if params is None else trees.by_path(params)
 
-    def init(key):
-        model_key, factor_key = jax.random.split(key)
-        x = [jnp.asarray(examples[name][:1]) for name in inputs]
-        quiet = calls.options(model, False, jnp.ones(1))
-        params = begun_at(model, model_key, x, given, quiet)
-        return lowrank.split(params, lowrank.layers(model, *x, **quiet), select, factor_key)
+    def check(examples):
+        for name in ("answerable", "start", "end"):
+            check_complete(examples, inputs, name)
+        _check_ends(*(np.asarray(examples[n]) for n in (inputs[0], "answerable", "start", "end")))
+        logits = calls.output(model, list(one_each(examples, inputs).values()), keeps=False).shape
+        if logits != (1, np.shape(examples[inputs[0]])[1], 2):
+            raise ValueError(
+                f"the model makes {logits} of tokens {(1, *np.shape(examples[inputs[0]])[1:])}; "
+                "answer_span wants a model of logits [B, L, 2], such as models.Span(encoder)"
+            )
 
-    def predict(base, theta, batch, key=None):
-        x = [batch[name] for name in inputs]
-        noise = {"dropout": dropout, "key": key, "rngs": {"dropout": key}}
-        switches = calls.options(model, key is not None, batch["mask"])
-        return lowrank.apply(model, base, theta, *x, **switches, **({} if key is None else noise))
+    init, predict, check_others = began(
+        model, examples, check, select=select, params=params, dropout=dropout, inputs=inputs
+    )
 
     def compared(base, theta, batch, key=None):
         """(losses [B], logits of the first token [B, L], of the last)."""
@@ -77,25 +77,6 @@ def answer_span(
         tokens = (end - start + 1) + (batch["end"] - batch["start"] + 1)
         sums = {"loss": losses, "exact": exact, "overlap": 2 * jnp.maximum(common, 0) / tokens}
         return {name: jnp.sum(x * batch["mask"]) for name, x in sums.items()}
-
-    def check(examples):
-        for name in ("answerable", "start", "end"):
-            check_complete(examples, inputs, name)
-        _check_ends(*(np.asarray(examples[n]) for n in (inputs[0], "answerable", "start", "end")))
-        logits = calls.output(model, list(one_each(examples, inputs).values())).shape
-        if logits != (1, np.shape(examples[inputs[0]])[1], 2):
-            raise ValueError(
-                f"the model makes {logits} of tokens {(1, *np.shape(examples[inputs[0]])[1:])}; "
-                "answer_span wants a model of logits [B, L, 2], such as models.Span(encoder)"
-            )
-
-    check(examples)
-    base, theta = jax.eval_shape(init, jax.random.key(0))
-    calls.check(model, base, theta, list(one_each(examples, inputs).values()))
-
-    def check_others(examples):
-        check(examples)
-        calls.check_weights(model, base, theta, list(one_each(examples, inputs).values()))
 
     return Task(init, loss, evaluate, check_others, predict=predict, inputs=inputs)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pages import ROOT
 
-from jaxfed import Host, run
+from jaxfed import Host, run, trees
 
 HOST = Host(devices=1, chunk=2, fuse=1, checkpoint_every=0)
 SMALL = {"clients": 4, "cohort": 2, "rounds": 2, "rank": 2}
@@ -50,5 +50,18 @@ def test_it_learns(config, coloured):
 
 
 def test_a_method_that_is_no_row_is_refused(config):
-    with pytest.raises(ValueError, match="method='fedavgg' is no row of the zoo"):
+    with pytest.raises(ValueError, match="the zoo has no row 'fedavgg'"):
         config.experiment(method="fedavgg")
+
+
+@pytest.mark.parametrize("model", ["mlp", "resnet"])
+def test_fedbn_gets_a_network_with_running_statistics(config, coloured, model):
+    e = config.experiment(data=coloured, model=model, method="fedbn", **SMALL)
+    _, theta = jax.eval_shape(e.task.init, jax.random.key(0))
+    assert trees.running(theta.full)
+    assert theta.factors == {}
+
+
+def test_fedbn_is_refused_for_a_network_without_norms(config, coloured):
+    with pytest.raises(ValueError, match="batch norms, which --model cnn has not; use resnet"):
+        config.experiment(data=coloured, model="cnn", method="fedbn", **SMALL)

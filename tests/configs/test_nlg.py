@@ -78,6 +78,11 @@ def test_a_prompt_is_read_up_to_the_bars_and_padded_behind(folders):
     assert tokenizer.decode(said[:-1]).strip() == "a b"
 
 
+def test_a_text_ends_before_its_first_end():
+    for tokens, expected in (([5, 6, 2, 7, 2], [5, 6]), ([5, 6], [5, 6]), ([2, 5], [])):
+        assert CONFIG["before"](np.array(tokens), 2).tolist() == expected
+
+
 WRONG = {
     "a method from scratch": ({"method": "fedpara"}, "method='fedpara'; use one of fedavg,"),
     "an end": ({"end": "<eos>"}, "the tokenizer has no token '<eos>'; give the one that ends"),
@@ -159,3 +164,4 @@ def test_the_whole_path_on_real_data_with_260_thousand_weights(tmp_path):
         )
     assert found["texts"] == 4
     assert 0 <= found["all"]["bleu"] < 20
+    assert found["all"]["rouge_l"] > 0  # something was written

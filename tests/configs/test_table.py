@@ -3,12 +3,13 @@
 import csv
 import importlib.util
 
+import jax
 import numpy as np
 import pytest
 import tiny_bert
 from pages import ROOT
 
-from jaxfed import Host, run
+from jaxfed import Host, run, trees
 
 HOST = Host(devices=1, chunk=2, fuse=1, checkpoint_every=0)
 
@@ -71,5 +72,12 @@ def test_what_does_not_go_together_is_refused(config, reviews):
         config.experiment(data=reviews["data"], **COLUMNS)
     with pytest.raises(ValueError, match="fedloru trains from scratch; give a method that keeps"):
         config.experiment(**reviews, **COLUMNS, method="fedloru")
-    with pytest.raises(ValueError, match="method='lora' is no row of the zoo"):
+    with pytest.raises(ValueError, match="fedbn needs batch norms; give a method that keeps"):
+        config.experiment(**reviews, **COLUMNS, method="fedbn")
+    with pytest.raises(ValueError, match="the zoo has no row 'lora'"):
         config.experiment(method="lora")
+
+
+def test_fedbn_gets_an_mlp_with_running_statistics(config):
+    e = config.experiment(clients=5, method="fedbn")
+    assert trees.running(jax.eval_shape(e.task.init, jax.random.key(0))[1].full)

@@ -40,5 +40,5 @@ def test_methods_of_two_families_learn(method):
 
 
 def test_a_method_that_is_no_row_is_refused():
-    with pytest.raises(ValueError, match="method='fedavgg' is no row of the zoo"):
+    with pytest.raises(ValueError, match="the zoo has no row 'fedavgg'"):
         config().experiment(method="fedavgg")

@@ -18,7 +18,7 @@ import safetensors.numpy
 import tokenizers
 
 from jaxfed import lowrank, pretrained, trees
-from jaxfed.pretrained import layouts
+from jaxfed.pretrained import layouts, torch_files
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -542,3 +542,12 @@ def test_factors_that_peft_writes_otherwise_are_refused(tmp_path):
     _, base, thetas = adapted("bert", factors="token|query", rank=2)
     with pytest.raises(ValueError, match=r"token/embedding.*dense layers"):
         pretrained.write_adapters(tmp_path, small("bert").folder, base, thetas)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((10**9, 2), (0, 1)), ((3,), (1,)), ((2,), (-1,)), ((-1,), (1,))]
+)
+def test_a_tensor_of_a_file_is_no_larger_than_its_numbers(shape, strides):
+    """A stride of zero would make a few numbers fill all memory."""
+    with pytest.raises(ValueError, match="is larger than its numbers"):
+        torch_files._tensor(np.zeros(2), 0, shape, strides)

@@ -91,3 +91,14 @@ def test_nothing_is_cut_off_through_a_link(folder, tmp_path):
     with pytest.raises(ValueError, match="is a link"):
         by_client.keep(folder, 2)
     assert theirs.read_bytes() == before
+
+
+def test_a_measure_that_an_evaluation_lacks_is_empty_in_the_table(folder):
+    """As where a config was changed between two parts of a run."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    by_client.append(folder, 6, {**EACH, "accuracy": np.ones(3)}, ("anna", "ben", 7))
+    by_client.write_parquet(folder)
+    table = parquet.read_table(folder / by_client.PARQUET).to_pydict()
+    assert table["round"] == [2] * 3 + [4] * 3 + [6] * 3
+    assert table["accuracy"] == [None] * 6 + [1.0] * 3
+    assert table["client"] == ["anna", "ben", "7"] * 3

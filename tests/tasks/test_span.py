@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,3 +110,14 @@ def test_a_model_of_other_outputs_is_refused_in_a_sentence():
         tasks.answer_span(ENCODER, EXAMPLES)
     with pytest.raises(TypeError, match="encoder is a MLP, which has no method `hidden`; give a"):
         models.Span(models.MLP((4,), classes=2))
+
+
+def test_a_model_that_keeps_running_statistics_is_refused():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, tokens, types, train=False):
+            x = nn.Dense(2)(tokens[..., None].astype(jnp.float32))
+            return nn.BatchNorm(use_running_average=not train)(x)
+
+    with pytest.raises(ValueError, match="running statistics beside its parameters"):
+        tasks.answer_span(Normed(), EXAMPLES)
