@@ -17,8 +17,8 @@ length penalty 0.8, no four tokens twice and 64 tokens at most are LoRA's for GP
 (arXiv 2106.09685, its repository's README).
 
 GPT-2 is work for a GPU. The whole path also runs on 2 cores with stories260K, whose 260,000 weights
-cannot write such text: a test with a 40th of WebNLG takes 42 CPU-seconds and ends with BLEU 0.0 and
-TER 97.
+cannot write such text: a test with a 40th of WebNLG takes 42 CPU-seconds, and its four texts have
+BLEU 1.4 and TER 94.
 
     jaxfed run configs/pf2lora/nlg.py --model stories260K --data webnlg.tar --end "</s>" \
         --rounds 3 --local-steps 4 --batch-size 4 --max-length 128 --evaluate-every 3 --out RUN
