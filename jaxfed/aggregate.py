@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed import values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 
 
 def weighted_mean(stacked: PyTree, weight: jax.Array) -> PyTree:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import jax
 import optax
 
+from jaxfed import values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 
 Objective = Callable[[PyTree, PyTree], jax.Array]
 Operator = Callable[[PyTree], PyTree]

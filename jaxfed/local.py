@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed import trees
+from jaxfed import trees, values
 from jaxfed.algorithm import Data, PyTree
-from jaxfed.data import values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import local, lowrank
+from jaxfed import local, lowrank, values
 from jaxfed.algorithm import Algorithm, Client, PyTree
-from jaxfed.data import values
 from jaxfed.lowrank import gates
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task, having

@@ -18,13 +18,12 @@ from typing import Any
 
 import jax
 
-from jaxfed import trees
+from jaxfed import trees, values
 from jaxfed.algorithm import Algorithm, Cohort, PyTree, overheard
 from jaxfed.analysis import gradients, history, operators, spectrum, updates
 from jaxfed.analysis.settings import Probe
 from jaxfed.analysis.tables import Analysis
 from jaxfed.combine import measure
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 from jaxfed.simulation import engine, identity, keys, loaded, run_folder
 from jaxfed.simulation.experiment import Experiment

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jaxfed import values
 from jaxfed.cli import recorded
-from jaxfed.data import values
 from jaxfed.simulation import by_client, run_folder
 
 

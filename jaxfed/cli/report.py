@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxfed import values
 from jaxfed.cli import options, page, plots, recorded, studies, tables
 from jaxfed.cli.asked import Report
 from jaxfed.cli.watching import Watch
-from jaxfed.data import values
 from jaxfed.simulation import stored
 
 SUFFIXES = {"csv": (".csv",), "latex": (".tex", ".latex"), "html": (".html", ".htm")}

@@ -6,9 +6,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxfed import aggregate, trees
+from jaxfed import aggregate, trees, values
 from jaxfed.algorithm import ACCOUNT, Algorithm
-from jaxfed.data import values
 
 Share: TypeAlias = float | Callable[[jax.Array, jax.Array], jax.Array]
 """A probability, or a function (id, round) -> probability for clients that differ."""

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local, lowrank
+from jaxfed import aggregate, local, lowrank, values
 from jaxfed.algorithm import Algorithm, Cohort, PyTree
 from jaxfed.combine.measure import after_training
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.lowrank.rules import Rule, applied, stacked
 

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import optax
 from jax import flatten_util
 
-from jaxfed import lowrank, trees
+from jaxfed import lowrank, trees, values
 from jaxfed.algorithm import Algorithm, PyTree, check_may_change
-from jaxfed.data import values
 from jaxfed.lowrank.factors import orthonormal
 
 Compressor: TypeAlias = Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]]

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import local
+from jaxfed import local, values
 from jaxfed.algorithm import Algorithm, PyTree, Reply
-from jaxfed.data import values
 
 
 class Tuned(NamedTuple):

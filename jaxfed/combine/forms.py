@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxfed import values
 from jaxfed.algorithm import Algorithm
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 from jaxfed.lowrank.forms import Form
 from jaxfed.tasks.task import Task, through

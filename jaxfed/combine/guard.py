@@ -5,9 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed import aggregate
+from jaxfed import aggregate, values
 from jaxfed.algorithm import ACCOUNT, Algorithm, PyTree, Reply, check_may_change, overheard
-from jaxfed.data import values
 
 
 def skip_nonfinite(

@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxfed import lowrank
+from jaxfed import lowrank, values
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.combine.merging import accumulate
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task, through
 

@@ -12,8 +12,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxfed import values
 from jaxfed.algorithm import Algorithm, PyTree, overheard
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 
 

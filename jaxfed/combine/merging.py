@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed import trees
+from jaxfed import trees, values
 from jaxfed.algorithm import Algorithm, PyTree, check_may_change
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 
 

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed import aggregate, trees
+from jaxfed import aggregate, trees, values
 from jaxfed.algorithm import Algorithm, PyTree, check_may_change
 from jaxfed.combine.compress import check_form
-from jaxfed.data import values
 
 
 def private(

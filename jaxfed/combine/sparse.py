@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import jax
 
-from jaxfed import trees
+from jaxfed import trees, values
 from jaxfed.algorithm import Algorithm, PyTree, check_may_change
 from jaxfed.combine import compress
-from jaxfed.data import values
 
 
 def flasc(algorithm: Algorithm, *, down: float, up: float) -> Algorithm:

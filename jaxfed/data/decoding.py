@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxfed.data import memory, rows, values
+from jaxfed import values
+from jaxfed.data import memory, rows
 
 AT_ONCE = 256  # images decoded before they are put in place
 

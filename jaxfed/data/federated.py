@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfed.data import sources, values
+from jaxfed import values
+from jaxfed.data import sources
 from jaxfed.data.partition import Named
 from jaxfed.data.sources import Examples, Source
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.data import values
+from jaxfed import values
 
 Transform: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 

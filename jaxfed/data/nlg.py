@@ -19,7 +19,7 @@ from typing import IO, Literal
 import numpy as np
 from tokenizers import Tokenizer
 
-from jaxfed.data import values
+from jaxfed import values
 from jaxfed.data.sources import Examples
 from jaxfed.data.text import BUCKETS, check_form, check_text, kept_of, limited
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxfed.data import values
+from jaxfed import values
 
 Parts: TypeAlias = list[np.ndarray]
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfed.data import cache, decoding, fields, rows, sources, tables, values
+from jaxfed import values
+from jaxfed.data import cache, decoding, fields, rows, sources, tables
 from jaxfed.data.sources import Examples, Source
 from jaxfed.data.tables import USER, Table
 

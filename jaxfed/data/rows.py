@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from jaxfed.data import values
+from jaxfed import values
 
 Numbered: TypeAlias = Iterator[tuple[int, Sequence[Any]]]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from jaxfed.data import values
+from jaxfed import values
 
 Examples: TypeAlias = dict[str, np.ndarray]
 

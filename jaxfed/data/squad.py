@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from jaxfed.data import values
+from jaxfed import values
 from jaxfed.data.sources import Examples
 from jaxfed.data.text import BUCKETS, check_form, limited
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxfed.data import fields, memory, partition, rows, values
+from jaxfed import values
+from jaxfed.data import fields, memory, partition, rows
 from jaxfed.data.federated import hold_out
 from jaxfed.data.sources import Examples, Source
 

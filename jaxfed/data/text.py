@@ -17,7 +17,8 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
 
-from jaxfed.data import cache, values
+from jaxfed import values
+from jaxfed.data import cache
 from jaxfed.data.sources import Examples
 
 BUCKETS = (16, 32, 64, 128, 256, 512)

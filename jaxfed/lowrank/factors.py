@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxfed import trees
+from jaxfed import trees, values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("scale", "stack"))

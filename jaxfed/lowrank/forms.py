@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.data import values
+from jaxfed import values
 from jaxfed.lowrank.factors import (
     Factors,
     Theta,

@@ -10,9 +10,8 @@ import dataclasses
 
 import jax
 
-from jaxfed import lowrank
+from jaxfed import lowrank, values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 
 

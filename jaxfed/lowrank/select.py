@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxfed import trees
+from jaxfed import trees, values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Layer, Theta, uniform
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxfed.data import values
+from jaxfed import values
 
 MAY_BE_ZERO = ("types", "pad", "adapter", "prefix")
 

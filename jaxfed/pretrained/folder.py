@@ -18,9 +18,8 @@ import numpy as np
 import tokenizers
 from jax.typing import DTypeLike
 
-from jaxfed import lowrank, models, trees
+from jaxfed import lowrank, models, trees, values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 from jaxfed.pretrained import files, layouts
 from jaxfed.pretrained.families import (
     ACTIVATIONS,

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxfed import values
 from jaxfed.algorithm import Algorithm
-from jaxfed.data import values
 from jaxfed.data.federated import Federated, length
 from jaxfed.simulation import shown
 from jaxfed.simulation.host import check_numbers

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jaxfed.data import values
+from jaxfed import values
 
 
 @dataclasses.dataclass(frozen=True)

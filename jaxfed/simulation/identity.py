@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from jaxfed import algorithm as contract
+from jaxfed import values
 from jaxfed.algorithm import Algorithm, Cohort, Data
-from jaxfed.data import values
 from jaxfed.data.federated import Federated
 from jaxfed.simulation import account
 from jaxfed.simulation.experiment import Experiment

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxfed import values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 from jaxfed.data.federated import capacity, pack
 from jaxfed.simulation import engine
 from jaxfed.simulation.experiment import Experiment

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxfed.data import values
+from jaxfed import values
 from jaxfed.simulation import (
     blocks,
     boards,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from jaxfed.data import values
+from jaxfed import values
 from jaxfed.simulation import engine, run_folder
 from jaxfed.simulation import records as recording
 from jaxfed.simulation.prepare import Prepared

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed import lowrank, trees
+from jaxfed import lowrank, trees, values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 from jaxfed.tasks import calls
 from jaxfed.tasks.task import (
     Task,

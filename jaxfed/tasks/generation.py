@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed import lowrank
+from jaxfed import lowrank, values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 
 NEVER = -1e9  # the score of a beam that there is not
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfed.data import values
+from jaxfed import values
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]

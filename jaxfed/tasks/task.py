@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed import lowrank, trees
+from jaxfed import lowrank, trees, values
 from jaxfed.algorithm import PyTree
-from jaxfed.data import values
 from jaxfed.lowrank.factors import STATISTICS
 
 

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import jax
 import optax
 
-from jaxfed import aggregate, local
+from jaxfed import aggregate, local, values
 from jaxfed.algorithm import Algorithm, PyTree, Reply
-from jaxfed.data import values
 from jaxfed.tasks.task import Task
 from jaxfed.templates import as_trained
 

@@ -19,9 +19,8 @@ from typing import NamedTuple
 import jax
 import optax
 
-from jaxfed import aggregate, local, trees
+from jaxfed import aggregate, local, trees, values
 from jaxfed.algorithm import Algorithm, PyTree, Reply
-from jaxfed.data import values
 from jaxfed.tasks.task import Task
 from jaxfed.templates import averaging
 

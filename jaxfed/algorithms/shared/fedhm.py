@@ -14,10 +14,9 @@ from typing import NamedTuple
 import jax
 import optax
 
-from jaxfed import aggregate, local, lowrank
+from jaxfed import aggregate, local, lowrank, values
 from jaxfed.algorithm import Algorithm, PyTree, Reply
 from jaxfed.combine.forms import formed
-from jaxfed.data import values
 from jaxfed.lowrank import forms
 from jaxfed.lowrank.factors import Theta
 from jaxfed.lowrank.rules import stacked

@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local, lowrank, trees
+from jaxfed import aggregate, local, lowrank, trees, values
 from jaxfed.algorithm import Algorithm, Reply, no_broadcast
-from jaxfed.data import values
 from jaxfed.lowrank.rules import Rule, applied, partitioned, stacked
 from jaxfed.tasks.task import Task
 from jaxfed.templates import Server, alone, at_rank, check_ranks, stateless

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local, lowrank
+from jaxfed import aggregate, local, lowrank, values
 from jaxfed.algorithm import Algorithm, Reply
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 from jaxfed.tasks.task import Task
 from jaxfed.templates import Server

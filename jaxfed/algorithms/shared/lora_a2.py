@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local, lowrank, trees
+from jaxfed import aggregate, local, lowrank, trees, values
 from jaxfed.algorithm import Algorithm, PyTree, Reply
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.lowrank.rules import in_turn
 from jaxfed.tasks.task import Task

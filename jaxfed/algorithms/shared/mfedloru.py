@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, combine, local, lowrank
+from jaxfed import aggregate, combine, local, lowrank, values
 from jaxfed.algorithm import Algorithm, PyTree, Reply
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task
 from jaxfed.templates import Server, check_number, stateless

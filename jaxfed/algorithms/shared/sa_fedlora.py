@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed import aggregate, local, lowrank, trees
+from jaxfed import aggregate, local, lowrank, trees, values
 from jaxfed.algorithm import Algorithm, Reply, no_broadcast
 from jaxfed.algorithms.general.fedprox import pull
-from jaxfed.data import values
 from jaxfed.lowrank.factors import Theta
 from jaxfed.lowrank.rules import truncated
 from jaxfed.tasks.task import Task

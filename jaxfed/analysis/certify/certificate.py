@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from jaxfed import values
 from jaxfed.algorithm import Algorithm
 from jaxfed.algorithms.row import Row, Setting
 from jaxfed.analysis.certify.contract import TRUTHS
@@ -12,7 +13,6 @@ from jaxfed.analysis.certify.line import Line
 from jaxfed.analysis.certify.measures import MEASURES
 from jaxfed.analysis.certify.subject import Subject
 from jaxfed.analysis.certify.world import WORDS
-from jaxfed.data import values
 from jaxfed.tasks.task import Task
 
 GIVEN = ("learning_rate", "clients", "cohort", "rounds")
