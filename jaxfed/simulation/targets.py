@@ -10,7 +10,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -199,8 +199,7 @@ def compiled(
 def _compiled(where: Target, step: Any, shapes: tuple, chunk: int, turns: float) -> Compiled:
     lowered = step.trace(*shapes).lower(lowering_platforms=(where.platform,))
     try:
-        with _uncached():
-            program = lowered.compile(where.options or None)
+        program = _program(lowered, where.options)
     except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
         used = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))
         if not used:
@@ -220,6 +219,20 @@ def _compiled(where: Target, step: Any, shapes: tuple, chunk: int, turns: float)
         hlo.local_step(read),
         arguments + temporary <= where.room,
     )
+
+
+def _program(lowered: Any, options: Mapping[str, Any]) -> Any:
+    """The compiled program; without Triton's products if XLA finds no tiles for one of them.
+
+    On a GPU XLA times other kernels too, so that it never depends on Triton's.
+    """
+    with _uncached():
+        try:
+            return lowered.compile(options or None)
+        except jax.errors.JaxRuntimeError as error:
+            if "output tile sizes" not in str(error):
+                raise
+            return lowered.compile({**options, "xla_gpu_enable_triton_gemm": False})
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import re
 import elsewhere
 import jax
 import launched
+import numpy as np
 import optax
 import pytest
 import workloads
@@ -13,6 +14,7 @@ import workloads
 from jaxfed import local, lowrank, models, tasks, trees
 from jaxfed.algorithms import fedavg
 from jaxfed.cli import main
+from jaxfed.data import images
 from jaxfed.simulation import hlo, targets
 
 
@@ -72,6 +74,16 @@ def test_this_version_of_jax_compiles_for_a_target_and_says_what_memory_it_takes
     bounds = targets.seconds(where.device, found.work)
     assert 0 < bounds["arithmetic"] < 1e-3
     assert (bounds["launches"] > 0) == (where.platform == "cuda")
+
+
+@pytest.mark.full
+@GPU
+def test_a_product_for_which_xla_finds_no_tiles_compiles_too():
+    grow = images.resize(64)
+    step = jax.jit(jax.vmap(lambda pictures: 2 * grow(pictures, None)))
+    shapes = (jax.ShapeDtypeStruct((10, 32, 32, 32, 3), np.uint8),)
+    (found,) = targets.compiled(targets.target("h100:1"), lambda machine: step, shapes, [10], 1)
+    assert found.fits
 
 
 @pytest.mark.full
