@@ -35,6 +35,7 @@ PUBLIC = (
     "jaxfed.trees",
     "jaxfed.lowrank",
     "jaxfed.lowrank.forms",
+    "jaxfed.lowrank.mixed",
     "jaxfed.lowrank.restarts",
     "jaxfed.lowrank.rules",
     "jaxfed.tasks",
@@ -227,6 +228,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "zoo": zoo,
     "certificates": functools.partial(measured, "certificates"),
     "bias": functools.partial(measured, "bias"),
+    "shared bias": functools.partial(measured, "shared_bias"),
     "combine": combine,
     "api": api,
 }

@@ -10,7 +10,7 @@ docs/results/certificates.md and bias.md are made of the results by `python docs
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,16 +141,36 @@ def certificates(found: Mapping[str, list]) -> str:
 def bias(found: Mapping[str, list]) -> str:
     """A row for each method whose server has the model that clients run, the nearest first."""
     rows, family = [], {row.name: row.family for row in zoo.ROWS}
-    for name, lines in found.items():
-        _, measured, meaning = line(lines, BIAS)
-        far = LEFT.match(measured)
-        if far and family[name] != "personal":
+    for name, far, cells in _distances(found):
+        if far is not None and family[name] != "personal":
             closed = f"{left(FORMS[name]):.1e}: {FORMS[name].formula}" if name in FORMS else ""
-            which = "examples" if far[2] == "the optimum" else "clients"
-            rows.append((float(far[1]), name, f"{float(far[1]):.1e}", which, meaning, closed))
+            rows.append((far, name, *cells, closed))
     table = ["| method | left | of the mean over | | closed form |", "| --- " * 5 + "|"]
     table += [f"| {' | '.join(cells)} |" for _, *cells in sorted(rows)]
     return "\n".join([*table, ""])
+
+
+def shared_bias(found: Mapping[str, list]) -> str:
+    """A row for every other method: of the model that its server has, or why it has none."""
+    rows, family = [], {row.name: row.family for row in zoo.ROWS}
+    for name, far, cells in _distances(found):
+        if far is None or family[name] == "personal":
+            rows.append((float("inf") if far is None else far, name, *cells))
+    table = ["| method | left | of the mean over | |", "| --- " * 4 + "|"]
+    table += [f"| {' | '.join(cells)} |" for _, *cells in sorted(rows)]
+    return "\n".join([*table, ""])
+
+
+def _distances(found: Mapping[str, list]) -> Iterator[tuple[str, float | None, list[str]]]:
+    """(method, what is left or None, that and its meaning in words) for each method."""
+    for name, lines in found.items():
+        _, measured, meaning = line(lines, BIAS)
+        far = LEFT.match(measured)
+        if not far:
+            yield name, None, ["", "", meaning]
+            continue
+        which = "examples" if far[2] == "the optimum" else "clients"
+        yield name, float(far[1]), [f"{float(far[1]):.1e}", which, meaning]
 
 
 if __name__ == "__main__":

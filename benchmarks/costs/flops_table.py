@@ -8,7 +8,8 @@ One setting for all: 8 clients, I = 10 local steps between averages, batches of 
 of rank 8 (12 in HETLoRA, 5 + 5 where a client trains two adapters in turn, 8 + 2 in PF2LoRA, as in
 the paper) and a head that is trained whole. The models are an MLP 784-200-10, and RoBERTa-base on
 128 tokens with factors beside query and value. The last part compiles one local step of W4's
-encoder, and compares XLA's count of that with ours. Takes some minutes.
+encoder, and compares XLA's count of that with ours. Takes some minutes. flops_zoo.py has every row
+of the zoo.
 """
 
 import argparse
@@ -72,7 +73,7 @@ class Row(NamedTuple):
 
 
 class Model(NamedTuple):
-    task: Callable[[int | None], Task]  # of the factors' rank; None trains every weight whole
+    task: Callable[[Any], Task]  # of the factors' rank or a selection; None trains all whole
     examples: dict[str, Any]  # shapes
 
 
@@ -82,18 +83,18 @@ def classification(model: Any, one: Any, name: str, factors: str) -> Model:
     rows = CLIENTS * EXAMPLES
     shapes = {n: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for n, x in few.items()}
 
-    def made(rank: int | None) -> Task:
-        select = lowrank.everything
-        if rank is not None:
+    def made(rank: Any) -> Task:
+        select = lowrank.everything if rank is None else rank
+        if isinstance(rank, int):
             select = lowrank.Select(factors=factors, full="^head", rank=rank, alpha=float(rank))
         return tasks.classification(model, few, select=select, inputs=(name,))
 
     return Model(made, shapes)
 
 
-def mlp() -> Model:
+def mlp(norm: str = "none") -> Model:
     image = jax.ShapeDtypeStruct((784,), jnp.float32)
-    return classification(models.MLP((200,), 10), image, "image", "dense.*kernel")
+    return classification(models.MLP((200,), 10, norm), image, "image", "dense.*kernel")
 
 
 def roberta() -> Model:

@@ -8,7 +8,7 @@ from jaxfed.algorithms.general import fedopt as optimizers
 from jaxfed.algorithms.general.fedavg import fedavg
 from jaxfed.algorithms.general.fedopt import fedopt
 from jaxfed.algorithms.row import Oracle, Row, Setting
-from jaxfed.combine import compress
+from jaxfed.combine import compress, sparse
 from jaxfed.tasks.task import Task
 
 
@@ -40,16 +40,17 @@ def _compressed(
         inner = fedavg(task, s.work, client_optimizer=s.optimizer)
         return combine.compressed(inner, compress=made, feedback=feedback)
 
-    return Row(name, fedavg, "any", make, "theta down, C(its change) up", keeps, source, oracle)
+    sends = "theta down, C(its change) up"
+    return Row(name, fedavg, "any", make, sends, keeps, source, oracle, beside=compress)
 
 
-def _robust(name: str, mean: Callable, source: str, oracle: Oracle) -> Row:
-    """FedAvg with another mean."""
+def _robust(name: str, mean: Callable, source: str, oracle: Oracle, beside: Callable) -> Row:
+    """FedAvg with another mean, which `beside` is or makes."""
 
     def make(task: Task, s: Setting) -> Algorithm:
         return fedavg(task, s.work, client_optimizer=s.optimizer, mean=mean)
 
-    return Row(name, fedavg, "any", make, "theta", "nothing", source, oracle)
+    return Row(name, fedavg, "any", make, "theta", "nothing", source, oracle, beside=beside)
 
 
 def _flasc(task: Task, s: Setting) -> Algorithm:
@@ -74,6 +75,14 @@ COMPRESSED = tuple(
     _compressed(*one)
     for one in (
         ("fedavg-topk", compress.top(0.3), None, "nothing", "the largest entries alone", MEMORY),
+        (
+            "fedavg-svd",
+            compress.svd(1),
+            None,
+            "nothing",
+            "the best components of each matrix alone",
+            MEMORY,
+        ),
         (
             "fedavg-ef14",
             compress.top(0.3),
@@ -111,9 +120,21 @@ COMPRESSED = tuple(
 ROBUST = tuple(
     _robust(*one)
     for one in (
-        ("fedavg-median", aggregate.median, "Yin et al., ICML 2018", ORDERED),
-        ("fedavg-trimmed", aggregate.trimmed(0.2), "Yin et al., ICML 2018", ORDERED),
-        ("krum", aggregate.krum(1), "Blanchard et al., NeurIPS 2017", NEAREST),
+        (
+            "fedavg-median",
+            aggregate.median,
+            "Yin et al., ICML 2018",
+            ORDERED,
+            aggregate.median,
+        ),
+        (
+            "fedavg-trimmed",
+            aggregate.trimmed(0.2),
+            "Yin et al., ICML 2018",
+            ORDERED,
+            aggregate.trimmed,
+        ),
+        ("krum", aggregate.krum(1), "Blanchard et al., NeurIPS 2017", NEAREST, aggregate.krum),
     )
 )
 SPARSE = (
@@ -126,5 +147,6 @@ SPARSE = (
         "nothing",
         "Kuo et al., arXiv 2406.05233",
         oracle=Oracle("loop", "combine/test_sparse.py", "test_a_round_is_the_papers"),
+        beside=sparse,
     ),
 )

@@ -21,6 +21,7 @@ from jaxfed.lowrank import forms, restarts, rules
 from jaxfed.tasks.task import Task
 
 MERGES: dict[str, Any] = {"every": 2, "restart": restarts.reinit}
+DECAY = 1e-2  # lambda of FedHM
 
 
 def _averaged(s: Setting) -> Callable[[Task], Algorithm]:
@@ -32,7 +33,15 @@ def _aggregated(name: str, rule: rules.Rule, sends: str, source: str, oracle: Or
     """FedLoRA with one of the rules of aggregation."""
 
     def make(task: Task, s: Setting) -> Algorithm:
-        return fedlora(task, s.work, rule=rule, client_optimizer=s.optimizer, cohort_size=s.cohort)
+        ranks = s.ranks if rule in (rules.FLORA, rules.FLEXLORA) and s.mixture else None
+        return fedlora(
+            task,
+            s.work,
+            rule=rule,
+            client_optimizer=s.optimizer,
+            cohort_size=s.cohort,
+            ranks=ranks,
+        )
 
     exact = rule.exact or rule.trains_b is not None  # with one side in common, means are exact
     return Row(name, fedlora, "factors", make, sends, "nothing", source, oracle, exact)
@@ -130,6 +139,7 @@ AGGREGATED = (
             "test_a_cycle_of_rac_lora_is_a_projected_gradient_step",
         ),
         exact=True,
+        beside=combine.accumulate,
     ),
     Row(
         "florist",
@@ -213,6 +223,7 @@ CHAINS = (
             "algorithms/shared/test_fedlora.py",
             "test_frlora_merges_what_was_gained_and_returns_to_the_weights_own_factors",
         ),
+        beside=lowrank.principal,
     ),
     Row(
         "fedloru-list",
@@ -225,6 +236,7 @@ CHAINS = (
         oracle=Oracle(
             "another row", "combine/test_listing.py", "test_a_list_computes_what_reinit_computes"
         ),
+        beside=combine.accumulate_list,
     ),
     Row(
         "cola",
@@ -239,6 +251,7 @@ CHAINS = (
             "algorithms/shared/test_fedlora.py",
             "test_cola_is_fedloru_of_one_client_with_all_the_data",
         ),
+        beside=combine.accumulate,
     ),
 )
 FORMS = (
@@ -253,6 +266,7 @@ FORMS = (
         oracle=Oracle(
             "another row", "combine/test_forms.py", "test_fedpara_is_fedavg_over_both_pairs"
         ),
+        beside=forms,
     ),
     Row(
         "pfedpara",
@@ -267,6 +281,7 @@ FORMS = (
             "combine/test_forms.py",
             "test_clients_of_pfedpara_keep_the_second_pair_and_send_the_first",
         ),
+        beside=forms,
     ),
     Row(
         "fedsb",
@@ -282,6 +297,7 @@ FORMS = (
             "test_the_mean_of_cores_is_the_mean_of_the_products",
         ),
         exact=True,
+        beside=forms,
     ),
     Row(
         "ravan",
@@ -306,6 +322,22 @@ FORMS = (
         "Yao et al., arXiv 2111.14655",
         oracle=Oracle(
             "loop", "algorithms/shared/test_fedhm.py", "test_two_rounds_are_the_papers_loop"
+        ),
+    ),
+    Row(
+        "fedhm-decay",
+        fedhm,
+        "scratch",
+        lambda task, s: fedhm(
+            task, s.work, client_optimizer=s.optimizer, ranks=s.ranks, decay=DECAY
+        ),
+        "the r_k best components of W, and their product back",
+        "nothing",
+        "Yao et al., arXiv 2111.14655, with its code's decay of the product",
+        oracle=Oracle(
+            "closed form",
+            "algorithms/shared/test_fedhm.py",
+            "test_the_decay_shrinks_the_product_and_not_the_factors_alone",
         ),
     ),
 )

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import optax
 
 from jaxfed import local, lowrank
 from jaxfed.algorithm import Algorithm
+from jaxfed.lowrank import mixed
 from jaxfed.tasks.task import Task
 
 
@@ -24,6 +26,9 @@ class Setting(NamedTuple):
     """learning rate -> the clients' optimizer, of those methods that leave it open."""
     personal_rank: int = 1  # of the factors that clients keep beside the task's
     personal_rate: float | None = None  # learning rate of a client's own part; by default `rate`
+    mixture: Callable[[int], np.ndarray] | None = None
+    """How many clients have which rank, of `lowrank.mixed`; by default see `ranks`. With one, the
+    clients of FLoRA and FlexLoRA have unequal ranks, too."""
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -51,7 +56,10 @@ class Setting(NamedTuple):
 
     @property
     def ranks(self) -> list[int]:
-        """The clients' ranks: alternately half of the task's rank and all of it."""
+        """The clients' ranks: from 1 to the task's by `mixture`, or by turns half of it and all."""
+        if self.mixture is not None:
+            levels = range(1, self.rank + 1)
+            return mixed.client_ranks(self.clients, levels, self.mixture, seed=0)
         return [max(1, self.rank // 2) if i % 2 == 0 else self.rank for i in range(self.clients)]
 
 
@@ -78,6 +86,8 @@ class Row(NamedTuple):
     oracle: Oracle  # beside the engine's loop, against which every row is held
     exact: bool = False
     """True if the model changes by the mean of the products that clients upload, and no other."""
+    beside: Any = None
+    """The module or function that makes the method of `function`; `jaxfed zoo NAME` shows both."""
 
     @property
     def family(self) -> str:

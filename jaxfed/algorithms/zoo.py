@@ -250,6 +250,7 @@ ROWS = (
             "algorithms/general/test_scaffold.py",
             "test_rounds_with_partial_participation_are_those_of_the_paper",
         ),
+        beside=combine.accumulate,
     ),
     *COMPRESSED,
     *ROBUST,

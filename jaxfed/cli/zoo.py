@@ -3,6 +3,7 @@
 import inspect
 import sys
 import textwrap
+from typing import Any
 
 from jaxfed.algorithms import zoo
 from jaxfed.algorithms.row import Row
@@ -36,10 +37,18 @@ def one(name: str) -> str:
         "\n".join(f"{head:8}{cell}" for head, cell in cells),
         f"tests/{row.oracle.file}::{row.oracle.test}",
         paper,
+        *([] if row.beside is None else [_beside(row.beside)]),
         f"{function.__module__}.{function.__name__}({arguments})",
         textwrap.indent(inspect.getdoc(function) or "", "    "),
     ]
     return "\n\n".join(parts)
+
+
+def _beside(thing: Any) -> str:
+    """The name of a module or function, and its docstring."""
+    name = getattr(thing, "__module__", "")
+    name = f"{name}.{thing.__name__}" if name else thing.__name__
+    return f"{name}\n\n{textwrap.indent(inspect.getdoc(thing) or '', '    ')}"
 
 
 def _cells(row: Row) -> list[str]:

@@ -65,6 +65,21 @@ def test_a_row_of_the_zoo_is_shown_with_its_paper(row, capsys):
     assert len(printed.splitlines()) > 12
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("fedavg-ef21", "Richtarik et al. 2021, Algorithm 2"),
+        ("krum", "Blanchard et al., NeurIPS 2017"),
+        ("fedpara", "HADAMARD   W + (A_1 B_1) o (A_2 B_2)"),
+        ("rac", "FedLoRU's merge"),
+        ("flasc", "jaxfed.combine.sparse"),
+    ],
+)
+def test_a_row_is_shown_with_what_stands_around_its_function(row, words, capsys):
+    command("zoo", row)
+    assert words in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["check", "zoo"])
 def test_help_shows_how_both_are_called(name, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -64,6 +64,16 @@ def test_the_noise_has_the_deviation_that_is_accounted_for(x64):
     assert np.isfinite(epsilon).tolist() == [t < 3 for t in range(100)]  # as far as accounted for
 
 
+@pytest.mark.full
+def test_four_devices_draw_the_noise_of_the_loop(x64):
+    """All rounds in one call; seven clients do not fill the devices evenly."""
+    fed = made(0.2, clip=0.5, noise=1.0)
+    expected = oracle.rounds(fed, UNEQUAL, DRAWS[:3])[0]
+    on = oracle.on_engine(fed, UNEQUAL, devices=4, chunk=1)
+    found = oracle.engine_rounds(on, UNEQUAL, DRAWS[:3], fused=True)[0]
+    oracle.assert_close(found, expected)
+
+
 def test_epsilon_is_that_of_the_gaussian_mechanism_if_all_take_part():
     """RDP a t / (2 (z/2)^2) at order a, and its conversion to epsilon at delta."""
     found = privacy.epsilons(4.0, clients=50, cohort_size=50, rounds=20, delta=1e-5)

@@ -42,3 +42,36 @@ def test_methods_of_two_families_learn(method):
 def test_a_method_that_is_no_row_is_refused():
     with pytest.raises(ValueError, match="the zoo has no row 'fedavgg'"):
         config().experiment(method="fedavgg")
+
+
+OPTIONS = {
+    "FedLoRU around FedProx": {"method": "fedprox", "merge_every": 5},
+    "FedLoRU around SCAFFOLD": {"method": "scaffold", "merge_every": 5},
+    "FedLoRU around FedAdam": {"method": "fedadam", "merge_every": 5},
+    "FedLoRU around FedEx-LoRA": {"method": "fedex", "merge_every": 5},
+    "FlexLoRA of mixed ranks": {"method": "flexlora", "mixture": "strong"},
+    "FLoRA of mixed ranks": {"method": "flora", "mixture": "light"},
+    "HETLoRA of mixed ranks": {"method": "hetlora", "mixture": "normal"},
+    "absence": {"method": "scaffold", "unavailable": 0.2, "lost": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_what_stands_around_a_method_is_an_option(options):
+    e = config().experiment(**options)
+    server = jax.eval_shape(e.algorithm.init, jax.random.key(0))
+    if "merge_every" in options:
+        assert e.algorithm.broadcast(server, 5) > 0
+        assert e.algorithm.broadcast(server, 4) == 0 or options["method"] == "fedex"
+    if options["method"] in ("flexlora", "flora"):
+        assert e.algorithm.clients == 30
+
+
+@pytest.mark.full
+def test_a_record_has_epsilon_and_the_bytes_of_those_who_were_there():
+    pytest.importorskip("dp_accounting")
+    some = {"clients": 6, "cohort": 3, "rounds": 2, "epochs": 1}
+    e = config().experiment("fedavg", **some, noise=1.0, unavailable=1.0)
+    first, last = run(e, host=HOST)
+    assert 0 < first["epsilon"] < last["epsilon"]
+    assert first["up"] == first["down"] == 0

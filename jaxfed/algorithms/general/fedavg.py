@@ -1,5 +1,8 @@
 """FedAvg: McMahan et al., AISTATS 2017, Algorithm 1, with the server step of FedOpt.
 
+    client k of the cohort:  w_k <- local training of F_k from w_t; uploads w_k - w_t
+    server:                  w_{t+1} <- w_t + sum_k p_k (w_k - w_t)     (or its optimizer's step)
+
 If every weight is trained, this is FedAvg. With factors as theta it is FedLoRA: each client trains
 A and B, and the server averages A and B separately (the baseline FedLoRA of arXiv 2409.12371).
 """

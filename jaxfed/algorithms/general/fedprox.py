@@ -1,4 +1,8 @@
-"""FedProx: Li et al., MLSys 2020, Algorithm 2."""
+"""FedProx: Li et al., MLSys 2020, Algorithm 2.
+
+client k of the cohort:  w_k <- local training of F_k(w) + mu/2 ||w - w_t||^2 from w_t
+server:                  w_{t+1} <- sum_k p_k w_k
+"""
 
 from collections.abc import Callable
 

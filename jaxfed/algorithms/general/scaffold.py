@@ -1,4 +1,10 @@
-"""SCAFFOLD: Karimireddy et al., ICML 2020, Algorithm 1, option II."""
+"""SCAFFOLD: Karimireddy et al., ICML 2020, Algorithm 1, option II.
+
+client i of the cohort S:  y_i <- x, then K times  y_i <- y_i - eta_l (g_i(y_i) - c_i + c)
+                           c_i^+ <- c_i - c + (x - y_i) / (K eta_l)
+server:                    x <- x + eta_g mean_i (y_i - x)
+                           c <- c + |S| / N mean_i (c_i^+ - c_i)
+"""
 
 from collections.abc import Callable
 from functools import partial

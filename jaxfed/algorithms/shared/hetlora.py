@@ -1,8 +1,10 @@
 """HETLoRA: Cho et al., EMNLP 2024 (arXiv 2401.06432).
 
-Client k trains factors of its own rank r_k. It receives the first r_k components of the server's
-factors, lowers r_k if its last components shrink, and uploads r_k components. The server pads the
-uploads with zeros and averages them, weighted by the norm of each client's product A_k B_k.
+client k of the cohort:  trains the first r_k components of A and B, with the penalty
+                         lambda |A[:, t:]| |B[t:]|, t = floor(gamma r_k), and uploads them;
+                         r_k <- max(r_min, t) if that has shrunk
+server:                  A <- sum_k q_k A_k,  B <- sum_k q_k B_k, padded with zeros to r_max,
+                         q_k proportional to |A_k B_k|
 """
 
 from collections.abc import Sequence

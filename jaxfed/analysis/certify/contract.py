@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import trees
-from jaxfed.algorithm import PyTree, no_broadcast
+from jaxfed.algorithm import Algorithm, PyTree, no_broadcast
 from jaxfed.analysis.certify import information
 from jaxfed.analysis.certify.line import Line
-from jaxfed.analysis.certify.subject import Subject, gap, is_finite, model, tolerance
+from jaxfed.analysis.certify.subject import Round, Subject, gap, is_finite, model, tolerance
 from jaxfed.analysis.certify.world import CLIENTS, COUNT, DRAWS, ROUNDS, SETTING, WORLD
 from jaxfed.simulation import checkpoint, engine, loop
 
@@ -186,22 +186,30 @@ def _parts(server: Any) -> tuple[PyTree, PyTree]:
     return server.base, server.theta
 
 
-def resumes(s: Subject) -> Line:
-    """From a checkpoint on disk the remaining rounds end with the same bits."""
-    half, on = 2, s.on_engine
-    begin = loop.engine_rounds(on, WORLD, DRAWS[:half])[:2]
+def resumed(on: loop.Engine, world: loop.World, draws: Any, half: int) -> tuple[Any, dict]:
+    """(server, {client: state}) after the rounds `draws`, of which `half` end in a checkpoint.
+
+    The others go on from what is read from disk.
+    """
+    begin = loop.engine_rounds(on, world, draws[:half])[:2]
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(checkpoint.open_folder(folder)) as kept,
     ):
         kept.save(half, begin)
         server, states = kept.load(half, begin)[0]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(states[i] for i in range(CLIENTS)))
-    for t in range(half, ROUNDS):
-        now = loop.plan(WORLD, DRAWS[t : t + 1], first=t)
+    clients = range(len(world.count))
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(states[i] for i in clients))
+    for t in range(half, len(draws)):
+        now = loop.plan(world, draws[t : t + 1], first=t)
         server, stacked, _ = on.step(server, stacked, on.examples, now)
-    ended = {i: jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(CLIENTS)}
-    far = gap((server, ended), s.engined)
+    return server, {i: jax.tree.map(lambda x, i=i: x[i], stacked) for i in clients}
+
+
+def resumes(s: Subject) -> Line:
+    """From a checkpoint on disk the remaining rounds end with the same bits."""
+    half = 2
+    far = gap(resumed(s.on_engine, WORLD, DRAWS, half), s.engined)
     return Line(
         "resume = unbroken",
         far == 0,
@@ -230,42 +238,52 @@ def deploys(s: Subject) -> Line:
 # ---------------------------------------------------------------------- bytes
 
 
-def bytes_sent(s: Subject) -> Line:
-    """What clients declare is no less than what their uploads say."""
+def understated(rounds: Sequence[Round], draws: Any) -> list[tuple[float, int, int]]:
+    """(how many times as much, bytes that an upload needs, bytes declared) where it is too few."""
     previous: dict[int, list[PyTree]] = {}
-    short, most = [], (0, 0)
-    for t, each in enumerate(s.looped.rounds):
-        sent, received = (np.asarray(x) for x in (each.sent, each.received))
+    short = []
+    for each, ids in zip(rounds, draws, strict=True):
         messages = [e.message for e in each.exchanges]
-        for place, client in enumerate(map(int, DRAWS[t])):
+        for place, client in enumerate(map(int, ids)):
             mine = [jax.tree.map(lambda x, i=place: x[i], e.upload) for e in each.exchanges]
             needed = information.least(mine, previous.get(client), messages)
             previous[client] = mine
-            if sent[place] < 0.99 * needed:
-                short.append((needed / max(float(sent[place]), 1.0), needed, int(sent[place])))
-        most = max(most, (int(sent.max()), int(received.max())))
+            if (declared := int(each.sent[place])) < 0.99 * needed:
+                short.append((needed / max(declared, 1), needed, declared))
+    return short
+
+
+def bytes_sent(s: Subject) -> Line:
+    """What clients declare is no less than what their uploads say."""
+    rounds = s.looped.rounds
+    short = understated(rounds, DRAWS)
     name = "bytes declared = sent"
     if short:
         _, needed, declared = max(short)
         measured = f"a client declares {declared} bytes up, and its upload needs {needed}"
         return Line(name, False, measured, "Reply.sent says less than the upload holds")
-    held = [
-        sum(trees.nbytes(e.upload) // len(DRAWS[0]) for e in r.exchanges) for r in s.looped.rounds
-    ]
-    down = [sum(trees.nbytes(e.message) for e in r.exchanges) for r in s.looped.rounds]
-    measured = f"{most[0]} of {max(held)} bytes up, {most[1]} of {max(down)} down"
+    held = [sum(trees.nbytes(e.upload) // len(DRAWS[0]) for e in r.exchanges) for r in rounds]
+    down = [sum(trees.nbytes(e.message) for e in r.exchanges) for r in rounds]
+    up = max(int(np.max(r.sent)) for r in rounds)
+    received = max(int(np.max(r.received)) for r in rounds)
+    measured = f"{up} of {max(held)} bytes up, {received} of {max(down)} down"
     return Line(name, True, measured, "most of a client, beside the bytes that its arrays hold")
+
+
+def silent_changes(fed: Algorithm, rounds: Sequence[Round]) -> list[int]:
+    """The rounds in which the base changes, and for which no bytes are declared."""
+    silent = []
+    for t, each in enumerate(rounds):
+        changed = gap(each.after.base, each.before.base) > 0
+        if changed and not sum(fed.broadcast(each.after, later) for later in (t, t + 1)):
+            silent.append(t)
+    return silent
 
 
 def broadcast(s: Subject) -> Line:
     """A change of the base is declared."""
-    fed, silent = s.algorithm(), []
-    rounds = s.looped.rounds
-    for t, each in enumerate(rounds):
-        changed = gap(each.after.base, each.before.base) > 0
-        declared = sum(fed.broadcast(each.after, later) for later in (t, t + 1))
-        if changed and not declared:
-            silent.append(t)
+    fed = s.algorithm()
+    silent = silent_changes(fed, s.looped.rounds)
     name = "merges are broadcast"
     if silent:
         return Line(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import trees
@@ -47,7 +48,7 @@ def _leaf(x: np.ndarray) -> int:
     values = x[x != 0]
     if not values.size or x.dtype.kind not in "fiu":
         return 0
-    size = x.dtype.itemsize
+    size = _width(x)
     codes = [values.size * size]
     if x.ndim >= 2:
         matrix = x.reshape(-1, x.shape[-1]).astype(np.float64)
@@ -60,6 +61,14 @@ def _leaf(x: np.ndarray) -> int:
         if multiples := _multiples(scaled):
             codes.append(size + values.size * _bits(multiples + 1) // 8)
     return min(codes)
+
+
+def _width(x: np.ndarray) -> int:
+    """Bytes of one number: 2 if a type of half precision holds all of them."""
+    halves = (jnp.float16, jnp.bfloat16) if x.dtype.kind == "f" else ()
+    with np.errstate(over="ignore"):
+        held = any(np.array_equal(x.astype(half).astype(x.dtype), x) for half in halves)
+    return min(2, x.dtype.itemsize) if held else x.dtype.itemsize
 
 
 def _multiples(points: np.ndarray) -> int:

@@ -54,7 +54,7 @@ def _steps(r: Round) -> dict[str, Step]:
     w = getattr(base, "base", base)
     if not isinstance(w, Mapping) or set(before.factors) != set(change.factors):
         return {}
-    trained, found = after_training(message, upload), {}
+    trained, found = after_training(before, change), {}
     for p, f in before.factors.items():
         mean = jax.tree.map(lambda x: jnp.tensordot(r.weight, x, axes=1), trained[p])
         products = jax.vmap(product)(trained[p]), product(mean)
@@ -195,7 +195,10 @@ def merges(s: Subject) -> Line:
         if not (size := _size(list(map(np.asarray, folded)))):
             continue
         times += 1
-        kept = model(base, message), model(before.after.base, before.after.theta)
+        ended = before.after.theta
+        if isinstance(message, Mapping):  # clients have the other weights
+            ended = ended._replace(full={})
+        kept = model(base, whole), model(before.after.base, ended)
         far = max(far, _distance(*kept) / size)
     if not times:
         return Line(name, None, "no merge between rounds", "the base is not folded into")

@@ -1,6 +1,7 @@
 """The algorithm under check: its rounds by the loop and by the engine, each computed once."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -151,8 +152,13 @@ def is_finite(tree: PyTree) -> bool:
 
 
 def theta_of(tree: PyTree) -> Theta | None:
-    """The theta that a tree is, or has as its field `theta`; None if there is none."""
+    """The theta that a tree is, or has as its field `theta`; None if there is none.
+
+    {path: factors} is a theta without other weights.
+    """
     found = getattr(tree, "theta", tree)
+    if isinstance(found, Mapping) and found and all(map(is_whole, found.values())):
+        return Theta({}, dict(found))
     whole = isinstance(found, Theta) and all(map(is_whole, found.factors.values()))
     return found if whole else None
 

@@ -3,6 +3,8 @@
 from functools import cache
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import planted
@@ -56,6 +58,30 @@ def test_averaging_the_first_client_alone_is_named_where_the_base_stays():
     found = measures.products(Subject("first", make, "factors"))
     assert found.holds is False
     assert found.meaning == "only the first client's factors are averaged"
+
+
+def test_factors_that_cross_without_a_theta_are_measured_too():
+    """Clients keep the weights that are trained whole, and get and send {path: factors}."""
+
+    def make(task, setting):
+        fed = exact(task, setting.work, setting.rate, residual=lambda r, scale: r.T)
+
+        def run_round(server, cohort, for_each_client):
+            def verb(client, base, message, cohort):
+                def of_factors(base, factors, k):
+                    reply = client(base, message._replace(factors=factors), k)
+                    return reply._replace(upload=reply.upload.factors)
+
+                reply = for_each_client(of_factors, base, message.factors, cohort)
+                whole = jax.tree.map(lambda x: jnp.stack([0 * x] * len(cohort.id)), message.full)
+                return reply._replace(upload=message._replace(full=whole, factors=reply.upload))
+
+            return fed.run_round(server, cohort, verb)
+
+        return fed._replace(run_round=run_round)
+
+    found = measures.products(Subject("factors alone", make, "factors"))
+    assert "1 times the transposed residual" in found.meaning
 
 
 def test_the_whole_certificate_of_a_right_algorithm_holds():
@@ -161,6 +187,7 @@ def test_the_least_bytes_are_those_of_the_shortest_code():
     assert least(levels) <= 4 + 30 * 4 // 8
     assert least(0.25 * np.array([2, 4, 7, -7, 2, 4], np.float32)) <= 4 + 6 * 3 // 8 + 1
     assert least(np.zeros((6, 5))) == 0
+    assert least(dense.astype(np.float16).astype(np.float32)) == 30 * 2
     assert least(dense + low, [dense]) <= (6 + 5 - 1) * 4  # the receiver kept the last one
     one = (sparse - dense,)  # a client of three numbers takes off the others of its message
     assert information.least([one], None, [NamedTuple("Message", [("x", Any)])(dense)]) == 3 * 4
