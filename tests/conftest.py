@@ -20,7 +20,32 @@ from pathlib import Path
 
 import pytest
 
-CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+TESTS = Path(__file__).parent
+LONG = (  # the files whose tests take longest, longest first; see --durations
+    "simulation/test_resume",
+    "cli/test_watching",
+    "simulation/test_run",
+    "configs/test_glue",
+    "simulation/test_processes",
+    "lowrank/test_lowrank",
+    "cli/test_sweep",
+    "simulation/test_engine",
+    "docs/test_docs",
+    "combine/test_around_every_algorithm",
+    "tasks/test_language",
+    "benchmarks/claims/test_pf2lora_text",
+    "data/test_sources",
+    "simulation/test_checkpoint",
+    "models/test_conv",
+    "models/test_encoder",
+    "cli/test_cli",
+    "lowrank/test_rules",
+    "models/test_shapes",
+    "cli/test_export",
+    "simulation/test_keys",
+    "pretrained/test_pretrained",
+)
+CACHE = TESTS.parent / ".pytest_cache" / "compiled"
 MOST = 2**30  # bytes in it, above which it is emptied
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -38,7 +63,11 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 
 def pytest_configure(config):
-    """Empties a cache that has grown too large, before any worker uses it."""
+    """Empties a cache that has grown too large, before any worker uses it.
+
+    xdist would deal the groups with the most tests first; it is to keep the order of `LONG`.
+    """
+    config.option.loadscopereorder = False
     if hasattr(config, "workerinput") or not CACHE.is_dir():
         return
     if sum(path.stat().st_size for path in CACHE.iterdir()) > MOST:
@@ -62,10 +91,24 @@ def optimised():
     jax.clear_caches()
 
 
-def pytest_collection_modifyitems(items):
-    """What one worker runs together: a file, for its shared programs; of conformance, a name."""
+def file_of(item):
+    return item.path.relative_to(TESTS).with_suffix("").as_posix()
+
+
+def place(item):
+    return LONG.index(file_of(item)) if file_of(item) in LONG else len(LONG)
+
+
+def pytest_collection_modifyitems(config, items):
+    """What one worker runs together: a file, for its shared programs; of conformance, a name.
+
+    Workers take the long ones first, so that none has much left when the other ends.
+    """
     for item in items:
         named = getattr(item, "callspec", None)
         split = item.path.name == "test_conformance.py" and named is not None
         algorithm = named.params.get("name") if split else None
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {algorithm or ''}".strip()))
+        group = f"{file_of(item)} {algorithm or ''}".strip()
+        item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        items.sort(key=place)
