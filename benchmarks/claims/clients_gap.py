@@ -320,7 +320,7 @@ def what_it_shows(found: Found) -> str:
         f"from {100 * PUBLISHED[100]['fedavg']:.0f} to {100 * PUBLISHED[200]['fedavg']:.0f} % as "
         f"they double). Here no method is more than {max(100 * behind, 0):.1f} points ahead of it, "
         "so FedLoRU's growing lead over FedAvg is not seen at this size; that does not say that "
-        "there is none at the paper's. What merging adds, FedLoRU - FedLoRA, grows with K in the "
+        "there is none at the paper's. At the same scale FedLoRU - FedLoRA grows with K in the "
         f"mean at {' and '.join(mean) or 'no C'}, beyond the seeds' spread at "
         f"{' and '.join(sure) or 'no C'}."
     )
@@ -337,18 +337,24 @@ def step_size(found: Found) -> str:
         parts.append(f"C = {c}, K = {k}: {same}, and {best} ({scale})")
     if not there:
         return f"Not run to the end: {missing}."
-    gaps = [
-        statistics.fmean(found.gaps(c, k, "fedloru", over))
-        for over in ("fedlora", BEST)
-        for c, k in there
-    ]
-    before, after = (100 * statistics.fmean(x) for x in np.split(np.array(gaps), 2))
+    largest = found.scales[-1]
+    wide = all(largest in found.arms(c, k) for c, k in there)
+    gaps = {
+        over: [statistics.fmean(found.gaps(c, k, "fedloru", over)) for c, k in there]
+        for over in ("fedlora", BEST, *([largest] if wide else []))
+    }
+    before, after, *beside = (100 * statistics.fmean(g) for g in gaps.values())
     return (
         f"**Is the lead of `{found.settings['restart']}` a step size?** With it a merge also "
         "enlarges the steps to come, as a larger scale does. FedLoRU - FedLoRA at the same scale, "
         "and at FedLoRA's scale that is best on held-out examples, in points: "
         f"{'; '.join(parts)}. Over these cells FedLoRU's mean lead is {before:+.1f} points at "
         f"the same scale and {after:+.1f} at the tuned one."
+        + "".join(
+            f" Beside {name(largest)}, in every cell it is {lead:+.1f}, and "
+            f"{100 * max(gaps[largest]):+.1f} at most."
+            for lead in beside
+        )
         + (f" Not run to the end: {missing}." if missing else "")
     )
 

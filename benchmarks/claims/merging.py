@@ -1,6 +1,8 @@
 """What merging does: four restarts, merged every tau rounds or never, beside FedAvg.
 
     python benchmarks/claims/merging.py --data-dir DIR [--full]
+    python benchmarks/claims/merging.py --data-dir DIR --on mlp
+    python benchmarks/claims/merging.py --data-dir DIR --on batch_norm
 
 FedLoRU (Park and Klabjan, arXiv 2409.12371) folds its factors into the base every tau rounds, so
 that updates of rank r add up to one of higher rank; the authors' run keeps the factors as they are,
@@ -11,7 +13,8 @@ rank of W_T - W_0 and by the jump of the training loss at a merge. Rank 2 is too
 problem; results/merging_rank8.md has an earlier comparison at rank 8, which is not. Learning rates
 are chosen for each cell on held-out examples of the training set, with a seed that is not reported.
 Finished runs are kept in the results' .json, so an interrupted comparison goes on where it stopped;
-`--full` is ResNet-18 on CIFAR-100, for a GPU.
+`--full` is ResNet-18 on CIFAR-100, for a GPU. `mlp` and `batch_norm` are one network without and
+with batch norms (running statistics, which are averaged), on unlike clients and for 120 rounds.
 """
 
 import statistics
@@ -37,7 +40,7 @@ QUICK = {
     "clients": 50,
     "cohort": 5,
     "rounds": 60,
-    "tau": [5],
+    "tau": [5, 20],
     "epochs": 2,
     "batch": 10,
     "rank": 2,
@@ -67,6 +70,17 @@ FULL = {
     "rates": [0.025, 0.05, 0.1, 0.2, 0.4],
     "layers": ["layer1_0/conv_0/kernel", "layer4_1/conv_1/kernel"],
 }
+MLP = {
+    **QUICK,
+    "data": "fashion_mnist_mlp",
+    "widths": [200, 200],
+    "cohort": 10,
+    "concentration": 0.5,
+    "rounds": 120,
+    "batch": 20,
+    "layers": ["dense_0/kernel", "dense_1/kernel"],
+}
+MORE = {"mlp": MLP, "batch_norm": {**MLP, "norm": "running"}}
 ABOVE = 1e-4  # of the largest: singular values that count as rank
 
 
@@ -282,9 +296,10 @@ def page(content: Mapping[str, Any], picture: str) -> str:
     """The whole result in Markdown."""
     found, settings = Found(content), content["settings"]
     seconds = sum(run["seconds"] for run in content["runs"].values())
-    own = settings["train"] // settings["clients"]
+    own, unlike = settings["train"] // settings["clients"], settings.get("concentration")
+    kind, mean = ("iid", "") if unlike is None else (f"Dirichlet({unlike:g})", " in the mean")
     about = (
-        f"Each of {settings['clients']} iid clients has {own} examples and makes "
+        f"Each of {settings['clients']} {kind} clients has {own} examples{mean} and makes "
         f"{settings['epochs'] * -(-own // settings['batch'])} local steps a round. Accuracy is on "
         f"the first {settings['scored']:,} test examples, in percent: mean and standard deviation "
         f"over {len(found.seeds)} seeds (of the split, the first weights, the sampling; the "
@@ -295,14 +310,17 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         "after. The runs took "
         f"{seconds / 60:.0f} minutes of one device each, compiling included."
     )
+    norms = "with batch norms" if "norm" in settings else "without norms"
+    networks = {"fashion_mnist": "the FEMNIST CNN", "fashion_mnist_mlp": f"an MLP {norms}"}
+    network = networks.get(settings["data"])
     smaller = (
         "Smaller than the paper's setting (ResNet-18 on CIFAR-100, r = 128, 400 rounds of 5 "
-        f"epochs): the FEMNIST CNN on images shrunk to {settings['size']} x {settings['size']}, "
+        f"epochs): {network} on images shrunk to {settings['size']} x {settings['size']}, "
         f"{settings['train']:,} of 60,000 training examples, r = {settings['rank']}, "
         f"{settings['rounds']} rounds of {settings['epochs']} epochs."
     )
     parts = [kept.head(content, settings), about]
-    parts += [smaller] if settings["data"] == "fashion_mnist" else []
+    parts += [smaller] if network else []
     parts += [*sentences(found), f"![merging]({picture})", table(found)]
     return "\n\n".join(parts) + "\n"
 
@@ -355,4 +373,6 @@ def curve(axes, found: Found, name: str, colour: str, dash: str) -> None:
 
 
 if __name__ == "__main__":
-    sweep.main("merging", QUICK, FULL, cells, page, lambda content: draw(Found(content)), one)
+    sweep.main(
+        "merging", QUICK, FULL, cells, page, lambda content: draw(Found(content)), one, more=MORE
+    )

@@ -42,18 +42,16 @@ SETTINGS = {
 }
 TINY = {"rounds": 1, "clients": 2, "local_steps": 2, "batch_size": 2, "max_length": 8}
 
-# {part: {arm: (its row, its settings)}}
+# {part: {arm: (its row, its settings)}}; an arm of several parts has the same settings in each
 LEVEL, HEAD = {"method": "pf2lora"}, {"method": "pf2lora", "personal_head": True}
+LARGER = LEVEL | {"personal_learning_rate": 0.1}
 ARMS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "question": {
         "homlora": ("HOMLoRA", {"method": "homlora"}),
         "heads": ("HOMLoRA, personal heads that start alike", {"method": "fedper"}),
         "tuned": ("HOMLoRA, scored after 10 local steps", {"method": "homlora"}),
         "level": ("PF2LoRA, common head", LEVEL),
-        "level 0.1": (
-            "PF2LoRA, common head, own rate 0.1",
-            LEVEL | {"personal_learning_rate": 0.1},
-        ),
+        "level 0.1": ("PF2LoRA, common head, own rate 0.1", LARGER),
         "level 1": ("PF2LoRA, common head, own rate 1", LEVEL | {"personal_learning_rate": 1.0}),
         "level adamw": (
             "PF2LoRA, common head, AdamW below",
@@ -61,7 +59,7 @@ ARMS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         ),
         "level random": (
             "PF2LoRA, common head, own rate 0.1, random start",
-            LEVEL | {"personal_learning_rate": 0.1, "up": "random"},
+            LARGER | {"up": "random"},
         ),
         "head": ("PF2LoRA, personal head", HEAD),
         "head 0.1": (
@@ -76,26 +74,20 @@ ARMS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "centralised": ("all data in one place", {"method": "centralised"}),
     },
     "ablation": {
-        f"{gradient} {rate:g}": (
-            f"{words}, own rate {rate:g}",
-            LEVEL | {"gradient": gradient, "personal_learning_rate": rate},
-        )
-        for rate in (1e-3, 0.1)
-        for gradient, words in (
-            ("one_step", "hypergradient"),
-            ("alternating", "no cross term"),
-            ("simultaneous", "both levels at once"),
-        )
+        "level": ("hypergradient, own rate 0.001", LEVEL),
+        "alternating": ("no cross term, own rate 0.001", LEVEL | {"gradient": "alternating"}),
+        "simultaneous": ("both levels at once, 0.001", LEVEL | {"gradient": "simultaneous"}),
+        "level 0.1": ("hypergradient, own rate 0.1", LARGER),
+        "alternating 0.1": ("no cross term, own rate 0.1", LARGER | {"gradient": "alternating"}),
+        "simultaneous 0.1": ("both levels at once, 0.1", LARGER | {"gradient": "simultaneous"}),
     },
     "sensitivity": {
-        **{
-            f"alpha {alpha:g}": (f"alpha = {alpha:g}", LEVEL | {"personal_learning_rate": alpha})
-            for alpha in (1e-4, 1e-3, 1e-2, 0.1)
-        },
-        **{
-            f"rank {r}": (f"r = {r}, r~ = {r // 4}", LEVEL | {"rank": r, "personal_rank": r // 4})
-            for r in (4, 8, 16)
-        },
+        "alpha 0.0001": ("alpha = 0.0001", LEVEL | {"personal_learning_rate": 1e-4}),
+        "level": ("alpha = 0.001, r = 8, r~ = 2", LEVEL),
+        "alpha 0.01": ("alpha = 0.01", LEVEL | {"personal_learning_rate": 1e-2}),
+        "level 0.1": ("alpha = 0.1", LARGER),
+        "rank 4": ("r = 4, r~ = 1", LEVEL | {"rank": 4, "personal_rank": 1}),
+        "rank 16": ("r = 16, r~ = 4", LEVEL | {"rank": 16, "personal_rank": 4}),
     },
 }
 TITLES = {

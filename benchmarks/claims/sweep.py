@@ -186,13 +186,16 @@ UPLINKS = {
 
 
 def _mlp(source, settings, preprocess) -> Problem:
-    """An MLP with factors beside its hidden layers, and clients of Dirichlet(`concentration`)."""
+    """An MLP with factors beside its hidden layers, and clients of Dirichlet(`concentration`).
+
+    `norm` is "none", or "running" for batch norms, which are trained whole and averaged.
+    """
 
     def optimizer(rate, rounds):
         return optax.chain(optax.clip_by_global_norm(settings["clip"]), optax.sgd(rate))
 
-    model = models.MLP(tuple(settings["widths"]), classes=10)
-    layers = {"factors": "dense.*kernel", "full": "bias|head"}
+    model = models.MLP(tuple(settings["widths"]), classes=10, norm=settings.get("norm", "none"))
+    layers = {"factors": "dense.*kernel", "full": "bias|head|norm"}
     problem = _factored_problem(source, settings, model, layers, preprocess, optimizer)
     return dataclasses.replace(problem, concentration=settings["concentration"])
 

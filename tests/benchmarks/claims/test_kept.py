@@ -42,6 +42,8 @@ def test_a_page_is_written_beside_its_runs(tmp_path, capsys):
         ("glue_table", "glue_minilm"),
         ("gradient_similarity", "gradient_similarity"),
         ("merging", "merging"),
+        ("merging", "merging_batch_norm"),
+        ("merging", "merging_mlp"),
         ("merging_bias", "merging_bias"),
         ("pf2lora_text", "pf2lora_text"),
         ("stable_rank", "stable_rank"),
