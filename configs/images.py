@@ -3,9 +3,9 @@
     jaxfed run configs/images.py --data FOLDER [--size 32 --model cnn --method fedlora]
 
 FOLDER holds a folder of image files for each class, or such folders under `train` and `test`, or
-MNIST's four files; it may be an .npz file as well (see jaxfed.data.pictures). Mean and standard
-deviation, shape and classes are those of the training images. Without --data these are
-scikit-learn's digits.
+the published files of MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100; it may be an .npz file or the
+archive of CIFAR as well (see jaxfed.data.pictures). Mean and standard deviation, shape and classes
+are those of the training images. Without --data these are scikit-learn's digits.
 
 Clients own images at random, by a Dirichlet distribution over labels; a tenth of them is their own
 test set. `jaxfed zoo` lists the methods; constants such as FedProx's mu are the row's.
@@ -41,7 +41,7 @@ def experiment(
     """One method on one set of images.
 
     Args:
-        data: a folder of images or an .npz file; by default scikit-learn's digits.
+        data: a folder of images, CIFAR's archive or an .npz file; by default scikit-learn's digits.
         size: height and width to which images are resized; by default all must have one size.
         model: which network: a hidden layer of 200, the FEMNIST CNN, or a narrow ResNet-10.
         method: the name of a row of the zoo.

@@ -46,6 +46,7 @@ PUBLIC = (
     "jaxfed.data.sources",
     "jaxfed.data.tables",
     "jaxfed.data.pictures",
+    "jaxfed.data.cifar",
     "jaxfed.data.partition",
     "jaxfed.data.images",
     "jaxfed.data.text",

@@ -2,10 +2,11 @@
 
     jaxfed run configs/fedloru/cifar100.py --data-dir DIR [--method fedavg]
 
-DIR holds the set as TFDS prepares it, or is an .npz file (jaxfed.data.sources.npz). The defaults
-are the published command (haemPark/fedloru_official, May 2025) and its parser's defaults: 100 iid
-clients, half of them a round, 5 epochs of batches of 32, 400 rounds, r = 128, merged every 50
-rounds without re-initialising. Each of its habits that moves accuracy is a setting below.
+DIR holds the published files (jaxfed.data.cifar) or the set as TFDS prepares it, or is an .npz file
+(jaxfed.data.sources.npz). The defaults are the authors' command (haemPark/fedloru_official, May
+2025) and its parser's defaults: 100 iid clients, half of them a round, 5 epochs of batches of 32,
+400 rounds, r = 128, merged every 50 rounds without re-initialising. Each of its habits that moves
+accuracy is a setting below.
 
 This is work for a GPU: a round is 50 clients x 65 steps of 32 images of 64 x 64. What a CPU can do:
 
@@ -37,7 +38,7 @@ import optax
 
 from jaxfed import Experiment, combine, local, lowrank, models, tasks
 from jaxfed.algorithms import fedavg
-from jaxfed.data import federate, images, partition, sources
+from jaxfed.data import cifar, federate, images, partition, sources
 from jaxfed.lowrank import restarts
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # the authors'
@@ -80,7 +81,7 @@ def experiment(
     """The authors' CIFAR-100 experiment.
 
     Args:
-        data_dir: a TFDS data directory, or an .npz file.
+        data_dir: the folder of the published files, a TFDS data directory, or an .npz file.
         method: what clients train and what the server does with it.
         split: of the training images over clients.
         concentration: of the Dirichlet split.
@@ -117,6 +118,8 @@ def experiment(
     """
     if data_dir.endswith(".npz"):
         source = sources.npz(data_dir)
+    elif (published := cifar.read(data_dir)) is not None:
+        source = published[0]
     else:
         source = sources.tfds("cifar100", data_dir)
     sources.check_images(source, (32, 32, 3), classes=100)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfed import values
-from jaxfed.data import cache, decoding, fields, rows, sources, tables
+from jaxfed.data import cache, cifar, decoding, fields, rows, sources, tables
 from jaxfed.data.sources import Examples, Source
 from jaxfed.data.tables import USER, Table
 
@@ -41,8 +41,9 @@ def read(
     """The images [n, H, W, C] and labels of a folder, a file or an object.
 
     A folder holds one folder of image files (or .npy arrays) for each class, or such folders under
-    `train` and `test`, or MNIST's files (train-images-idx3-ubyte, or .gz), or train_image.npy,
-    train_label.npy and so on; a file is an .npz with arrays of these names. An object is a
+    `train` and `test`, or MNIST's files (train-images-idx3-ubyte, or .gz), or those of CIFAR-10 or
+    CIFAR-100 in their Python or binary version, or train_image.npy, train_label.npy and so on; a
+    file is an .npz with arrays of these names, or CIFAR's archive. An object is a
     `datasets.Dataset` or a torch Dataset of dicts with the columns `image` and `label`, or of
     pairs. Images of whole numbers are uint8, grey if all of them are, otherwise RGB; those of
     floats, as of torchvision's ToTensor, stay what they are. A transform that draws at random is
@@ -116,24 +117,30 @@ def _read(
     if not isinstance(given, str | Path):
         return [_of_object(given, name, size, *columns)]
     path = Path(given).expanduser()
+    if (published := cifar.read(path)) is not None:
+        source, classes = published
+        return _of_arrays(str(path), source, size, classes)
     if path.is_dir():
         return _of_folder(path, size)
     if not path.is_file():
         raise ValueError(f"there is no folder or file {path}; give the path of one")
     if path.suffix != ".npz":
         raise ValueError(
-            f"{path} is no .npz file of train_image, train_label, test_image and test_label; give "
-            "one, or a folder of images"
+            f"{path} is no .npz file of train_image, train_label, test_image and test_label, and "
+            "no archive of CIFAR; give one, or a folder of images"
         )
     return _of_arrays(str(path), sources.npz(path), size)
 
 
-def _of_arrays(name: str, source: Source, size: int | None) -> list[Part]:
+def _of_arrays(
+    name: str, source: Source, size: int | None, classes: Sequence[str] = ()
+) -> list[Part]:
+    """The two parts of a source, whose labels count through `classes` if there are any."""
     return [
         Part(
             name,
             _alike(part["image"], f"{name}, {split}", size),
-            [fields.name(label) for label in part["label"]],
+            [classes[i] if classes else fields.name(i) for i in part["label"]],
             partial("{}, {} row {}".format, name, split),
         )
         for split, part in zip(Source._fields, source, strict=True)
