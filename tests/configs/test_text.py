@@ -5,9 +5,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+import oracle
 import pytest
 
-from jaxfed import run, trees
+from jaxfed import local, run, trees
+from jaxfed.algorithms import fedavg
 
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs/zoo/text.py"))
 
@@ -34,6 +37,22 @@ def test_sentences_hold_one_of_two_words():
     made = CONFIG["sentences"](10, 0)
     counts = np.stack([(made["tokens"] == word).sum(1) for word in (2, 3)], axis=1)
     np.testing.assert_array_equal(counts, 3 * np.eye(2, dtype=int)[made["label"]])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["fedap", "fedpf", "fedbf"])
+def test_a_round_of_an_arm_on_two_devices_is_that_of_a_loop(method):
+    """By SGD, as AdamW makes a step of what rounding leaves of a gradient."""
+    task = CONFIG["experiment"](method, adapter=4, prefix=3, clients=20).algorithm.task
+    work = local.Work(4, epochs=1, shuffle=False)
+    fed = fedavg(task, work, client_optimizer=optax.sgd(0.1))
+    world, draws = oracle.World(CONFIG["sentences"](12, 0), np.array([2, 4, 6])), [[0, 2, 1]]
+    expected = oracle.rounds(fed, world, draws)[0]
+    on = oracle.on_engine(fed, world, devices=2, chunk=1)
+    found = oracle.engine_rounds(on, world, draws)[0]
+    oracle.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    moved = jax.tree.map(lambda x, y: float(abs(x - y).max()), found.theta, on.server.theta)
+    assert max(jax.tree.leaves(moved)) > 1e-3
 
 
 @pytest.mark.full
