@@ -30,8 +30,9 @@ import numpy as np
 import optax
 
 from jaxfed import Experiment, combine, local, lowrank, models, tasks, trees
-from jaxfed.algorithm import ACCOUNT
-from jaxfed.algorithms import fedavg, fedlora
+from jaxfed.algorithm import ACCOUNT, Algorithm
+from jaxfed.algorithms import fedavg, fedlora, fedprox, scaffold
+from jaxfed.algorithms.general import fedopt
 from jaxfed.combine import compress
 from jaxfed.data import federate, images, partition, sources
 from jaxfed.data.sources import Examples
@@ -59,7 +60,7 @@ class Problem:
 
     def task(self, cell: "Cell") -> tasks.Task:
         """What the cell trains."""
-        if cell.method == "fedavg":
+        if cell.method == "fedavg" or cell.whole:
             return self.whole
         other = {n: v for n, v in (("rank", cell.rank), ("scale", cell.scale)) if v is not None}
         if not other:
@@ -84,6 +85,8 @@ class Cell(NamedTuple):
     scale: float | None = None  # alpha / rank
     uplink: str | None = None  # of `UPLINKS`: how clients of FedAvg compress what they send
     density: float | None = None  # of the entries that are sent then
+    constant: float | None = None  # of `AROUND`: FedProx's mu, FedAdam's server rate
+    whole: bool = False  # those of `AROUND` then train every weight
 
 
 class Program(NamedTuple):
@@ -176,7 +179,33 @@ RULES = {
     "ffa": rules.FFA,
     "rolora": rules.ROLORA,
 }
-OPTIMIZERS = {"adamw": lambda rate, rounds: optax.adamw(rate)}
+AROUND = {  # (task, work, optimizer, cell, rate) -> what a merge may stand around
+    "fedprox": lambda task, work, optimizer, cell, rate: fedprox(
+        task, work, mu=cell.constant, client_optimizer=optimizer
+    ),
+    "scaffold": lambda task, work, optimizer, cell, rate: at_rate(rate, task, work, cell.clients),
+    "fedadam": lambda task, work, optimizer, cell, rate: fedopt.fedopt(
+        task, work, client_optimizer=optimizer, server_optimizer=fedopt.adam(cell.constant)
+    ),
+}
+
+
+def at_rate(rate: Any, task: tasks.Task, work: local.Work, clients: int) -> Algorithm:
+    """SCAFFOLD whose learning rate may be traced: that of rate 1 on the loss times the rate.
+
+    Its control variates are then times the rate, too, and everything else is the same.
+    """
+
+    def loss(*given):
+        return rate * task.loss(*given)
+
+    return scaffold(task._replace(loss=loss), work, learning_rate=1.0, clients=clients)
+
+
+OPTIMIZERS = {
+    "adamw": lambda rate, rounds: optax.adamw(rate),
+    "sgd": lambda rate, rounds: optax.sgd(rate),
+}
 UPLINKS = {
     "top": lambda cell: {"compress": compress.top(cell.density)},
     "ef14": lambda cell: {"compress": compress.top(cell.density), "feedback": compress.ef14},
@@ -256,6 +285,8 @@ def algorithm(problem: Problem, cell: Cell, rate: Any):
     if cell.method in RULES:
         rule = {"rule": RULES[cell.method], "cohort_size": cell.cohort}
         fed = fedlora(task, work, **rule, client_optimizer=optimizer)
+    elif cell.method in AROUND:
+        fed = AROUND[cell.method](task, work, optimizer, cell, rate)
     else:
         fed = fedavg(task, work, client_optimizer=optimizer)
     if cell.uplink is not None:

@@ -2,10 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
+import oracle
 import pytest
 import sweep
 
 from jaxfed import Host, run
+from jaxfed.algorithms import scaffold
 
 pytestmark = pytest.mark.full
 
@@ -20,6 +23,16 @@ def test_a_program_is_the_librarys_run(problem):
     sent = sum(r[n] for r in records for n in ("up", "down", "broadcast"))
     assert sum(mine[-1][2]) == sent
     assert any(r["broadcast"] for r in records)
+
+
+def test_scaffold_of_any_rate_is_that_of_rate_one_on_the_loss_times_the_rate(problem):
+    """Its control variates are times the rate, too."""
+    world, rate = oracle.World(problem.train, np.full(4, 125)), 0.3
+    mine = sweep.at_rate(rate, problem.whole, problem.work, 4)
+    theirs = scaffold(problem.whole, problem.work, learning_rate=rate, clients=4)
+    one, other = (oracle.rounds(fed, world, [[0, 2], [2, 3]])[0] for fed in (mine, theirs))
+    oracle.assert_close(one.theta, other.theta, rtol=1e-4, atol=1e-5)
+    oracle.assert_close(one.c, optax.tree.scale(rate, other.c), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [32, 250, 1000])
