@@ -157,7 +157,8 @@ MAY_IMPORT = {
                   "cli.watching", "simulation.experiment", "simulation.host",
                   "simulation.identity", "simulation.prepare", "simulation.run_folder",
                   "simulation.stored"},
-    "cli.product": {"cli.calling", "cli.options"},
+    "cli.product": {"cli.calling", "cli.launching", "cli.options"},
+    "cli.outlines": {"cli.asked", "cli.launching", "cli.options"},
     "cli.halving": {"cli.product", "cli.recorded"},
     "cli.sweep": {"cli.calling", "cli.errors", "cli.following", "cli.halving", "cli.launching",
                   "cli.options", "cli.product", "cli.recorded", "cli.studies", "cli.tables",
@@ -173,9 +174,9 @@ MAY_IMPORT = {
     "cli.analysing": {"analysis", "cli.asked", "cli.calling", "cli.launching", "cli.options",
                       "cli.plots", "cli.watching"},
     "cli.main": {"cli.analysing", "cli.asked", "cli.check", "cli.completion", "cli.costing",
-                 "cli.errors", "cli.export", "cli.options", "cli.report", "cli.rerun",
-                 "cli.running", "cli.sweep", "cli.watching", "cli.zoo", "simulation.lock",
-                 "simulation.stored"},
+                 "cli.errors", "cli.export", "cli.options", "cli.outlines", "cli.report",
+                 "cli.rerun", "cli.running", "cli.sweep", "cli.watching", "cli.zoo",
+                 "simulation.lock", "simulation.stored"},
 }  # fmt: skip
 
 # {what: the rooms that may import it}, for packages that are not ours.

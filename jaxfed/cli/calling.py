@@ -125,18 +125,11 @@ def call(config: Config, arguments: list[str], command: str) -> tuple[Experiment
 def parsed(config: Config, arguments: list[str], command: str) -> tuple[Callable, dict, Launch]:
     """(what builds the experiment, settings, launch) of a config, with these arguments."""
     function = options.function(options.load(config.path, config.text))
-    own, changes = settings_of(config, function)
+    own, changes = launching.settings_of(config, function)
     docstring = inspect.getdoc(sys.modules[function.__module__]) or ""
-    text = "\n".join([docstring, "", "Args:", *map(options.args, (launching.Changes, function))])
-    accepted = launching.with_launch({**own, **changes}, {}, text)
+    accepted = launching.accepted(config, function, docstring)
     given = options.parse(accepted, arguments, f"jaxfed {command} {options.short(config.path)}")
     settings = {n: getattr(given, n) for n in own}
     changed = {n: x for n, (_, x0) in changes.items() if (x := getattr(given, n)) != x0}
     build = partial(launching.Changes(**changed).built, function, settings)
     return build, {**settings, **changed}, launching.chosen(given)
-
-
-def settings_of(config: Config, function: Callable) -> tuple[dict, dict]:
-    """({name: (type, default)} of a config's settings, and of the changes beside them)."""
-    own = options.settings(function, options.short(config.path), reserved=launching.NAMES)
-    return own, {n: kind for n, kind in launching.CHANGES.items() if n not in own}

@@ -148,6 +148,19 @@ def with_launch(
     return made
 
 
+def settings_of(config: options.Config, function: Callable) -> tuple[dict, dict]:
+    """({name: (type, default)} of a config's settings, and of the changes beside them)."""
+    own = options.settings(function, options.short(config.path), reserved=NAMES)
+    return own, {n: kind for n, kind in CHANGES.items() if n not in own}
+
+
+def accepted(config: options.Config, function: Callable, docstring: str, more: str = "") -> type:
+    """A dataclass of all options with this config, whose docstring is the help's text."""
+    own, changes = settings_of(config, function)
+    lines = [docstring, "", more, "Args:", *map(options.args, (Changes, function))]
+    return with_launch({**own, **changes}, {}, "\n".join(lines))
+
+
 def chosen(parsed: Any) -> Launch:
     """The Launch among options as parsed."""
     host = Host(**{f.name: getattr(parsed, f.name) for f in HOST})

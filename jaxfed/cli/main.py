@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if arguments[0] == "completion":
             print(completion.script(" ".join(arguments[1:])))
             return
+        if {"-h", "--help"} & set(arguments[2:]) and arguments[0] in ("run", "sweep", "describe"):
+            importlib.import_module("jaxfed.cli.outlines").show_help(arguments[0], arguments[1:])
         with watching.watching() as watch:
             _command(arguments[0])(arguments[1:], watch)
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
-from jaxfed.cli import calling, options
+from jaxfed.cli import calling, launching, options
 from jaxfed.cli.options import Config
 
 
@@ -21,7 +21,7 @@ class Trial(NamedTuple):
 def trials(config: Config, given: dict[str, list[str]]) -> tuple[Path, list[Trial]]:
     """(the sweep's folder, a trial for each combination of the values that settings are given)."""
     function = options.function(options.load(config.path, config.text))
-    own, changes = calling.settings_of(config, function)
+    own, changes = launching.settings_of(config, function)
     fields = {**own, **changes}
     kinds = {n: kind for n, (kind, _) in fields.items()}
     axes = {n: words for n, words in given.items() if n in kinds and _is_axis(kinds[n], words)}

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from pages import ROOT
 
 from jaxfed.cli import completion, main
 
@@ -13,7 +14,9 @@ ASK = """
 import sys
 from jaxfed.cli import main
 
-for arguments in (["--help"], ["--version"], ["run", "--help"], ["completion", "fish"]):
+COMMANDS = (["--help"], ["--version"], ["run", "--help"], ["completion", "fish"])
+CONFIGS = (["run", CONFIG, "--help"], ["sweep", CONFIG, "-h"])
+for arguments in (*COMMANDS, *CONFIGS):
     try:
         main.main(arguments)
     except SystemExit as ended:
@@ -24,7 +27,8 @@ SLOW = {"jax", "flax", "optax", "orbax", "matplotlib", "scipy", "sklearn", "tens
 
 
 def test_help_imports_neither_jax_nor_any_other_slow_package():
-    printed = subprocess.check_output([sys.executable, "-c", ASK], text=True)
+    ask = ASK.replace("CONFIG,", f"{str(ROOT / 'configs' / 'images.py')!r},")
+    printed = subprocess.check_output([sys.executable, "-c", ask], text=True)
     _, _, imported = printed.rpartition("imported")
     assert "jaxfed" in imported.split()
     assert set(imported.split()) & SLOW == set()
