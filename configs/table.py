@@ -7,7 +7,8 @@
 Files are .csv, .tsv, .jsonl or .parquet (see jaxfed.data.tables). With --text, --model is a folder
 of a BERT or RoBERTa in Hugging Face's format, whose tokenizer cuts the texts; otherwise all columns
 but label and user are numbers, and their mean and standard deviation in the training rows are
-taken out. Classes, widths and the longest text are the training rows' as well.
+taken out. Classes, widths and the longest text are the training rows' as well. Texts need `pip
+install 'jaxfed[text]'`.
 
 With --user, each user is a client with training and test rows of its own; without, clients own rows
 at random, by a Dirichlet distribution over labels. Without --test, a fifth of each user's rows is

@@ -1,6 +1,11 @@
-"""Values checked where they are given: one sentence with the value and what to give instead."""
+"""Values checked where they are given: one sentence with the value and what to give instead.
 
+So is a package of an extra, where it is first needed.
+"""
+
+import importlib
 import math
+import os
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -88,3 +93,17 @@ def pattern(name: str, value: Any) -> None:
         raise ValueError(
             f'{name}={value!r} is no regular expression ({error}); for any characters write ".*"'
         ) from None
+
+
+def package(name: str, extra: str, wanted: str | os.PathLike) -> Any:
+    """The package or module of that name; ImportError, with the remedy, where it is missing.
+
+    `extra` of jaxfed installs it, and `wanted` is what needs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = name.partition(".")[0]
+        raise ImportError(
+            f"{wanted} needs {missing} ({error}): pip install 'jaxfed[{extra}]'"
+        ) from error

@@ -3,6 +3,8 @@
     jaxfed run configs/fedloru/instruct.py --model DIR --data alpaca.jsonl [--method fedlora]
     jaxfed describe configs/fedloru/instruct.py --model DIR --data alpaca.jsonl
 
+It needs `pip install 'jaxfed[text]'`.
+
 `--model` is a folder of Hugging Face's format, such as Llama 2 or 3, or of llama2.c's; `--data` has
 one JSON object a line with "instruction", "input" (may be "") and "output". A tenth of the rows is
 the test set.

@@ -2,6 +2,8 @@
 
     jaxfed run configs/fedloru/speakers.py --model DIR --speeches plays.jsonl.gz [--method fedloru]
 
+It needs `pip install 'jaxfed[text]'`.
+
 `--model` is a folder with llama2.c's files, such as stories260K.bin and tok512.bin, or one of
 Hugging Face's format with config.json, model.safetensors and tokenizer.json (GPT-2, Llama, Mistral,
 Qwen2, Qwen3, SmolLM). `--speeches` has one JSON object a line with "play", "speaker" and "text". A

@@ -2,6 +2,8 @@
 
     jaxfed run configs/pf2lora/glue.py --model DIR --data-dir DIR [--task sst2] [--method homlora]
 
+It needs `pip install 'jaxfed[text]'`.
+
 `--model` is a folder with config.json, model.safetensors and tokenizer.json; `--data-dir` holds
 GLUE's own files (DIR/CoLA/train.tsv or .tsv.gz, ...), or the sets as TFDS prepares them. The
 defaults are the setting of arXiv 2503.03920 for RoBERTa-base, as far as its pages and reviews tell:

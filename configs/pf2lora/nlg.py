@@ -3,6 +3,8 @@
     jaxfed run configs/pf2lora/nlg.py --model DIR --data webnlg.tar [--dataset e2e] [--method NAME]
     python configs/pf2lora/nlg.py RUN --model DIR --data webnlg.tar [--dataset e2e]
 
+It needs `pip install 'jaxfed[text]'`.
+
 `--model` is a folder of Hugging Face's format, such as GPT-2 medium or XL, or of llama2.c's.
 `--data` is WebNLG 2017's folder or tar, or a folder with E2E's trainset.csv and testset_w_refs.csv
 (or train.txt and test.txt of lines source||target). The second command lets each client's own model

@@ -3,6 +3,8 @@
     jaxfed run configs/pf2lora/squad.py --model DIR --train train-v1.1.json --dev dev-v1.1.json
     python configs/pf2lora/squad.py RUN --model DIR --dev dev-v1.1.json
 
+It needs `pip install 'jaxfed[text]'`.
+
 The second command gives exact match and F1, in percent, of what each client's own model answers to
 its own questions of the development set, or of the common model with --no-personal. For SQuAD 2.0
 give its files; there "" is an answer, wherever it scores more than the best span, less --threshold.

@@ -6,11 +6,12 @@ The methods differ in what of the encoder is trained, beside the head: all of it
 (fedbf), low-rank factors on query and value (fedlr), bottleneck adapters (fedap), prefixes (fedpf),
 or adapters that are averaged and factors that stay with their client (pftt).
 
-With `--model`, a folder of a BERT or RoBERTa in Hugging Face's format, this is the protocol of
-FedPETuning (Zhang et al., Findings of ACL 2023) as its code has it: 100 clients, 10 a round, 100
-rounds of one epoch, Dirichlet(1), batches of 32, the federated learning rates in RATES. Its table
-for RoBERTa-base and FedLR: MNLI 84.9, SST-2 93.6, QQP 87.4, QNLI 90.8. AdamW has its weight decay;
-its warm-up is left out. PFTT (arXiv 2404.13238) has the rate of the adapters.
+It needs `pip install 'jaxfed[text]'`. With `--model`, a folder of a BERT or RoBERTa in Hugging
+Face's format, this is the protocol of FedPETuning (Zhang et al., Findings of ACL 2023) as its code
+has it: 100 clients, 10 a round, 100 rounds of one epoch, Dirichlet(1), batches of 32, the federated
+learning rates in RATES. Its table for RoBERTa-base and FedLR: MNLI 84.9, SST-2 93.6, QQP 87.4, QNLI
+90.8. AdamW has its weight decay; its warm-up is left out. PFTT (arXiv 2404.13238) has the rate of
+the adapters.
 
 Without `--model`, a small random encoder learns which of two words is in a made-up sentence,
 in 30 rounds; a run takes less than a minute on 2 cores.

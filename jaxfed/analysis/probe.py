@@ -66,6 +66,7 @@ def of_run(
     values.kind("experiment", experiment, Experiment, "the Experiment of the run")
     values.kind("probe", probe, Probe, "a Probe, such as probe.Probe(depth=10)")
     _check(probe)
+    spectrum.matfree("decomp")
     if why := run_folder.why_not_begun(directory):
         raise FileNotFoundError(why)
     identity.check_same(e, run_folder.read_settings(directory))

@@ -6,14 +6,14 @@ functions work under jit and vmap. Each takes `apply`, v -> H v for v like `like
 needs the memory of `depth` such vectors.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from matfree import decomp, stochtrace
 
+from jaxfed import values
 from jaxfed.algorithm import PyTree
 from jaxfed.analysis.operators import Operator
 
@@ -63,6 +63,11 @@ class Nodes(NamedTuple):
     weights: jax.Array  # [starts, k] each rule's weights sum to one
 
 
+def matfree(module: str) -> Any:
+    """A module of matfree's; ImportError, with the remedy, where it is missing."""
+    return values.package(f"matfree.{module}", "analysis", "a spectrum")
+
+
 def lanczos(apply: Operator, like: PyTree, key: jax.Array, *, depth: int) -> Krylov:
     """Ritz pairs of H from the Krylov space of a random vector, with full reorthogonalisation.
 
@@ -72,6 +77,7 @@ def lanczos(apply: Operator, like: PyTree, key: jax.Array, *, depth: int) -> Kry
         raise ValueError(f"depth={depth} gives no Krylov space; use at least 1")
     flat, _ = ravel_pytree(like)
     steps = min(depth, flat.size)
+    decomp, stochtrace = matfree("decomp"), matfree("stochtrace")
     start = stochtrace.sampler_sphere(flat, num=1)(key)[0]  # [n]
     tridiagonal = decomp.tridiag_sym(steps, materialize=False, custom_vjp=False)
     basis, bands, rest, _ = tridiagonal(_flat(apply, like), start)
@@ -111,6 +117,7 @@ def measure(
     krylov_key, probe_key = jax.random.split(key)
     krylov = lanczos(apply, like, krylov_key, depth=depth)
     flat, _ = ravel_pytree(like)
+    stochtrace = matfree("stochtrace")
     sampler, v = stochtrace.sampler_signs(flat, num=1), krylov.vectors
     integrand = stochtrace.monte_carlo_frobeniusnorm_squared()
 

@@ -12,6 +12,7 @@ from typing import Any
 from jaxfed.cli import options
 
 PACKAGE = Path(__file__).parents[1]
+KNOWN = (ValueError, TypeError, FloatingPointError, ImportError)
 
 
 def sentence(error: Exception) -> str:
@@ -24,7 +25,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, SyntaxError):
         line = f"{options.short(error.filename or '')}, line {error.lineno}"
         return f"{line}: {error.msg}: {(error.text or '').strip()}"
-    known = isinstance(error, ValueError | TypeError | FloatingPointError) and _raised_here(error)
+    known = isinstance(error, KNOWN) and _raised_here(error)
     return f"{error}{_place(error)}" if known or isinstance(error, OSError) else ""
 
 

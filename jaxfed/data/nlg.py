@@ -14,19 +14,21 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from jaxfed import values
 from jaxfed.data.sources import Examples
 from jaxfed.data.text import BUCKETS, check_form, check_text, kept_of, limited
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 def prompted(
     examples: Examples,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     *,
     end: int | None,
     pad: int = 0,
@@ -208,7 +210,7 @@ def _split(path: Path) -> Iterator[tuple[str, str]]:
         yield source.strip(), target.strip()
 
 
-def ending(tokenizer: Tokenizer, end: str) -> int:
+def ending(tokenizer: "Tokenizer", end: str) -> int:
     """The number of the token that ends a text; ValueError if the tokenizer has none such."""
     number = tokenizer.token_to_id(end)
     if number is None:

@@ -12,14 +12,16 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
 
 from jaxfed import values
 from jaxfed.data.sources import Examples
 from jaxfed.data.text import BUCKETS, check_form, limited
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 
 def read(path: str | Path) -> Examples:
@@ -91,7 +93,7 @@ class Windows(NamedTuple):
 
 def windows(
     questions: Examples,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     *,
     pad: int,
     max_length: int = 384,
@@ -132,7 +134,7 @@ def windows(
     return _arrays(found, np.array(question, np.int32), questions, pad, (*buckets, max_length))
 
 
-def _shortened(asked: np.ndarray, tokenizer: Tokenizer, most: int) -> list[str]:
+def _shortened(asked: np.ndarray, tokenizer: "Tokenizer", most: int) -> list[str]:
     """The questions without leading spaces, each cut after so many tokens."""
     lines = [line.lstrip() for line in asked]
     encoded = limited(tokenizer, None).encode_batch(lines, add_special_tokens=False)
@@ -143,7 +145,7 @@ def _shortened(asked: np.ndarray, tokenizer: Tokenizer, most: int) -> list[str]:
 
 
 def _arrays(
-    found: list[Encoding],
+    found: list["Encoding"],
     question: np.ndarray,
     questions: Examples,
     pad: int,

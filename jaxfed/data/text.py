@@ -11,22 +11,23 @@ with what becomes of longer examples; what is lost to padding is told by `paddin
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tokenizers
-from tokenizers import Tokenizer
 
 from jaxfed import values
 from jaxfed.data import cache
 from jaxfed.data.sources import Examples
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
 
 
 def tokenise(
     examples: Examples,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     *,
     pad: int,
     max_length: int = 128,
@@ -59,7 +60,7 @@ def tokenise(
         return _padded(cutting.encode_batch(pairs), pad, max_length, buckets)
 
     if keep:
-        form = (pad, max_length, longer, tuple(buckets), len(columns), tokenizers.__version__)
+        form = (pad, max_length, longer, tuple(buckets), len(columns), _package().__version__)
         content = itertools.chain([str(form), cutting.to_str()], *columns)
         found = cache.kept("tokens", (x.encode("utf-8", "surrogatepass") for x in content), encoded)
     else:
@@ -83,15 +84,22 @@ def _padded(encoded: Sequence, pad: int, max_length: int, buckets: Sequence[int]
     return {"tokens": tokens, "types": types, "length": length[fits], "fits": fits}
 
 
+def _package() -> Any:
+    """The package tokenizers; ImportError, with the remedy, where it is missing."""
+    return values.package("tokenizers", "text", "text as tokens")
+
+
 def check_form(
-    tokenizer: Tokenizer, pad: int, max_length: int, longer: str, buckets: Sequence[int]
+    tokenizer: "Tokenizer", pad: int, max_length: int, longer: str, buckets: Sequence[int]
 ) -> None:
     """Raises TypeError or ValueError unless arrays of tokens can have this form."""
     if longer not in ("cut", "drop"):
         raise ValueError(f'longer={longer!r}; use "cut" or "drop"')
     values.whole("pad", pad, 0)
     values.whole("max_length", max_length, 1)
-    values.kind("tokenizer", tokenizer, Tokenizer, "one, such as pretrained.tokenizer(folder)")
+    values.kind(
+        "tokenizer", tokenizer, _package().Tokenizer, "one, such as pretrained.tokenizer(folder)"
+    )
     values.kind("buckets", buckets, Sequence, "several lengths, such as (16, 32)")
     for bucket in buckets:
         values.whole("a bucket", bucket, 1)
@@ -132,9 +140,9 @@ def padding(examples: Examples) -> float:
     return 1 - float(examples["length"].sum()) / examples["tokens"].size
 
 
-def limited(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
+def limited(tokenizer: "Tokenizer", max_length: int | None) -> "Tokenizer":
     """A tokenizer like this one that pads nothing, and cuts at this length or not at all."""
-    limited = Tokenizer.from_str(tokenizer.to_str())
+    limited = type(tokenizer).from_str(tokenizer.to_str())
     limited.no_padding()
     limited.no_truncation()
     if max_length is not None:

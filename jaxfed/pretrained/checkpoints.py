@@ -1,8 +1,7 @@
 """A decoder and its tokenizer from a folder of either format, Hugging Face's or llama2.c's."""
 
 from pathlib import Path
-
-import tokenizers
+from typing import TYPE_CHECKING
 
 from jaxfed import models
 from jaxfed.algorithm import PyTree
@@ -10,10 +9,13 @@ from jaxfed.pretrained.decoders import read_decoder
 from jaxfed.pretrained.folder import tokenizer
 from jaxfed.pretrained.llama2c import llama2c_tokenizer, read_llama2c
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 def decoder_with_tokenizer(
     folder: str | Path,
-) -> tuple[models.Decoder, PyTree, tokenizers.Tokenizer]:
+) -> tuple[models.Decoder, PyTree, "Tokenizer"]:
     """(model, params, tokenizer) of a folder.
 
     It holds config.json, model.safetensors and tokenizer.json, or llama2.c's two files, of which

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from jaxfed import trees
 from jaxfed.algorithm import PyTree
-from jaxfed.pretrained import decoders, layouts
+from jaxfed.pretrained import decoders, files, layouts
 from jaxfed.pretrained import folder as folders
 from jaxfed.pretrained.families import Family, tensor_name
 
@@ -39,6 +38,7 @@ def write_model(folder: str | Path, checkpoint: str | Path, params: PyTree) -> N
     """
     folder = Path(folder).expanduser()
     check_free(folder)
+    package = files.safetensors(folder)
     flat = trees.by_path(params)
     if decoders.is_decoder(checkpoint):
         made, tensors = _decoder(checkpoint, flat)
@@ -50,7 +50,7 @@ def write_model(folder: str | Path, checkpoint: str | Path, params: PyTree) -> N
             shutil.copyfile(source, folder / name)
     (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    safetensors.numpy.save_file(tensors, folder / f"{WEIGHTS}.new", metadata={"format": "pt"})
+    package.numpy.save_file(tensors, folder / f"{WEIGHTS}.new", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.new", folder / WEIGHTS)  # last: with it the folder is whole
 
 

@@ -1,13 +1,14 @@
 """The files of a Hugging Face folder: config.json, and tensors whole or in parts."""
 
+import importlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
+from jaxfed import values
 from jaxfed.pretrained import torch_files
 
 
@@ -36,11 +37,19 @@ def json_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def safetensors(path: Path) -> Any:
+    """The package, for the file at `path`; ImportError, with the remedy, where it is missing."""
+    package = values.package("safetensors", "text", path)
+    importlib.import_module("safetensors.numpy")
+    return package
+
+
 def load(path: Path) -> dict[str, np.ndarray]:
     """{name: tensor} of a safetensors file."""
+    package = safetensors(path)
     try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        return package.numpy.load_file(path)
+    except (package.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise unreadable(path, error) from None
 
 

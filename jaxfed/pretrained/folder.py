@@ -10,12 +10,11 @@ parts. The kinds are those of `families.FAMILIES`, by config.json's model_type.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from jax.typing import DTypeLike
 
 from jaxfed import lowrank, models, trees, values
@@ -30,6 +29,9 @@ from jaxfed.pretrained.families import (
     relative,
     tensor_name,
 )
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class Account(NamedTuple):
@@ -81,9 +83,10 @@ def account(folder: str | Path, classes: int = 2) -> Account:
     return _account(family, model, tensors_in(Path(folder), family), folder)
 
 
-def tokenizer(folder: str | Path) -> tokenizers.Tokenizer:
+def tokenizer(folder: str | Path) -> "Tokenizer":
     """The folder's tokenizer.json, neither padding nor truncating: that is the data's business."""
     path = files.find(Path(folder), "tokenizer.json")
+    tokenizers = values.package("tokenizers", "text", path)
     try:
         loaded = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the type that tokenizers raises for all that it cannot read

@@ -11,15 +11,17 @@ arrays, each for all layers at once, with matrices as [out, in].
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 from jax.typing import DTypeLike
 
-from jaxfed import lowrank, models
+from jaxfed import lowrank, models, values
 from jaxfed.algorithm import PyTree
 from jaxfed.pretrained.folder import shapes_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 UNKNOWN, BEGIN, END, BYTES = 0, 1, 2, 3  # ids; BYTES is the first of 256
 
@@ -76,13 +78,14 @@ def read_llama2c(
     return model, lowrank.merged(flat, lowrank.Theta({}, {}))
 
 
-def llama2c_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
+def llama2c_tokenizer(path: str | Path) -> "Tokenizer":
     """The tokenizer in a file of llama2.c's, which puts `<s>` before a text.
 
     Byte pairs merge in the order of their scores, a text begins with a space, and characters that
     are no token become bytes. The ids of `<unk>`, `<s>` and `</s>` are 0, 1 and 2.
     """
     path = Path(path).expanduser()
+    tokenizers = values.package("tokenizers", "text", path)
     pieces, scores = _pieces(path, path.read_bytes())
     pieces[:BYTES] = ["<unk>", "<s>", "</s>"]
     ids = {piece: i for i, piece in enumerate(pieces)}

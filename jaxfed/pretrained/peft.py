@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from jaxfed import lowrank, trees
 from jaxfed.pretrained import decoders, files, layouts
@@ -195,6 +194,7 @@ def _write(
     saved: list[str],
 ) -> None:
     """Writes one adapter; `name` gives their name of a weight, `saved` are modules beside it."""
+    package = files.safetensors(folder)
     written = {name(p): w.T if p.endswith("kernel") else w for p, w in full.items()}
     pairs = {name(f"{layer}/kernel").removesuffix(".weight"): f for layer, f in adapted.items()}
     for layer, f in pairs.items():
@@ -205,7 +205,7 @@ def _write(
     config = _adapter_config(checkpoint, pairs, [*saved, *own])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    safetensors.numpy.save_file(
+    package.numpy.save_file(
         {f"base_model.model.{n}": np.ascontiguousarray(t, np.float32) for n, t in written.items()},
         folder / "adapter_model.safetensors",
     )

@@ -1,6 +1,10 @@
-"""Where records are shown beside metrics.jsonl: TensorBoard's file, and Weights & Biases."""
+"""Where records are shown beside metrics.jsonl: TensorBoard's file, and Weights & Biases.
+
+TensorBoard's is written where tensorboardX is installed (`pip install 'jaxfed[boards]'`).
+"""
 
 import importlib
+import importlib.util
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -29,10 +33,15 @@ def check(log: str, folder: Path | None) -> None:
 
 def opened(folder: Path, rounds: int, log: str) -> list[Board]:
     """The boards of a run that goes on after its first `rounds` rounds."""
+    boards = [tensorboard(folder, rounds)] if importlib.util.find_spec("tensorboardX") else []
+    return [*boards, wandb(folder)] if log == "wandb" else boards
+
+
+def tensorboard(folder: Path, rounds: int) -> Board:
+    """A file for TensorBoard."""
     with run_folder.writing(folder / "tensorboard"):
         file = run_folder.tensorboard(folder, rounds)
-    boards = [Board(partial(_on_disk, folder, file), file.close)]
-    return [*boards, wandb(folder)] if log == "wandb" else boards
+    return Board(partial(_on_disk, folder, file), file.close)
 
 
 def _on_disk(folder: Path, file: Any, records: Sequence[dict]) -> None:

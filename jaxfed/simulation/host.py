@@ -21,7 +21,8 @@ class Host:
         nonfinite: stop at a client that returns NaN or infinity, or skip it (the weighted mean of
             the others takes its place, also where an algorithm averages uniformly).
         merges: who pays for a merge: all clients at once, or each when next drawn.
-        log: where records are shown beside metrics.jsonl: in TensorBoard's file, or in W&B, too.
+        log: where records are shown beside metrics.jsonl: in TensorBoard's file, where tensorboardX
+            is installed, or in W&B, too.
     """
 
     devices: int | None = None

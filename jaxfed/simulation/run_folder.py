@@ -9,7 +9,7 @@ clients.jsonl    each evaluation by client: {"round", "client": [...], "examples
 checkpoints/     see checkpoint.py
 clients/         what clients keep, at those checkpoints; see population.py
 clients.parquet  the same as one table, once the run has ended, where pyarrow is installed
-tensorboard/     the records again
+tensorboard/     the records again, where tensorboardX is installed
 wandb.json       the id of the run in W&B, which keeps its own files in wandb/
 plots/           see report.py
 """

@@ -8,7 +8,6 @@ Case does not count. The words of NIST, METEOR and CIDEr are those of mteval-v13
 `pip install 'jaxfed[nlg]'` installs sacrebleu, nltk and rouge-score; ImportError without them.
 """
 
-import importlib
 import math
 import re
 import string
@@ -272,9 +271,4 @@ def _words_of(
 
 
 def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ImportError(
-            f"this score needs {name.partition('.')[0]}: pip install 'jaxfed[nlg]'"
-        ) from None
+    return values.package(name, "nlg", "this score")
