@@ -7,9 +7,9 @@ The tiers: `-m quick`, the default (all but `full`), and `-m ""` for every test.
 What XLA compiles is kept from one run of the tests to the next, also for the programs that they
 start: many of them run the same rounds. XLA compiles in a hurry, which halves the time of most
 tests; those of bits, memory and compiled programs ask for the fixture `optimised`. XLA's older
-emitters of fused loops compile in 0.6 of the CPU seconds; newer versions have no others. Programs
-carry no lines of source, which lowering would look up, and garbage is collected seldom: a worker
-holds many objects that live to its end.
+emitters of fused loops compile in 0.6 of the CPU seconds; newer versions have no others. Nor is a
+program split into parts for several threads. Programs carry no lines of source, which lowering
+would look up, and garbage is collected seldom: a worker holds many objects that live to its end.
 """
 
 import gc
@@ -53,9 +53,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 gc.set_threshold(50_000, 20, 20)
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
 if metadata.version("jaxlib").startswith("0.10."):  # later ones refuse the flag's name
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+    flags += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 import jax  # noqa: E402 (it reads the above)
 
