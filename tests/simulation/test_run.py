@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -104,6 +105,12 @@ FAST = jaxfed.Host(devices=2, chunk=2, fuse=3)
 SINGLE = jaxfed.Host(devices=2, chunk=2, fuse=1)
 
 
+@cache
+def unbroken(host):
+    """The records of a run with states from its start to its end."""
+    return settled(jaxfed.run(experiment(with_states), host=host))
+
+
 def test_draw_is_uniform_without_replacement_and_depends_on_seed_and_round_alone():
     drawn = np.stack([draw(1, t, 20, 5) for t in range(4000)])
     assert all(len(set(ids)) == 5 for ids in drawn[:100])
@@ -170,8 +177,7 @@ def test_records_do_not_depend_on_where_clients_states_lie(tmp_path):
 
 
 def test_fused_rounds_are_single_rounds():
-    e = experiment(with_states)
-    fused, single = ([r["loss"] for r in jaxfed.run(e, host=host)] for host in (FAST, SINGLE))
+    fused, single = ([r["loss"] for r in unbroken(host)] for host in (FAST, SINGLE))
     np.testing.assert_allclose(fused, single, rtol=1e-5)
 
 
@@ -364,7 +370,6 @@ WAYS = {
 )
 def test_a_run_left_early_has_a_checkpoint_of_its_last_recorded_round(leave, host, tmp_path):
     e = experiment(with_states)
-    unbroken = settled(jaxfed.run(e, host=host))
     running = jaxfed.run(e, tmp_path, host)
     leave(running)
     del running
@@ -372,7 +377,7 @@ def test_a_run_left_early_has_a_checkpoint_of_its_last_recorded_round(leave, hos
     recorded = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["round"] for r in recorded] == list(range(1, 7 if host is FAST else 5))
     rest = list(jaxfed.run(e, tmp_path, host, resume=True))
-    assert settled(recorded + rest) == unbroken
+    assert settled(recorded + rest) == unbroken(host)
 
 
 def test_a_run_closed_before_its_first_round_frees_its_folder(tmp_path):
