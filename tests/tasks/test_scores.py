@@ -168,7 +168,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch, name):
     for module in [m for m in sys.modules if m.split(".")[0] == name]:
         monkeypatch.setitem(sys.modules, module, None)
     measure = {"sacrebleu": scores.bleu, "nltk": scores.nist, "rouge_score": scores.rouge_l}[name]
-    with pytest.raises(ImportError, match=rf"needs {name}: pip install 'jaxfed\[nlg\]'"):
+    with pytest.raises(ImportError, match=rf"needs {name} .*: pip install 'jaxfed\[nlg\]'"):
         measure(["a"], [["a"]])
 
 
