@@ -169,17 +169,15 @@ def test_a_rate_is_chosen_on_validation_and_run_for_all_seeds(tmp_path, capsys):
 
 @pytest.mark.full
 def test_a_sweep_that_was_killed_goes_on_by_the_same_command(swept, tmp_path):
-    """Its trials are those of the sweep with one rate."""
-    begun, rate = 0, ("--learning-rate", "0.1")
-    for at in (2, 20, 40, 60):
+    begun = 0
+    for at in (2, 20, 60, 90):
         folder, output = tmp_path / f"s{at}", tmp_path / "printed"
-        asked = ("sweep", SMALL, "--rounds", 2, "--seed", 0, 1, *rate, *QUICK, "--out", folder)
+        asked = ("sweep", *ASKED, "--out", folder)
         assert killed.ended(at, folder, asked, output) == -signal.SIGKILL
         begun += (folder / "sweep.json").exists()
         assert killed.ended(0, folder, asked, output) == 0, output.read_text()
-        for seed in (0, 1):
-            found = launched.records(folder / f"seed={seed}")
-            assert found == launched.records(swept / f"seed={seed},learning_rate=0.1")
+        for name in NAMES:
+            assert launched.records(folder / name) == launched.records(swept / name)
     assert begun
 
 

@@ -11,7 +11,7 @@ import killed
 import launched
 import pytest
 
-ROUNDS, EVERY = 120, 4
+ROUNDS, EVERY = 240, 4
 OPTIONS = ("--rounds", ROUNDS, "--checkpoint-every", EVERY, "--cpu-devices", 2, "--chunk", 3)
 
 
