@@ -1,7 +1,7 @@
 """Facts about trees of arrays: bytes, numbers, shapes, paths; and which leaves are statistics."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,8 @@ def size(tree: PyTree) -> int:
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """{"layer/kernel": leaf} of a tree of dicts."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    """{"layer/kernel": leaf} of a tree of dicts; whatever else it holds is a leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, lambda x: not isinstance(x, Mapping))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

@@ -7,7 +7,7 @@ It needs `pip install 'jaxfed[text]'`.
 
 `--model` is a folder of Hugging Face's format, such as Llama 2 or 3, or of llama2.c's; `--data` has
 one JSON object a line with "instruction", "input" (may be "") and "output". A tenth of the rows is
-the test set.
+the test set. `--base int8` or `int4` stores the frozen kernels so; the list leaves them alone.
 
 arXiv 2409.12371 fine-tunes a LLaMA so: FedLoRA stores 0.12 % of the model's parameters, and FedLoRU
 0.36 %, three low-rank updates one after the other. With Llama-2-7B, rank 16 on queries and values
@@ -29,6 +29,7 @@ def experiment(
     model: str = "Llama-2-7b",
     data: str = "alpaca.jsonl",
     method: Literal["fedloru", "fedlora"] = "fedloru",
+    base: Literal["float", "int8", "int4"] = "float",
     clients: int = 20,
     cohort: int = 5,
     rounds: int = 60,
@@ -49,6 +50,7 @@ def experiment(
         model: a folder of Hugging Face's or of llama2.c's format.
         data: a file of JSON lines, plain or .gz.
         method: fedlora never merges.
+        base: how the frozen kernels are stored.
         clients: how many share the training rows, at random.
         cohort: of them in each round.
         rounds: how many to run.
@@ -63,7 +65,7 @@ def experiment(
         evaluate_batch: rows at once.
         seed: decides the split, the factors and who sees what in which order.
     """
-    decoder, params, tokenizer = pretrained.decoder_with_tokenizer(model)
+    decoder, params, tokenizer = pretrained.decoder_with_tokenizer(model, base=base)
     ending = nlg.ending(tokenizer, end)
     encoded = nlg.prompted(worded(data), tokenizer, end=ending, max_length=max_length)
     order = np.random.default_rng(seed).permutation(len(encoded["tokens"]))

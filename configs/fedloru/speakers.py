@@ -31,6 +31,7 @@ def experiment(
     model: str = "stories260K",
     speeches: str = "plays.jsonl.gz",
     method: Method = "fedlora",
+    base: Literal["float", "int8", "int4"] = "float",
     clients: int = 20,
     cohort: int = 5,
     least: int = 10,
@@ -54,6 +55,7 @@ def experiment(
         model: a folder of llama2.c's files, or of Hugging Face's.
         speeches: a file of JSON lines, plain or .gz.
         method: full trains all weights; alone is each speaker by itself.
+        base: how the frozen kernels are stored.
         clients: speakers, drawn from those with enough speeches.
         cohort: of them in each round.
         least: speeches of a speaker that takes part.
@@ -71,7 +73,7 @@ def experiment(
         evaluate_every: rounds between evaluations.
         seed: decides the speakers, what is held out, the factors and the order of speeches.
     """
-    decoder, params, tokenizer = pretrained.decoder_with_tokenizer(model)
+    decoder, params, tokenizer = pretrained.decoder_with_tokenizer(model, base=base)
     ending = nlg.ending(tokenizer, end)
     lines = nlg.jsonl(speeches, ("play", "speaker", "text"))
     keys = np.array(

@@ -36,7 +36,6 @@ from typing import Annotated, Literal
 
 import jax
 import numpy as np
-import optax
 import tyro
 
 import jaxfed
@@ -45,7 +44,6 @@ from jaxfed.algorithms import row, zoo
 from jaxfed.data import federate, nlg, partition, sources
 
 Dataset = Literal["webnlg", "e2e"]
-METHODS = {one.name: one for one in zoo.ROWS if one.trains in ("any", "factors")}
 PLACE = re.compile(r"(?:eatType\[|Type : )([\w ]*\w)")
 
 
@@ -93,8 +91,7 @@ def experiment(
         evaluate_batch: texts at once.
         seed: decides the split, the factors and who sees what in which order.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}; use one of {', '.join(METHODS)}")
+    chosen = zoo.fine_tuning(method)
     decoder, params, tokenizer = pretrained.decoder_with_tokenizer(model)
     made, parts = [], []
     for split in ("train", "test"):
@@ -112,20 +109,20 @@ def experiment(
         params=params,
         select=lowrank.Select(factors="query|value", rank=rank),
     )
-    setting = row.Setting(
+    setting = row.Setting.of_adamw(
         local.Work(batch_size, steps=local_steps),
         learning_rate,
         clients=clients,
-        cohort=clients,
+        weight_decay=weight_decay,
         rank=rank,
         rounds=rounds,
-        update=partial(optax.adamw, weight_decay=weight_decay),
         personal_rank=personal_rank,
         personal_rate=personal_learning_rate,
+        personal="value",
     )
     return Experiment(
         federate(source, parts[0], personal_parts=parts[1]),
-        METHODS[method].make(task, setting),
+        chosen.make(task, setting),
         rounds=rounds,
         cohort=clients,
         seed=seed,

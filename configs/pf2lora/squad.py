@@ -19,11 +19,9 @@ This is work for a GPU; --max-length, --batch-size and --rounds make it smaller.
 """
 
 import json
-from functools import partial
 from typing import Annotated
 
 import numpy as np
-import optax
 import tyro
 
 import jaxfed
@@ -31,7 +29,6 @@ from jaxfed import Experiment, local, lowrank, models, pretrained, tasks, trees
 from jaxfed.algorithms import row, zoo
 from jaxfed.data import Source, federate, partition, squad
 
-METHODS = {one.name: one for one in zoo.ROWS if one.trains in ("any", "factors")}
 BODY = ("head", "pooler")  # what of a checkpoint is not the encoder's body
 
 
@@ -79,8 +76,7 @@ def experiment(
         evaluate_batch: windows at once.
         seed: decides the split, the head, the factors and who sees what in which order.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}; use one of {', '.join(METHODS)}")
+    chosen = zoo.fine_tuning(method)
     encoder, params = pretrained.read(model)
     body = {p: w for p, w in trees.by_path(params).items() if not p.startswith(BODY)}
     source, parts = [], []
@@ -97,20 +93,20 @@ def experiment(
         params=body,
         select=lowrank.Select(factors="query|value", full="^head_span", rank=rank),
     )
-    setting = row.Setting(
+    setting = row.Setting.of_adamw(
         local.Work(batch_size, steps=local_steps),
         learning_rate,
         clients=clients,
-        cohort=clients,
+        weight_decay=weight_decay,
         rank=rank,
         rounds=rounds,
-        update=partial(optax.adamw, weight_decay=weight_decay),
         personal_rank=personal_rank,
         personal_rate=personal_learning_rate,
+        personal="head_span",
     )
     return Experiment(
         federate(source, parts[0], personal_parts=parts[1]),
-        METHODS[method].make(task, setting),
+        chosen.make(task, setting),
         rounds=rounds,
         cohort=clients,
         seed=seed,

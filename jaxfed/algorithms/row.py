@@ -1,6 +1,7 @@
 """The form of a row of the zoo, and the setting from which it makes a small run."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +30,19 @@ class Setting(NamedTuple):
     mixture: Callable[[int], np.ndarray] | None = None
     """How many clients have which rank, of `lowrank.mixed`; by default see `ranks`. With one, the
     clients of FLoRA and FlexLoRA have unequal ranks, too."""
+
+    personal: str = "head/bias"  # pattern of the paths of what FedPer's and FedRep's clients keep
+
+    @classmethod
+    def of_adamw(
+        cls, work: local.Work, rate: float, *, clients: int, weight_decay: float, **more: Any
+    ) -> "Setting":
+        """All clients in every round, with AdamW where a method leaves the optimizer open.
+
+        `more` are further fields: rank, rounds, personal_rank, ...
+        """
+        update = partial(optax.adamw, weight_decay=weight_decay)
+        return cls(work, rate, clients=clients, cohort=clients, update=update, **more)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:

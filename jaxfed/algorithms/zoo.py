@@ -264,3 +264,14 @@ def named(name: str) -> Row:
         if row.name == name:
             return row
     raise ValueError(f"the zoo has no row {name!r}; `jaxfed zoo` lists them")
+
+
+def fine_tuning(method: str) -> Row:
+    """The row of that name, which trains any theta or factors beside a kept base.
+
+    ValueError, with the names that there are, for another one.
+    """
+    rows = {one.name: one for one in ROWS if one.trains in ("any", "factors")}
+    if method not in rows:
+        raise ValueError(f"method={method!r}; use one of {', '.join(rows)}")
+    return rows[method]

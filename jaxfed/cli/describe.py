@@ -9,6 +9,7 @@ from jaxfed import trees
 from jaxfed.combine.listing import LIST
 from jaxfed.data import text
 from jaxfed.data.federated import Split
+from jaxfed.lowrank import quantised
 from jaxfed.lowrank.factors import Theta
 from jaxfed.simulation import flops, ledger, targets
 
@@ -22,13 +23,18 @@ def weights(base: dict[str, Any], theta: Theta) -> str:
         if path in theta.factors:
             f = theta.factors[path]
             rows.append(
-                (path, shape, f"factors, rank {f.rank}, scale {f.scale:g}", f"{trees.size(f):,}")
+                (
+                    path,
+                    shape,
+                    f"factors, rank {f.rank}, scale {f.scale:g}{_stored(w)}",
+                    f"{trees.size(f):,}",
+                )
             )
         elif path in theta.full:
             part = "running statistic" if statistic else "trained in full"
             rows.append((path, shape, part, f"{w.size:,}"))
         else:
-            rows.append((path, shape, "frozen", "0"))
+            rows.append((path, shape, f"frozen{_stored(w)}", "0"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
@@ -40,8 +46,8 @@ def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
     """How much is trained, frozen and sent, beside the whole model, and listed beside it."""
     listed = {path: w for path, w in base.items() if path.startswith(LIST)}
     base = {path: w for path, w in base.items() if path not in listed}
-    whole = trees.size(base) + trees.size(theta.full)
-    trained, frozen = trees.size(theta), trees.size(base)
+    frozen, trained = quantised.size(base), trees.size(theta)
+    whole = frozen + trees.size(theta.full)
     held = in_bytes(trees.nbytes(base) + trees.nbytes(theta.full))
     lines = [
         f"model    {whole:,} parameters ({held})",
@@ -50,6 +56,12 @@ def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
         f"{trees.size(theta.full):,} in {len(theta.full)} weights trained in full",
         f"frozen   {frozen:,} ({in_bytes(trees.nbytes(base))}), held once for all clients",
     ]
+    for kind in quantised.MOST:
+        if narrow := {p: w for p, w in base.items() if _stored(w).endswith(kind)}:
+            lines.append(
+                f"{kind}     {quantised.size(narrow):,} of the frozen, in "
+                f"{in_bytes(trees.nbytes(narrow))} with their scales"
+            )
     if listed:
         size = trees.size(listed)
         lines.append(
@@ -58,6 +70,11 @@ def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
         )
     sent = f"{in_bytes(wire.down)} down, {in_bytes(wire.up)} up for a client in a round"
     return "\n".join([*lines, f"wire     {sent}"])
+
+
+def _stored(w: Any) -> str:
+    """How a weight is stored, if it is quantised."""
+    return f", in {w.kind}" if quantised.is_quantised(w) else ""
 
 
 def _share(part: float) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxfed import lowrank, values
 from jaxfed.algorithm import Algorithm, PyTree
 from jaxfed.combine.merging import accumulate
+from jaxfed.lowrank import quantised
 from jaxfed.lowrank.factors import Factors, Theta
 from jaxfed.tasks.task import Task, through
 
@@ -32,7 +33,8 @@ def accumulate_list(
     `make` is a function such as `lambda task: fedavg(task, work, client_optimizer=sgd)`. The list
     lies in the base and has room for so many merges; one more folds the oldest into W. Clients
     compute with the list beside their factors, at a rank of (merges + 1) r. What is deployed has
-    the list folded in.
+    the list folded in; beside quantised weights, which nothing is folded into, it stays in the
+    factors, and a run in which it overflows is refused before its first round.
     """
     values.function("make", make, "a function of a task, such as lambda task: fedavg(task, ...)")
     values.whole("merges", merges, 1)
@@ -51,20 +53,34 @@ def accumulate_list(
     def deploy(server, state):
         base, theta = fed.deploy(server, state)
         weights, chain = parted(base, theta.factors)
-        return lowrank.merge(weights, Theta({}, chain)), theta
+        beside = {p: f for p, f in chain.items() if quantised.is_quantised(weights.get(p))}
+        folded = {p: f for p, f in chain.items() if p not in beside}
+        return lowrank.merge(weights, Theta({}, folded)), lowrank.joined(theta, beside)
 
-    return fed._replace(task=task, deploy=deploy)
+    def broadcast(server, t):
+        made = sum(t >= due for due in every) if isinstance(every, Sequence) else t // every
+        if made > merges:
+            of = {p: w for p, w in server.base.items() if p in server.theta.factors}
+            quantised.refuse(of, f"merge {made} of a list of {merges}")
+        return fed.broadcast(server, t)
+
+    return fed._replace(task=task, deploy=deploy, broadcast=broadcast)
 
 
 def append(base: PyTree, theta: Theta, start: Theta, key: jax.Array) -> tuple[PyTree, Theta]:
     """A restart: put the factors at the head of the list and draw new ones, down random, up zero.
 
-    The function is unchanged. What falls off the end of a full list is folded into W.
+    The function is unchanged. What falls off the end of a full list is folded into W, unless that
+    is quantised: `accumulate_list` refuses a run that would fill such a list.
     """
     weights, chain = parted(base, theta.factors)
     longer = {p: lowrank.concat(f, chain[p]) for p, f in theta.factors.items()}
     kept = {p: _components(f, 0, chain[p].rank) for p, f in longer.items()}
-    lost = {p: _components(f, chain[p].rank, f.rank) for p, f in longer.items()}
+    lost = {
+        p: _components(f, chain[p].rank, f.rank)
+        for p, f in longer.items()
+        if not quantised.is_quantised(weights.get(p))
+    }
     weights = lowrank.merge(weights, Theta({}, lost))
     return {**weights, **_listed(kept)}, lowrank.fresh(theta, key)
 

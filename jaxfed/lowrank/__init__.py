@@ -13,6 +13,7 @@ embedding, a is [vocabulary, r].
 from jaxfed.lowrank import forms as forms
 from jaxfed.lowrank import gates as gates
 from jaxfed.lowrank import mixed as mixed
+from jaxfed.lowrank import quantised as quantised
 from jaxfed.lowrank import restarts as restarts
 from jaxfed.lowrank import rules as rules
 from jaxfed.lowrank.factors import Factors as Factors

@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from jaxfed import trees, values
 from jaxfed.algorithm import PyTree
+from jaxfed.lowrank import quantised
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("scale", "stack"))
@@ -173,7 +174,11 @@ def nbytes(theta: Theta, rank: jax.Array | None = None, sides: str = "ab") -> di
 
 
 def merge(base: Mapping[str, jax.Array], theta: Theta) -> dict[str, jax.Array]:
-    """The base with every product folded in: W + s a b. Theta is left as it is."""
+    """The base with every product folded in: W + s a b. Theta is left as it is.
+
+    ValueError for a product beside a quantised weight.
+    """
+    quantised.refuse({p: w for p, w in base.items() if p in theta.factors}, "a merge")
     return {
         p: w + product(theta.factors[p]).astype(w.dtype) if p in theta.factors else w
         for p, w in base.items()
@@ -183,10 +188,11 @@ def merge(base: Mapping[str, jax.Array], theta: Theta) -> dict[str, jax.Array]:
 def merged(base: Mapping[str, jax.Array], theta: Theta) -> PyTree:
     """The model's own parameters, nested, as if it had never had factors.
 
-    Running statistics stand beside them, as arrays; `variables` has them apart, for flax.
+    Running statistics stand beside them, as arrays; `variables` has them apart, for flax. Quantised
+    weights are floats again.
     """
     full = {p: w.value if trees.is_running(w) else w for p, w in theta.full.items()}
-    return traverse_util.unflatten_dict({**merge(base, theta), **full}, sep="/")
+    return traverse_util.unflatten_dict({**merge(quantised.floats(base), theta), **full}, sep="/")
 
 
 STATISTICS = "batch_stats"
@@ -194,9 +200,12 @@ STATISTICS = "batch_stats"
 
 
 def variables(flat: Mapping[str, Any]) -> dict[str, PyTree]:
-    """Weights and running statistics {path: ...} as a flax model takes them, in collections."""
+    """Weights and running statistics {path: ...} as a flax model takes them, in collections.
+
+    Quantised weights are floats again.
+    """
     kept = {p: w.value for p, w in flat.items() if trees.is_running(w)}
-    params = {p: w for p, w in flat.items() if p not in kept}
+    params = quantised.floats({p: w for p, w in flat.items() if p not in kept})
     nested = {"params": traverse_util.unflatten_dict(params, sep="/")}
     return nested | ({STATISTICS: traverse_util.unflatten_dict(kept, sep="/")} if kept else {})
 
@@ -300,6 +309,7 @@ def principal(base: Mapping[str, jax.Array], theta: Theta) -> tuple[dict[str, ja
     W = U S V'; A = U_r sqrt(S_r / s), B = sqrt(S_r / s) V_r'; W <- W - s A B: the model is what it
     was before it had factors (PiSSA's start, and FRLoRA's).
     """
+    quantised.refuse({p: base[p] for p in theta.factors}, "a start from its best factors")
 
     def best(f, weight):
         return from_product(weight.astype(f.a.dtype), f.a.ndim - 1, f.rank, f.scale)

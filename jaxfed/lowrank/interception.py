@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from jaxfed import trees
 from jaxfed.algorithm import Leaf
+from jaxfed.lowrank import quantised
 from jaxfed.lowrank.factors import STATISTICS, Factors, Layer, Theta, variables
 from jaxfed.lowrank.gates import Gated
 
@@ -95,14 +96,19 @@ def apply(
     """model(*args) with the trained weights in place and the low-rank terms added.
 
     A weight with factors may be missing from `base`: its layer then has the low-rank term and its
-    bias alone. With `dropout` above zero and a key, x a is dropped out before b (the authors' code
-    drops 0.1).
+    bias alone. Quantised kernels are multiplied by as they are stored. With `dropout` above zero
+    and a key, x a is dropped out before b (the authors' code drops 0.1).
     """
     stacked = {p: f for p, f in theta.factors.items() if f.stack}
-    without = set(theta.factors) - {*base, *theta.full}
-    held = variables({**base, **theta.full, **_beside_weights(stacked)})
+    stored = {p: w for p, w in base.items() if quantised.is_quantised(w)}
+    codes = {n: x for p, w in stored.items() for n, x in quantised.beside(p, w).items()}
+    plain = {p: w for p, w in base.items() if p not in stored}
+    without = {*theta.factors, *stored} - {*plain, *theta.full}
+    held = variables({**plain, **codes, **theta.full, **_beside_weights(stacked)})
 
     def add(module, method, path, y, x):
+        if path in stored:
+            y = quantised.called(module, quantised.at(module, stored[path]), x)
         if path not in theta.factors:
             return y
         f: Factors | Gated = theta.factors[path]

@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from jaxfed import trees, values
 from jaxfed.algorithm import PyTree
+from jaxfed.lowrank import quantised
 from jaxfed.lowrank.factors import Factors, Layer, Theta, uniform
 
 
@@ -99,7 +100,8 @@ def split(
     """(base, theta): the frozen and the trained part of `params`, both flat {path: array}.
 
     Running statistics (`trees.Running`) are part of theta, whatever is selected. Raises ValueError,
-    listing the paths, if a pattern matches nothing or a rank does not fit.
+    listing the paths, if a pattern matches nothing or a rank does not fit, or if what is to be
+    trained whole, or to begin at zero, is quantised.
     """
     values.kind("select", select, Select, 'a Select, such as lowrank.Select(full=".*")')
     held = traverse_util.flatten_dict(params, sep="/")
@@ -107,6 +109,9 @@ def split(
     ranks = _ranks(flat, layers, select)
     full = {p: flat[p] for p in _matching(select.full, flat) if p not in ranks}
     kept = {p: w for p, w in held.items() if trees.is_running(w)}
+    quantised.refuse(full, "training it whole")
+    if select.base == "zero":
+        quantised.refuse({p: flat[p] for p in ranks}, "a base of zeros")
     base = {
         p: jnp.zeros_like(w) if p in ranks and select.base == "zero" else w
         for p, w in flat.items()

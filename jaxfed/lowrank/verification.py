@@ -12,6 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxfed.algorithm import PyTree
+from jaxfed.lowrank import quantised
 from jaxfed.lowrank.factors import Factors, Theta, merged, variables
 from jaxfed.lowrank.interception import apply, layers, weight_path
 
@@ -43,7 +44,7 @@ def check(model: nn.Module, base: Mapping[str, Any], theta: Theta, *args, **kwar
     """
     if not theta.factors:
         return
-    params = {**base, **theta.full}
+    params = {**quantised.shapes(base), **theta.full}
     calls: list[Call] = []
 
     def forward(params, args):

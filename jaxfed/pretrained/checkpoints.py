@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jaxfed import models
 from jaxfed.algorithm import PyTree
+from jaxfed.pretrained import layouts
 from jaxfed.pretrained.decoders import read_decoder
 from jaxfed.pretrained.folder import tokenizer
 from jaxfed.pretrained.llama2c import llama2c_tokenizer, read_llama2c
@@ -14,16 +15,17 @@ if TYPE_CHECKING:
 
 
 def decoder_with_tokenizer(
-    folder: str | Path,
+    folder: str | Path, *, base: layouts.Base = "float"
 ) -> tuple[models.Decoder, PyTree, "Tokenizer"]:
     """(model, params, tokenizer) of a folder.
 
     It holds config.json, model.safetensors and tokenizer.json, or llama2.c's two files, of which
-    that of the words is called tok*.bin. ValueError, with what it holds, for another one.
+    that of the words is called tok*.bin. `base` is as in `read_decoder`. ValueError, with what it
+    holds, for another one.
     """
     folder = Path(folder).expanduser()
     if (folder / "config.json").is_file():
-        return *read_decoder(folder), tokenizer(folder)
+        return *read_decoder(folder, base=base), tokenizer(folder)
     found = sorted(folder.glob("*.bin"))
     words = [path for path in found if path.name.startswith("tok")]
     weights = [path for path in found if not path.name.startswith("tok")]
@@ -33,4 +35,4 @@ def decoder_with_tokenizer(
             f"{folder} has {has}; give a folder with config.json, or with llama2.c's two files, "
             "such as stories260K.bin and tok512.bin"
         )
-    return *read_llama2c(weights[0]), llama2c_tokenizer(words[0])
+    return *read_llama2c(weights[0], base=base), llama2c_tokenizer(words[0])

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxfed import lowrank, models
+from jaxfed import models
 from jaxfed.algorithm import PyTree
-from jaxfed.pretrained import files
+from jaxfed.pretrained import files, layouts
 from jaxfed.pretrained.families import as_ours
 from jaxfed.pretrained.folder import shapes_of
 
@@ -114,12 +114,17 @@ ACTIVATIONS |= {"relu": "relu", "silu": "silu"}
 
 
 def read_decoder(
-    folder: str | Path, *, dtype: DTypeLike | None = None, remat: bool = False
+    folder: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    remat: bool = False,
+    base: layouts.Base = "float",
 ) -> tuple[models.Decoder, PyTree]:
     """(model, params): the decoder that a folder describes and its weights, nested, on the host.
 
     The kinds are those of `KINDS`, by config.json's model_type; SmolLM and TinyLlama are "llama".
-    Weights are float32, or what a model of that `dtype` keeps. Raises ValueError for another kind
+    Weights are float32, or what a model of that `dtype` keeps; `base="int8"` or "int4" stores the
+    kernels inside of layers so, to be frozen. Raises ValueError for another kind
     or setting, and, listing them, for tensors that the model lacks or does not have.
     """
     folder = Path(folder).expanduser()
@@ -138,8 +143,8 @@ def read_decoder(
                 f"{folder} does not fit its config.json: {one[0]} makes {path} {weight.shape}, "
                 f"wanted is {wanted[path].shape}"
             )
-        flat[path] = weight.astype(wanted[path].dtype)
-    return model, lowrank.merged(flat, lowrank.Theta({}, {}))
+        flat[path] = layouts.narrowed(path, weight, wanted[path].dtype, base)
+    return model, layouts.nested(flat, base)
 
 
 def names(kind: Kind, path: str, depth: int) -> list[str]:
@@ -249,14 +254,16 @@ def _tensors(folder: Path, kind: Kind) -> dict[str, np.ndarray]:
     found = files.load_all(folder)
     if not any(name.startswith(kind.prefix) for name in found):
         found = {n if n == "lm_head.weight" else kind.prefix + n: x for n, x in found.items()}
-    return _apart(found) if kind.settings["kind"] == "gpt2" else found
+    return apart(kind, found)
 
 
-def _apart(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """GPT-2's tensors with queries, keys and values apart, and matrices as [out, in].
+def apart(kind: Kind, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `together`: GPT-2's queries, keys and values apart, matrices as [out, in].
 
     Its files hold [in, out], and old ones the masks of attention as well.
     """
+    if kind.settings["kind"] != "gpt2":
+        return dict(tensors)
     found: dict[str, np.ndarray] = {}
     for name, x in tensors.items():
         if name.endswith((".attn.bias", ".attn.masked_bias")):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxfed import lowrank, models, trees, values
+from jaxfed import models, trees, values
 from jaxfed.algorithm import PyTree
 from jaxfed.pretrained import files, layouts
 from jaxfed.pretrained.families import (
@@ -50,16 +50,18 @@ def read(
     dtype: DTypeLike | None = None,
     scanned: bool = False,
     head: Literal["kept", "fresh"] = "kept",
+    base: layouts.Base = "float",
 ) -> tuple[models.Encoder, PyTree]:
     """(model, params): the encoder that a folder describes and its weights, nested, on the host.
 
     They are float32, or what a model of that `dtype` keeps; `scanned=True` stacks them, as the
-    Encoder does. A checkpoint without a classifier gives params without `head` (and without
-    `head_dense` or `pooler`, if it has none); fill them in from the model's own `init`. With
-    `head="fresh"` the file's last layer, which may have other labels, is left out as well. Nothing
-    else may be missing, and nothing may be left over but what `account` calls spare. Raises
-    ValueError, listing the tensors, if they are not the model's, and for a configuration that the
-    Encoder does not cover.
+    Encoder does. `base="int8"` or "int4" stores the kernels inside of layers so, to be frozen. A
+    checkpoint without a classifier gives params without `head` (and without `head_dense` or
+    `pooler`, if it has none); fill them in from the model's own `init`. With `head="fresh"` the
+    file's last layer, which may have other labels, is left out as well. Nothing else may be
+    missing, and nothing may be left over but what `account` calls spare. Raises ValueError, listing
+    the tensors, if they are not the model's, and for a configuration that the Encoder does not
+    cover.
     """
     values.choice("head", head, ("kept", "fresh"))
     family, config = configuration(Path(folder))
@@ -69,11 +71,11 @@ def read(
         last = f"{family.head['head']}."
         tensors = {name: t for name, t in tensors.items() if not name.startswith(last)}
     flat: dict[str, Any] = {
-        path: as_ours(path, tensors[name]).astype(wanted[path].dtype)
+        path: layouts.narrowed(path, as_ours(path, tensors[name]), wanted[path].dtype, base)
         for path, name in _account(family, model, tensors, folder).found.items()
     }
     flat = layouts.scanned(flat) if scanned else flat
-    return model.clone(scanned=scanned), lowrank.merged(flat, lowrank.Theta({}, {}))
+    return model.clone(scanned=scanned), layouts.nested(flat, base)
 
 
 def account(folder: str | Path, classes: int = 2) -> Account:

@@ -6,13 +6,17 @@ Encoders stack all layers but the last, decoders all.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed import lowrank
+from jaxfed import lowrank, values
+from jaxfed.algorithm import PyTree
+
+INSIDE = re.compile(r"layer(s|_\d+)/.*kernel$")
+Base = Literal["float", "int8", "int4"]
 
 
 def scanned(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,13 +37,13 @@ def scanned(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unrolled(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse, of arrays or factors; those in no stack stay as they are."""
+    """The inverse, of arrays, quantised ones or factors; those in no stack stay as they are."""
     found: dict[str, Any] = {}
     for path, w in weights.items():
         if not path.startswith("layers/"):
             found[path] = w
             continue
-        depth = w.layers if isinstance(w, lowrank.Factors) else len(w)
+        depth = w.layers if isinstance(w, lowrank.Factors) else w.shape[0]
         name = path.removeprefix("layers/")
         found |= {f"layer_{i}/{name}": _at(w, i) for i in range(depth)}
     return found
@@ -68,4 +72,22 @@ def _at(stack: Any, i: int) -> Any:
     """What layer i has of a stack."""
     if isinstance(stack, lowrank.Factors):
         return dataclasses.replace(stack, a=stack.a[i], b=stack.b[i], stack=stack.stack - 1)
-    return stack[i]
+    return jax.tree.map(lambda x: x[i], stack)
+
+
+def narrowed(path: str, weight: np.ndarray, dtype: Any, base: Base) -> np.ndarray:
+    """The weight in that type, unless it is still to be quantised."""
+    return weight if base != "float" and INSIDE.match(path) else weight.astype(dtype)
+
+
+def nested(weights: Mapping[str, Any], base: Base) -> PyTree:
+    """Weights {path: array} as a flax model takes them, with kernels inside of layers in `base`.
+
+    The types of others, and of all with "float", stay as they are.
+    """
+    values.choice("base", base, get_args(Base))
+    stored = {
+        p: w if base == "float" or not INSIDE.match(p) else lowrank.quantised.quantise(w, base)
+        for p, w in weights.items()
+    }
+    return lowrank.quantised.nested(stored)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxfed import lowrank, models, values
+from jaxfed import models, values
 from jaxfed.algorithm import PyTree
+from jaxfed.pretrained import layouts
 from jaxfed.pretrained.folder import shapes_of
 
 if TYPE_CHECKING:
@@ -27,13 +28,17 @@ UNKNOWN, BEGIN, END, BYTES = 0, 1, 2, 3  # ids; BYTES is the first of 256
 
 
 def read_llama2c(
-    path: str | Path, *, dtype: DTypeLike | None = None, remat: bool = False
+    path: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    remat: bool = False,
+    base: layouts.Base = "float",
 ) -> tuple[models.Decoder, PyTree]:
     """(model, params): the decoder in a file and its weights, nested, on the host.
 
-    Queries and keys are put in the order of Hugging Face, whose rotary planes are entries i and
-    i + h / 2 of a head, where llama2.c has 2 i and 2 i + 1. Raises ValueError if the file's size is
-    not that of its settings.
+    Queries and keys are put in the order of Hugging Face, whose rotary planes are entries i and i +
+    h / 2 of a head, where llama2.c has 2 i and 2 i + 1. `base` is as in `read_decoder`. Raises
+    ValueError if the file's size is not that of its settings.
     """
     path = Path(path).expanduser()
     data = path.read_bytes()
@@ -74,8 +79,9 @@ def read_llama2c(
             x = x.reshape(depth, -1, h // 2, 2, width).swapaxes(2, 3).reshape(shape)
         if name in wanted:
             x = x.swapaxes(-1, -2) if name.endswith("kernel") else x
-            flat[name] = np.ascontiguousarray(x, wanted[name].dtype)
-    return model, lowrank.merged(flat, lowrank.Theta({}, {}))
+            x = layouts.narrowed(name, x, wanted[name].dtype, base)
+            flat[name] = np.ascontiguousarray(x)
+    return model, layouts.nested(flat, base)
 
 
 def llama2c_tokenizer(path: str | Path) -> "Tokenizer":

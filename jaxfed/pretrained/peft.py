@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import lowrank, trees
-from jaxfed.pretrained import decoders, files, layouts
+from jaxfed.pretrained import decoders, files, fused, layouts
 from jaxfed.pretrained.families import Family, as_ours, layer_of, tensor_name
 from jaxfed.pretrained.folder import configuration, encoder, shapes_of, tensors_in
 
@@ -32,10 +32,10 @@ def write_adapters(
         peft.PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(
             checkpoint, num_labels=classes), folder / name)
 
-    or AutoModelForCausalLM beside a decoder (not GPT-2, whose queries, keys and values PEFT adapts
-    as one). A common adapter, a personal one and the two `joined` are three thetas. Raises
-    ValueError if the base is no longer the checkpoint's (then no adapter of these factors is the
-    model), or if the factors are at a weight where PEFT's have another form.
+    or AutoModelForCausalLM beside a decoder. GPT-2's queries, keys and values get one adapter of
+    their ranks' sum, as PEFT has it. A common adapter, a personal one and the two `joined` are
+    three thetas. Raises ValueError if the base is no longer the checkpoint's (then no adapter of
+    these factors is the model), or if the factors are at a weight where PEFT's have another form.
     """
     if wrong := [name for name in thetas if not re.fullmatch(r"\w[\w.\- ]*", name)]:
         raise ValueError(
@@ -71,6 +71,13 @@ def read_adapter(folder: str | Path, checkpoint: str | Path) -> lowrank.Theta:
         raise ValueError(f"{path} has {wrong}; supported is {PLAIN}")
     loaded = files.load(files.find(folder, "adapter_model.safetensors"))
     tensors = {name.removeprefix("base_model.model."): x for name, x in loaded.items()}
+    end = ".lora_A.weight"
+    rank = {n.removesuffix(end): len(x) for n, x in tensors.items() if n.endswith(end)}
+    if decoders.is_decoder(checkpoint):
+        kind, _ = decoders.configuration(Path(checkpoint).expanduser())
+        lora = {name: x for name, x in tensors.items() if ".lora_" in name}
+        others = {name: x for name, x in tensors.items() if name not in lora}
+        tensors = decoders.apart(kind, others) | fused.apart(lora)
     full, factors, left = {}, {}, set(tensors)
     for name, p in paths.items():
         layer = name.removesuffix(".weight")
@@ -80,7 +87,8 @@ def read_adapter(folder: str | Path, checkpoint: str | Path) -> lowrank.Theta:
             left.discard(name)
         elif name.endswith(".weight") and left.issuperset(pair):
             a, b = (jnp.asarray(tensors[n].T, jnp.float32) for n in pair)
-            factors[p] = lowrank.Factors(a, b, _alpha(path, asked, layer) / b.shape[0])
+            theirs = fused.whole(layer)
+            factors[p] = lowrank.Factors(a, b, _alpha(path, asked, theirs) / rank[theirs])
             left.difference_update(pair)
     if left:
         raise ValueError(f"{folder} has tensors that {checkpoint} has no place for: {sorted(left)}")
@@ -116,10 +124,17 @@ def _check_base(
     for path, weight in base.items():
         if layer_of(path) in family.head and _drawn(family, tensors, path, weight):
             continue
-        theirs = as_ours(path, tensors[tensor_name(family, path)]).astype(weight.dtype)
-        if not np.array_equal(theirs, weight):
+        if not _same(as_ours(path, tensors[tensor_name(family, path)]), weight):
             changed.append(path)
     _refuse_changed(checkpoint, changed)
+
+
+def _same(theirs: np.ndarray, weight: Any) -> bool:
+    """Whether a checkpoint's weight is ours, as it is stored here."""
+    if lowrank.quantised.is_quantised(weight):
+        made = lowrank.quantised.quantise(theirs, weight.kind)
+        return np.array_equal(made.codes, weight.codes)
+    return np.array_equal(theirs.astype(weight.dtype), weight)
 
 
 def _refuse_changed(checkpoint: str | Path, changed: list[str]) -> None:
@@ -137,18 +152,25 @@ def _write_decoders(
     thetas: Mapping[str, lowrank.Theta],
 ) -> None:
     kind, _ = decoders.configuration(Path(checkpoint).expanduser())
-    if kind.settings["kind"] == "gpt2":
-        raise ValueError(
-            f"{checkpoint} is a GPT-2, whose queries, keys and values PEFT adapts as one; export "
-            "the merged model instead (write_model, or jaxfed export --hf)"
-        )
     theirs = trees.by_path(decoders.read_decoder(checkpoint)[1])
-    same = {p: np.array_equal(theirs[p].astype(w.dtype), w) for p, w in base.items()}
-    _refuse_changed(checkpoint, [p for p, equal in same.items() if not equal])
+    _refuse_changed(checkpoint, [p for p, w in base.items() if not _same(theirs[p], w)])
     for name, stacked in thetas.items():
         theta = lowrank.Theta(layouts.unrolled(stacked.full), layouts.unrolled(stacked.factors))
-        adapted = _dense(theta, {layer_of(path) for path in theta.full})
-        _write(folder / name, checkpoint, partial(decoders.name, kind), theta.full, adapted, [])
+        full = _with_others(kind, theta.full, base)
+        adapted = _dense(theta, {layer_of(path) for path in full})
+        _write(folder / name, checkpoint, partial(decoders.name, kind), full, adapted, [], kind)
+
+
+def _with_others(
+    kind: decoders.Kind, full: Mapping[str, Any], base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is trained whole, and of GPT-2 what a file holds in one tensor with it."""
+    if kind.settings["kind"] != "gpt2":
+        return dict(full)
+    known, parts = {**layouts.unrolled(lowrank.quantised.floats(base)), **full}, fused.PARTS
+    split = [path.split("/") for path in full]
+    more = ["/".join((*at, part, leaf)) for *at, of, leaf in split if of in parts for part in parts]
+    return {path: known[path] for path in dict.fromkeys([*full, *more])}
 
 
 def _drawn(family: Family, tensors: Mapping[str, Any], path: str, weight: jax.Array) -> bool:
@@ -192,17 +214,27 @@ def _write(
     full: Mapping[str, jax.Array],
     adapted: Mapping[str, lowrank.Factors],
     saved: list[str],
+    kind: decoders.Kind | None = None,
 ) -> None:
-    """Writes one adapter; `name` gives their name of a weight, `saved` are modules beside it."""
+    """Writes one adapter; `name` gives their name of a weight, `saved` are modules beside it.
+
+    `kind` is a decoder's.
+    """
     package = files.safetensors(folder)
-    written = {name(p): w.T if p.endswith("kernel") else w for p, w in full.items()}
-    pairs = {name(f"{layer}/kernel").removesuffix(".weight"): f for layer, f in adapted.items()}
+    written: dict[str, Any] = {
+        name(p): np.asarray(w.T if p.endswith("kernel") else w) for p, w in full.items()
+    }
+    written = decoders.together(kind, written) if kind else written
+    modules = {n.rpartition(".")[0] for n in written}
+    pairs = fused.together(
+        {name(f"{layer}/kernel").removesuffix(".weight"): f for layer, f in adapted.items()}
+    )
     for layer, f in pairs.items():
         written[f"{layer}.lora_A.weight"] = f.a.T  # [r, in]
         written[f"{layer}.lora_B.weight"] = f.b.T  # [out, r]
-    modules = {n.rpartition(".")[0] for n in map(name, full)}
     own = sorted(m for m in modules if m.partition(".")[0] not in saved)
     config = _adapter_config(checkpoint, pairs, [*saved, *own])
+    config["fan_in_fan_out"] = kind is not None and kind.settings["kind"] == "gpt2"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     package.numpy.save_file(

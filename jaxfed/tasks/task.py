@@ -104,7 +104,10 @@ def begun_at(
     def drawn(key, *inputs):
         return {p: w for p, w in flat(init(key, *inputs)).items() if p not in given}
 
-    begun = {**{path: jnp.array(w) for path, w in given.items()}, **drawn(key, *inputs)}
+    begun = {
+        **{path: jax.tree.map(jnp.array, w) for path, w in given.items()},
+        **drawn(key, *inputs),
+    }
     return {p: trees.Running(w) if p in kept else w for p, w in begun.items()}
 
 

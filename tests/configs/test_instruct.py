@@ -82,9 +82,11 @@ def test_an_instruction_is_read_with_its_input_if_it_has_one(files):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["fedloru", "fedlora"])
-def test_a_run_leaves_the_weights_as_they_are(files, method):
-    made = CONFIG["experiment"](**files, **SMALL, method=method, evaluate_every=2)
+@pytest.mark.parametrize(
+    ("method", "base"), [("fedloru", "float"), ("fedlora", "float"), ("fedloru", "int4")]
+)
+def test_a_run_leaves_the_weights_as_they_are(files, method, base):
+    made = CONFIG["experiment"](**files, **SMALL, method=method, base=base, evaluate_every=2)
     *_, record = run(made, host=Host(devices=1, chunk=2, fuse=1))
     assert record["perplexity"] > 1
     base = made.algorithm.init(jax.random.key(0)).base

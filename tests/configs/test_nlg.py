@@ -7,11 +7,13 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_llama2c
 
 import jaxfed
+from jaxfed import trees
 from jaxfed.cli import main
 
 PATH = Path(__file__).parents[2] / "configs/pf2lora/nlg.py"
@@ -103,6 +105,16 @@ def test_wrong_settings_are_refused_in_a_sentence(folders, tmp_path, name):
         given["data"] = str(long)
     with pytest.raises(ValueError, match=message):
         CONFIG["experiment"](**{**given, **change})
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["fedper", "fedrep"])
+def test_clients_may_keep_the_factors_of_values(folders, method):
+    made = CONFIG["experiment"](**settings(folders, "webnlg"), **SMALL, **SHORT, method=method)
+    _, theta = jax.eval_shape(made.task.init, jax.random.key(0))
+    server = jax.eval_shape(made.algorithm.init, jax.random.key(0))
+    state = jax.eval_shape(made.algorithm.init_client, server, jax.random.key(0))
+    assert trees.size(state) == trees.size(theta.factors["layers/value/kernel"])
 
 
 @pytest.mark.full

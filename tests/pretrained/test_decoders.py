@@ -1,5 +1,6 @@
 """Decoders from folders that transformers saved: their logits, and what is refused."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -14,7 +15,7 @@ pytest.importorskip("transformers")
 import tiny_decoders
 import torch
 
-from jaxfed import lowrank, pretrained
+from jaxfed import lowrank, pretrained, trees
 
 KINDS = tuple(tiny_decoders.SETTINGS)
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -80,15 +81,39 @@ def test_peft_runs_the_adapter_of_a_decoder(tmp_path):
     np.testing.assert_allclose(found[REAL], theirs(loaded)[REAL], atol=1e-4, rtol=1e-4)
     assert np.abs(found[REAL] - theirs(saved)[REAL]).max() > 0.01
     same(pretrained.read_adapter(tmp_path / "one", folder), theta)
+    _, narrow = pretrained.read_decoder(folder, base="int8")
+    pretrained.write_adapters(tmp_path, folder, trees.by_path(narrow), {"narrow": theta})
+    same(pretrained.read_adapter(tmp_path / "narrow", folder), theta)
     with pytest.raises(ValueError, match=r"not .* any more at layers/down/kernel"):
         pretrained.write_adapters(tmp_path, folder, lowrank.merge(base, theta), {"two": theta})
 
 
-def test_an_adapter_of_gpt2_is_refused(tmp_path):
-    _, base, theta = adapted("gpt2")
-    folder, _ = tiny_decoders.small("gpt2")
-    with pytest.raises(ValueError, match="is a GPT-2, whose queries, keys and values"):
-        pretrained.write_adapters(tmp_path, folder, base, {"one": theta})
+def test_peft_runs_the_adapter_of_gpt2_whose_queries_keys_and_values_are_one(tmp_path):
+    peft = pytest.importorskip("peft")
+    folder, saved = tiny_decoders.small("gpt2")
+    model, base, theta = adapted("gpt2")
+    theta = theta._replace(
+        factors={
+            p: dataclasses.replace(f, scale=0.5) if "query" in p else f
+            for p, f in theta.factors.items()
+        }
+    )
+    pretrained.write_adapters(tmp_path, folder, base, {"one": theta})
+    plain = type(saved).from_pretrained(folder)
+    loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "one").eval()
+    found = quickly(functools.partial(lowrank.apply, model))(
+        base, theta, TOKENS, REAL.astype(np.int32)
+    )
+    np.testing.assert_allclose(found[REAL], theirs(loaded)[REAL], atol=1e-4, rtol=1e-4)
+    assert np.abs(found[REAL] - theirs(saved)[REAL]).max() > 0.01
+    again = pretrained.read_adapter(tmp_path / "one", folder)
+    assert set(again.factors) == set(theta.factors)
+    for p, f in theta.factors.items():
+        assert again.factors[p].a.shape == f.a.shape
+        product = lowrank.product(again.factors[p])
+        np.testing.assert_allclose(product, lowrank.product(f), atol=1e-6)
+    with pytest.raises(ValueError, match=r"not .* any more at layers/"):
+        pretrained.write_adapters(tmp_path, folder, lowrank.merge(base, theta), {"two": theta})
 
 
 def edited(folder, place, *, config=None, tensors=lambda old: old):

@@ -73,6 +73,7 @@ def fedhm(
     def init(key):
         base, theta = inner.init(key)
         check_ranks(theta, ranks)
+        lowrank.quantised.refuse({p: base[p] for p in theta.factors}, "FedHM")
         begun = each(lambda f, w: forms.reshaped(w).astype(f.a.dtype), theta, base)
         whole = lowrank.merge(begun, theta)
         rest = {p: w for p, w in base.items() if p not in whole}

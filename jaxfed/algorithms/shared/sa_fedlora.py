@@ -56,6 +56,7 @@ def sa_fedlora(
 
     def init(key):
         server = Server(*task.init(key))
+        lowrank.quantised.refuse(server.base if initiating else {}, "training it")
         ranks = {p: f.rank for p, f in server.theta.factors.items()}
         if len(set(ranks.values())) != 1 or least > min(ranks.values()):
             raise ValueError(
