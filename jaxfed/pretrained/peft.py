@@ -221,7 +221,7 @@ def _write(
     `kind` is a decoder's.
     """
     package = files.safetensors(folder)
-    written: dict[str, Any] = {
+    written: dict[str, np.ndarray] = {
         name(p): np.asarray(w.T if p.endswith("kernel") else w) for p, w in full.items()
     }
     written = decoders.together(kind, written) if kind else written
@@ -230,8 +230,8 @@ def _write(
         {name(f"{layer}/kernel").removesuffix(".weight"): f for layer, f in adapted.items()}
     )
     for layer, f in pairs.items():
-        written[f"{layer}.lora_A.weight"] = f.a.T  # [r, in]
-        written[f"{layer}.lora_B.weight"] = f.b.T  # [out, r]
+        written[f"{layer}.lora_A.weight"] = np.asarray(f.a.T)  # [r, in]
+        written[f"{layer}.lora_B.weight"] = np.asarray(f.b.T)  # [out, r]
     own = sorted(m for m in modules if m.partition(".")[0] not in saved)
     config = _adapter_config(checkpoint, pairs, [*saved, *own])
     config["fan_in_fan_out"] = kind is not None and kind.settings["kind"] == "gpt2"
