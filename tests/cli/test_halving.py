@@ -107,8 +107,10 @@ def test_the_same_command_runs_nothing_again_and_one_that_was_cut_goes_on(halved
 
 
 @pytest.mark.full
-def test_a_halved_sweep_that_was_killed_goes_on_by_the_same_command(halved, tmp_path):
-    begun = 0
+def test_a_halved_sweep_that_was_killed_goes_on_by_the_same_command(tmp_path):
+    begun, halved = 0, tmp_path / "unbroken"
+    asked = ("sweep", *ASKED, *QUICK, "--successive-halving", "--out", halved)
+    assert killed.ended(0, halved, asked, tmp_path / "printed") == 0
     for at in (30, 90):
         folder, output = tmp_path / f"s{at}", tmp_path / "printed"
         asked = ("sweep", *ASKED, *QUICK, "--successive-halving", "--out", folder)
