@@ -30,9 +30,9 @@ def wholes(name: str, value: Any, least: int) -> None:
 
 
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """The value as a float; raises TypeError if it is no number, ValueError if it is not finite or
+    """The value as a float.
 
-    not from `least` to `most`.
+    Raises TypeError if it is no number, ValueError if it is not finite or not from least to most.
     """
     if isinstance(value, bool | np.bool) or not isinstance(value, float | int | np.number):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a number")

@@ -224,7 +224,7 @@ def _compiled(where: Target, step: Any, shapes: tuple, chunk: int, turns: float)
 def _program(lowered: Any, options: Mapping[str, Any]) -> Any:
     """The compiled program; without Triton's products if XLA finds no tiles for one of them.
 
-    On a GPU XLA times other kernels too, so that it never depends on Triton's.
+    XLA chooses kernels here without timing them; what it chooses on a GPU may differ.
     """
     with _uncached():
         try:

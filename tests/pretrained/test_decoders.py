@@ -68,18 +68,25 @@ def adapted(kind):
     return model, base, theta._replace(full={p: w + 0.1 for p, w in theta.full.items()})
 
 
-def test_peft_runs_the_adapter_of_a_decoder(tmp_path):
+def assert_peft_runs(place, kind, model, base, theta):
+    """The adapter, written to place/one and loaded by PEFT, has our logits and not the base's."""
     peft = pytest.importorskip("peft")
-    folder, saved = tiny_decoders.small("llama")
-    model, base, theta = adapted("llama")
-    pretrained.write_adapters(tmp_path, folder, base, {"one": theta})
+    folder, saved = tiny_decoders.small(kind)
+    pretrained.write_adapters(place, folder, base, {"one": theta})
     plain = type(saved).from_pretrained(folder)
-    loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "one").eval()
+    loaded = peft.PeftModel.from_pretrained(plain, place / "one").eval()
     found = quickly(functools.partial(lowrank.apply, model))(
         base, theta, TOKENS, REAL.astype(np.int32)
     )
     np.testing.assert_allclose(found[REAL], theirs(loaded)[REAL], atol=1e-4, rtol=1e-4)
     assert np.abs(found[REAL] - theirs(saved)[REAL]).max() > 0.01
+
+
+def test_peft_runs_the_adapter_of_a_decoder(tmp_path):
+    kind = "llama"
+    folder, _ = tiny_decoders.small(kind)
+    model, base, theta = adapted(kind)
+    assert_peft_runs(tmp_path, kind, model, base, theta)
     same(pretrained.read_adapter(tmp_path / "one", folder), theta)
     _, narrow = pretrained.read_decoder(folder, base="int8")
     pretrained.write_adapters(tmp_path, folder, trees.by_path(narrow), {"narrow": theta})
@@ -89,23 +96,16 @@ def test_peft_runs_the_adapter_of_a_decoder(tmp_path):
 
 
 def test_peft_runs_the_adapter_of_gpt2_whose_queries_keys_and_values_are_one(tmp_path):
-    peft = pytest.importorskip("peft")
-    folder, saved = tiny_decoders.small("gpt2")
-    model, base, theta = adapted("gpt2")
+    kind = "gpt2"
+    folder, _ = tiny_decoders.small(kind)
+    model, base, theta = adapted(kind)
     theta = theta._replace(
         factors={
             p: dataclasses.replace(f, scale=0.5) if "query" in p else f
             for p, f in theta.factors.items()
         }
     )
-    pretrained.write_adapters(tmp_path, folder, base, {"one": theta})
-    plain = type(saved).from_pretrained(folder)
-    loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "one").eval()
-    found = quickly(functools.partial(lowrank.apply, model))(
-        base, theta, TOKENS, REAL.astype(np.int32)
-    )
-    np.testing.assert_allclose(found[REAL], theirs(loaded)[REAL], atol=1e-4, rtol=1e-4)
-    assert np.abs(found[REAL] - theirs(saved)[REAL]).max() > 0.01
+    assert_peft_runs(tmp_path, kind, model, base, theta)
     again = pretrained.read_adapter(tmp_path / "one", folder)
     assert set(again.factors) == set(theta.factors)
     for p, f in theta.factors.items():
