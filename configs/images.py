@@ -1,4 +1,4 @@
-"""Any method of the zoo on any set of images, on an MLP, a CNN or a ResNet.
+"""Any method of the zoo on any set of images, on an MLP, a CNN, a ResNet or a ViT.
 
     jaxfed run configs/images.py --data FOLDER [--size 32 --model cnn --method fedlora]
 
@@ -17,15 +17,26 @@ from jaxfed import Experiment, local, models, tasks
 from jaxfed.algorithms import row, zoo
 from jaxfed.data import federate, images, partition, pictures, sources
 
-Model = Literal["mlp", "cnn", "resnet"]
-FACTORS = {"mlp": "dense.*kernel", "cnn": "(conv_1|dense_0)/kernel", "resnet": "layer.*kernel"}
-FULL = {"mlp": "bias|head", "cnn": "conv_0|bias|head", "resnet": "stem|norm|head"}
+Model = Literal["mlp", "cnn", "resnet", "vit"]
+FACTORS = {
+    "mlp": "dense.*kernel",
+    "cnn": "(conv_1|dense_0)/kernel",
+    "resnet": "layer.*kernel",
+    "vit": "layer.*kernel",
+}
+FULL = {
+    "mlp": "bias|head",
+    "cnn": "conv_0|bias|head",
+    "resnet": "stem|norm|head",
+    "vit": "patches|first|position|norm|head|bias",
+}
 
 
 def experiment(
     data: str | None = None,
     size: int | None = None,
     model: Model = "cnn",
+    patch: int = 4,
     method: str = "fedavg",
     clients: int = 100,
     cohort: int = 10,
@@ -43,7 +54,9 @@ def experiment(
     Args:
         data: a folder of images, CIFAR's archive or an .npz file; by default scikit-learn's digits.
         size: height and width to which images are resized; by default all must have one size.
-        model: which network: a hidden layer of 200, the FEMNIST CNN, or a narrow ResNet-10.
+        model: which network: a hidden layer of 200, the FEMNIST CNN, a narrow ResNet-10, or a
+            ViT of four layers.
+        patch: height and width in pixels of the ViT's patches.
         method: the name of a row of the zoo.
         clients: how many share the training images.
         cohort: clients a round.
@@ -60,7 +73,7 @@ def experiment(
     source = sources.digits() if data is None else pictures.read(data, size=size).source
     labels = source.train["label"]
     classifier = tasks.classification(
-        network(model, int(labels.max()) + 1, running=one.trains == "norms"),
+        network(model, patch, int(labels.max()) + 1, running=one.trains == "norms"),
         source.test,
         select=one.select(factors=FACTORS[model], full=FULL[model], rank=rank, alpha=scale * rank),
         preprocess=images.standardise(source.train["image"]),
@@ -85,8 +98,8 @@ def experiment(
 
 
 def network(
-    model: Model, classes: int, *, running: bool
-) -> models.MLP | models.FemnistCNN | models.ResNet:
+    model: Model, patch: int, classes: int, *, running: bool
+) -> models.MLP | models.FemnistCNN | models.ResNet | models.ViT:
     """The network of this name, with batch norms if their statistics are `running`."""
     if model == "mlp":
         return models.MLP((200,), classes=classes, norm="running" if running else "none")
@@ -99,5 +112,7 @@ def network(
             groups=8,
         )
     if running:
-        raise ValueError("the method keeps batch norms, which --model cnn has not; use resnet")
+        raise ValueError(f"the method keeps batch norms, which --model {model} has not; use resnet")
+    if model == "vit":
+        return models.ViT(patch, 64, 4, 4, 128, classes)
     return models.FemnistCNN(classes=classes)

@@ -13,3 +13,4 @@ from jaxfed.models.resnet import resnet10 as resnet10
 from jaxfed.models.resnet import resnet18 as resnet18
 from jaxfed.models.resnet import resnet34 as resnet34
 from jaxfed.models.span import Span as Span
+from jaxfed.models.vit import ViT as ViT

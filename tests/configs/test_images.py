@@ -35,7 +35,9 @@ def coloured(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn", pytest.param("resnet", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "model", ["mlp", "cnn", *(pytest.param(m, marks=pytest.mark.full) for m in ("resnet", "vit"))]
+)
 def test_any_shape_and_number_of_classes_will_do(config, coloured, model):
     e = config.experiment(data=coloured, model=model, method="fedloru", **SMALL)
     _, theta = jax.eval_shape(e.task.init, jax.random.key(0))
@@ -62,6 +64,12 @@ def test_fedbn_gets_a_network_with_running_statistics(config, coloured, model):
     assert theta.factors == {}
 
 
-def test_fedbn_is_refused_for_a_network_without_norms(config, coloured):
-    with pytest.raises(ValueError, match="batch norms, which --model cnn has not; use resnet"):
-        config.experiment(data=coloured, model="cnn", method="fedbn", **SMALL)
+@pytest.mark.parametrize("model", ["cnn", "vit"])
+def test_fedbn_is_refused_for_a_network_without_batch_norms(config, coloured, model):
+    with pytest.raises(ValueError, match=f"batch norms, which --model {model} has not; use resnet"):
+        config.experiment(data=coloured, model=model, method="fedbn", **SMALL)
+
+
+def test_patches_that_do_not_divide_the_images_are_refused(config, coloured):
+    with pytest.raises(ValueError, match="8 x 8 do not divide into patches of 3; use a divisor"):
+        config.experiment(data=coloured, model="vit", patch=3, **SMALL)
