@@ -4,11 +4,15 @@ It lists the options that a command has with any config. It needs no JAX.
 """
 
 import dataclasses
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from jaxfed.cli import asked
 
+Words = tuple[str, ...] | None  # that an option takes, () if they are not listed; None is a path
+
 FURTHER = {"sweep": ("--tune", "--successive-halving"), "describe": ("--for",)}
+BARE = ("--successive-halving",)  # may stand without its value
 
 
 def script(shell: str) -> str:
@@ -19,10 +23,14 @@ def script(shell: str) -> str:
     return made[shell](words())
 
 
-def words() -> dict[str, dict[str, tuple[str, ...]]]:
-    """{command: {option: the words that it takes, if they are listed}}."""
+def words() -> dict[str, dict[str, Words]]:
+    """{command: {option: the words that it takes}}."""
     with_fields = {
-        name: {f"--{f.name.replace('_', '-')}": _choices(f.type) for f in dataclasses.fields(kind)}
+        name: {
+            f"--{f.name.replace('_', '-')}": _words(f.type)
+            for f in dataclasses.fields(kind)
+            if get_origin(f.type) is not Annotated  # of an argument that stands alone
+        }
         for name, (_, kind) in asked.options().items()
     }
     for name, options in FURTHER.items():
@@ -30,12 +38,16 @@ def words() -> dict[str, dict[str, tuple[str, ...]]]:
     return with_fields | {name: {} for name in asked.TEXTS}
 
 
-def _choices(kind: Any) -> tuple[str, ...]:
+def _words(kind: Any) -> Words:
     parts = (kind, *get_args(kind))
+    if Path in parts:
+        return None
+    if bool in parts:
+        return ("True", "False")
     return tuple(str(w) for p in parts if get_origin(p) is Literal for w in get_args(p))
 
 
-def _bash(commands: dict[str, dict[str, tuple[str, ...]]]) -> str:
+def _bash(commands: dict[str, dict[str, Words]]) -> str:
     listed = "\n".join(
         f'        {name}) options="{" ".join([*options, "--help"])}" ;;'
         for name, options in commands.items()
@@ -67,18 +79,29 @@ def _bash(commands: dict[str, dict[str, tuple[str, ...]]]) -> str:
 complete -o default -F _jaxfed jaxfed"""
 
 
-def _zsh(commands: dict[str, dict[str, tuple[str, ...]]]) -> str:
+def _zsh(commands: dict[str, dict[str, Words]]) -> str:
     return f"autoload -Uz compinit bashcompinit\ncompinit\nbashcompinit\n{_bash(commands)}"
 
 
-def _fish(commands: dict[str, dict[str, tuple[str, ...]]]) -> str:
-    lines = [f"complete -c jaxfed -n __fish_use_subcommand -fa '{' '.join(commands)}'"]
+def _fish(commands: dict[str, dict[str, Words]]) -> str:
+    lines = [
+        f"complete -c jaxfed -n __fish_use_subcommand -fa '{' '.join(commands)}'",
+        "complete -c jaxfed -n __fish_use_subcommand -l version",
+        "complete -c jaxfed -s h -l help",
+    ]
     for name, options in commands.items():
         seen = f"complete -c jaxfed -n '__fish_seen_subcommand_from {name}'"
-        for option, found in options.items():
-            takes = f"-xa '{' '.join(found)}'" if found else "-r"
-            lines.append(f"{seen} -l {option[2:]} {takes}")
+        lines += [f"{seen} -l {option[2:]}{_taken(option, w)}" for option, w in options.items()]
     lines.append(
         "complete -c jaxfed -n '__fish_seen_subcommand_from completion' -fa 'bash zsh fish'"
     )
     return "\n".join(lines)
+
+
+def _taken(option: str, words: Words) -> str:
+    """What fish offers after an option: nothing of its own, files (-r), or these words alone."""
+    if option in BARE:
+        return ""
+    if words is None:
+        return " -r"
+    return f" -xa '{' '.join(words)}'" if words else " -x"

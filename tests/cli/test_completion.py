@@ -1,7 +1,12 @@
 """What a shell completes, and what help and completion import."""
 
+import os
+import pty
+import select
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from pages import ROOT
@@ -42,19 +47,85 @@ def completed(*words):
     return subprocess.check_output(["bash", "-c", script], text=True).split()
 
 
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["jaxfed", "re"], ["resume", "report", "rerun"]),
-        (["jaxfed", "run", "mine.py", "--rou"], ["--rounds"]),
-        (["jaxfed", "run", "mine.py", "--population", "h"], ["host"]),
-        (["jaxfed", "completion", "f"], ["fish"]),
-        (["jaxfed", "analyse", "runs/1", "--part", ""], ["weights", "trained", "factors"]),
-        (["jaxfed", "run", "min"], []),  # a file: left to the shell
-    ],
-)
+OFFERED = [
+    (["jaxfed", "re"], ["resume", "report", "rerun"]),
+    (["jaxfed", "run", "mine.py", "--rou"], ["--rounds"]),
+    (["jaxfed", "run", "mine.py", "--population", "h"], ["host"]),
+    (["jaxfed", "run", "mine.py", "--stream", ""], ["True", "False"]),
+    (["jaxfed", "report", "--ru"], []),  # the folders stand alone
+    (["jaxfed", "completion", "f"], ["fish"]),
+    (["jaxfed", "analyse", "runs/1", "--part", ""], ["weights", "trained", "factors"]),
+    (["jaxfed", "run", "min"], []),  # a file: left to the shell
+]
+
+
+@pytest.mark.parametrize(("words", "offered"), OFFERED)
 def test_bash_completes_commands_options_and_choices(words, offered):
     assert completed(*words) == offered
+
+
+FISH = [
+    *OFFERED,
+    (["jaxfed", "--ver"], ["--version"]),
+    (["jaxfed", "report", "--he"], ["--help"]),
+    (["jaxfed", "sweep", "mine.py", "--rounds", ""], []),  # a number, not one of the files
+    (["jaxfed", "sweep", "mine.py", "--successive-halving", "--se"], []),
+    (["jaxfed", "sweep", "mine.py", "--successive-halving", "--tu"], ["--tune"]),
+    (["jaxfed", "report", "runs/1", "--latex", "a"], ["a.tex"]),
+]
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="fish is not installed")
+def test_fish_completes_what_bash_does_and_knows_which_options_take_files(tmp_path):
+    (tmp_path / "a.tex").touch()
+    asks = [f"complete -C '{' '.join(words)}'; echo ." for words, _ in FISH]
+    script = "\n".join([completion.script("fish"), *asks])
+    printed = subprocess.check_output(
+        ["fish", "--no-config", "-c", script], text=True, cwd=tmp_path
+    )
+    found = [part.split() for part in printed.split(".\n")[: len(FISH)]]
+    assert [sorted(words) for words in found] == [sorted(offered) for _, offered in FISH]
+
+
+SHELLS = {"bash": ["--norc", "--noprofile", "-i"], "zsh": ["-f", "-i"]}
+
+
+def typed(shell, steps):
+    """What a shell shows on a terminal: of each step, a line and an answer, until the answer."""
+    ours, its = pty.openpty()
+    ends = {"stdin": its, "stdout": its, "stderr": its, "start_new_session": True}
+    process = subprocess.Popen([shell, *SHELLS[shell]], env={**os.environ, "TERM": "dumb"}, **ends)
+    shown = []
+    try:
+        for line, answer in steps:
+            os.write(ours, line.encode())
+            shown.append("")
+            late = time.monotonic() + 20
+            while answer not in shown[-1] and time.monotonic() < late:
+                if select.select([ours], [], [], 0.1)[0]:
+                    shown[-1] += os.read(ours, 4096).decode(errors="replace")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(its)
+    return shown
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_tab_completes(shell, tmp_path):
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    script = tmp_path / "completion"
+    script.write_text(completion.script(shell))
+    steps = [
+        (f"source {script}; echo rea''dy\n", "ready"),
+        ("jaxfed run mine.py --rou\t", "mine.py --rounds"),
+        ("\x15jaxfed rep\t", "jaxfed report"),
+        ("\x15jaxfed run --population h\t", "--population host"),
+    ]
+    for (_, answer), shown in zip(steps, typed(shell, steps), strict=True):
+        assert answer in shown
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
