@@ -62,7 +62,7 @@ def on_engine(name, world, **options):
 
 
 @cache
-def loop(name, world=UNEQUAL):
+def loop(name, world):
     """Its metrics also hold what was exchanged."""
     return oracle.Loop(lambda rate: listening(ALGORITHMS[name](rate)), WORLDS[world])
 
@@ -248,7 +248,7 @@ def test_only_a_learning_rate_of_zero_leaves_theta_as_it_was(name):
     """
     with jax.enable_x64(True):
         start, state = oracle.start(algorithm(name))
-        server, _, _ = loop(name).rounds((start, state), [[1] * COHORT], 0.0)
+        server, _, _ = loop(name, UNEQUAL).rounds((start, state), [[1] * COHORT], 0.0)
         ended = looped(name)[0]
         if name in RULES:
             ended, server, start = (

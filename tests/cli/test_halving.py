@@ -5,9 +5,9 @@ import math
 import shutil
 import signal
 
-import killed
 import launched
 import pytest
+from forked import Forked
 
 from jaxfed.cli import halving, main, product
 
@@ -107,16 +107,14 @@ def test_the_same_command_runs_nothing_again_and_one_that_was_cut_goes_on(halved
 
 
 @pytest.mark.full
-def test_a_halved_sweep_that_was_killed_goes_on_by_the_same_command(tmp_path):
-    begun, halved = 0, tmp_path / "unbroken"
-    asked = ("sweep", *ASKED, *QUICK, "--successive-halving", "--out", halved)
-    assert killed.ended(0, halved, asked, tmp_path / "printed") == 0
+def test_a_halved_sweep_that_was_killed_goes_on_by_the_same_command(halved, tmp_path):
+    begun = 0
     for at in (30, 90):
-        folder, output = tmp_path / f"s{at}", tmp_path / "printed"
+        folder = tmp_path / f"s{at}"
         asked = ("sweep", *ASKED, *QUICK, "--successive-halving", "--out", folder)
-        assert killed.ended(at, folder, asked, output) == -signal.SIGKILL
+        launched.finished(Forked(*asked, at=at, folder=folder), -signal.SIGKILL)
         begun += (folder / "sweep.json").exists()
-        assert killed.ended(0, folder, asked, output) == 0, output.read_text()
+        launched.finished(Forked(*asked))
         for rate in map(float, RATES):
             name = f"learning_rate={rate}"
             assert launched.records(folder / name) == launched.records(halved / name)

@@ -5,6 +5,7 @@ import socket
 import launched
 import numpy as np
 import pytest
+from forked import Forked
 
 pytestmark = pytest.mark.full
 
@@ -21,7 +22,7 @@ def both(*arguments, cache):
     """What the two processes of one command print, process 0 first."""
     address = f"127.0.0.1:{free_port()}"
     started = [
-        launched.start(
+        Forked(
             *arguments,
             "--cpu-devices",
             1,
@@ -50,7 +51,7 @@ def test_two_processes_are_one_process_with_two_devices(tmp_path):
     run = ("run", launched.SMALL, *OPTIONS)
     one, two = tmp_path / "one", tmp_path / "two"
     launched.finished(
-        launched.start(*run, "--rounds", 30, "--cpu-devices", 2, "--out", one, cache=tmp_path)
+        Forked(*run, "--rounds", 30, "--cpu-devices", 2, "--out", one, cache=tmp_path)
     )
     printed = both(*run, "--rounds", 20, "--out", two, cache=tmp_path)
     assert "2 x cpu" in printed[0]
@@ -70,7 +71,7 @@ def test_both_processes_refuse_a_folder_that_holds_a_run(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     address = f"127.0.0.1:{free_port()}"
     started = [
-        launched.start(
+        Forked(
             "run",
             launched.SMALL,
             "--out",
@@ -94,7 +95,7 @@ def test_both_processes_refuse_a_folder_that_holds_a_run(tmp_path):
 def test_processes_with_different_rates_are_refused_before_the_first_round(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     started = [
-        launched.start(
+        Forked(
             "run",
             launched.SMALL,
             "--learning-rate",
