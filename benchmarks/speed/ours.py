@@ -152,10 +152,8 @@ def running(
     examples = engine.place(examples, machine)
     if chunk == "auto":
         candidates = tuning.chunk_candidates(clients // len(machine.devices))
-        best, _ = tuning.measured_chunk(
-            compiled, machine, (*kept, examples, now), candidates, 10**6
-        )
-        machine = dataclasses.replace(machine, chunk=best)
+        best = tuning.measured_chunk(compiled, machine, (*kept, examples, now), candidates, 10**6)
+        machine = dataclasses.replace(machine, chunk=best.chunk)
     step = compiled(machine)
 
     def one_round() -> tuple[Any, dict, int | None]:

@@ -99,7 +99,7 @@ def _summary(prepared: Prepared) -> str:
         describe.parameters(server.base, server.theta, prepared.wire),
         describe.population(e.data.train, e.cohort),
         f"machine  {len(machine.devices)} x {machine.devices[0].device_kind}, "
-        f"{machine.chunk} clients at once on each, {prepared.fuse} rounds in a call",
+        f"{machine.chunk} clients at once on each, {prepared.form.fuse} rounds in a call",
     ]
     if prepared.state.done:
         lines.append(f"resumed  after round {prepared.state.done}")

@@ -303,7 +303,8 @@ def _go(
         programs=shared.programs,
     )
     chunk = prepared.machine.chunk or experiment.cohort
-    shared.host.append(dataclasses.replace(host, chunk=chunk, fuse=prepared.fuse))
+    form = prepared.form._replace(chunk=chunk)
+    shared.host.append(dataclasses.replace(host, **form._asdict()))
     watch.rounds_begin()
     done, diverged = [prepared.state.done], False
     try:

@@ -13,7 +13,9 @@ of NVIDIA's library. So a convolution is
   multiply float32 in fewer digits, which its transforms would lose;
 * patches [positions, k k C] times the kernel [k k C, O] in all other cases.
 
-The platform is the one that the program is compiled for, which need not be here.
+The platform is the one that the program is compiled for, which need not be here. That is the
+default; `with lowering(name)` replaces it, on every platform, by one of LOWERINGS. A run measures
+whether another one is faster.
 
 Both use only operations whose transposes are as cheap as they are. So plain autodiff gives fast
 gradients and Hessian-vector products, and skips inputs that are not differentiated. Under vmap over
@@ -31,6 +33,17 @@ import numpy as np
 from jax import lax
 
 Padding = Sequence[tuple[int, int]]
+
+LOWERINGS = ("patches", "winograd", "xla")
+"""Patches times the kernel; Winograd where the default has it on a CPU, and patches; XLA's own."""
+
+lowering = jax.make_user_context(None)
+"""`with lowering("patches"): ...` lowers the convolutions so that are traced within; None: above.
+
+JAX compiles a function again for each of them.
+"""
+
+SCOPE = "any_lowering"  # names what a lowering would change, in the text of a lowered program
 
 # Lavin & Gray 2016: for one row, output = A ((G kernel) * (B tile)), with interpolation points
 # 0, 1, -1, 2, -2 and infinity. A tile has 6 inputs and gives 4 outputs; tiles start every 4.
@@ -75,18 +88,42 @@ def convolve(
     layout = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     dilated = lhs_dilation is not None and max(lhs_dilation) > 1
     ours = layout == channels_last and feature_group_count == 1 and not dilated
+    library = partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        precision=precision,
+    )
     if not ours:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            precision=precision,
-        )
+        return library(x, kernel)
+    with jax.named_scope(SCOPE):
+        if lowering.value == "xla":
+            return library(x, kernel)
+        return _ours(x, kernel, window_strides, padding, rhs_dilation, precision)
+
+
+def alternatives(platform: str) -> tuple[str, ...]:
+    """The lowerings that may be faster than the default on a platform.
+
+    Not XLA's on a CPU, where a round of it may last for minutes.
+    """
+    return ("patches",) if platform == "cpu" else ("winograd", "xla")
+
+
+def _ours(
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Padding,
+    rhs_dilation: Sequence[int] | None,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
+    """One of the forms in this file, as the lowering or else the platform has it."""
+    n = len(window_strides)
     dilation = tuple(rhs_dilation or (1,) * n)
     if isinstance(padding, str):
         window = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilation, strict=False)]
@@ -96,7 +133,10 @@ def convolve(
         and max(*window_strides, *dilation) == 1
         and min(kernel.shape[-2:]) >= _ENOUGH_CHANNELS
         and x.dtype in (jnp.float32, jnp.float64)  # narrower types would lose too many digits
+        and lowering.value != "patches"
     ):
+        if lowering.value == "winograd":
+            return _winograd(x, kernel, padding, precision or lax.Precision.HIGHEST)
         return lax.platform_dependent(
             x,
             kernel,

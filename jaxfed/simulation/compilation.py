@@ -1,17 +1,27 @@
-"""How many clients at once and rounds in a call: as asked for, as before, or as measured."""
+"""In which form rounds are compiled: as asked for, as before, or as measured."""
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxfed.algorithm import Algorithm
+from jaxfed.models import conv
 from jaxfed.simulation import blocks, engine, participation, tuning
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.host import Host
 from jaxfed.simulation.programs import Programs
+
+
+class Form(NamedTuple):
+    """In which form rounds are compiled: the same form ends in the same bits."""
+
+    chunk: int | str  # clients at once
+    fuse: int | str  # rounds in a call
+    convolutions: str  # see Host
 
 
 def chosen(
@@ -22,37 +32,78 @@ def chosen(
     done: int,
     before: Mapping,
     programs: Programs | None,
-) -> tuple[engine.Machine, int, Any]:
-    """(machine, fuse, jitted rounds): chunk and fuse as asked for, as before, or as measured."""
+) -> tuple[engine.Machine, Form, Any]:
+    """(machine, form, jitted rounds): the form as asked for, as before, or as measured."""
     e, machine, people = supply.experiment, supply.machine, supply.population
     moving = supply.examples is None or people.moves  # each round needs what the host prepares
-    chunk, fuse = _as_before(machine, host.chunk, 1 if moving else host.fuse, before)
+    asked = Form(host.chunk, 1 if moving else host.fuse, host.convolutions)
+    form = _as_before(machine, asked, before)
     # So that what was measured is not compiled again.
-    made: dict[int | None, Any] = {}
+    made: dict[tuple, Any] = {}
 
-    def make(machine: engine.Machine) -> Any:
-        return made.setdefault(machine.chunk, jitted_rounds(algorithm, e, machine, programs))
+    def make(machine: engine.Machine, convolutions: str = form.convolutions) -> Any:
+        convolutions = "default" if convolutions == "auto" else convolutions
+        here = machine.chunk, convolutions
+        if here not in made:
+            made[here] = jitted_rounds(algorithm, e, machine, programs, convolutions)
+        return made[here]
 
     first = supply.block(range(1))
     arguments = (server, first.states, first.examples, first.plan)
-    ahead = e.rounds - done
-    if "auto" in (chunk, fuse):
-        here = -(-first.plan.id.shape[1] // len(machine.devices))
-        candidates = tuning.chunk_candidates(here) if chunk == "auto" else [chunk]
-        chunk, seconds = tuning.measured_chunk(make, machine, arguments, candidates, ahead)
-        fuse = participation.fuse(e, host, seconds) if fuse == "auto" else fuse
-    machine = dataclasses.replace(machine, chunk=chunk)
-    step = make(machine)
+    if "auto" in (form.chunk, form.fuse):
+        shared = programs is not None
+        form = _measured(form, make, supply, arguments, e.rounds - done, shared=shared)
+    elif form.convolutions == "auto":
+        form = form._replace(convolutions="default")
+    machine = dataclasses.replace(machine, chunk=form.chunk)
+    step = make(machine, form.convolutions)
     jax.eval_shape(step, *arguments)  # raises what an algorithm's code has to raise
-    return machine, int(fuse), step
+    return machine, form, step
 
 
-def _as_before(machine: engine.Machine, chunk: Any, fuse: Any, before: Mapping) -> tuple[Any, Any]:
-    """(chunk, fuse) as asked for, "auto" as host.json has them.
+def _measured(
+    form: Form,
+    make: Callable[..., Any],
+    supply: blocks.Supply,
+    arguments: tuple,
+    ahead: int,
+    *,
+    shared: bool,
+) -> Form:
+    """The form with what is "auto" measured on a real round, `ahead` of which are left.
+
+    Fused rounds are a program of their own, which is compiled if it saves more time than that
+    takes, or if other runs share it.
+    """
+    e, machine = supply.experiment, supply.machine
+    here = -(-arguments[-1].id.shape[1] // len(machine.devices))
+    candidates = tuning.chunk_candidates(here) if form.chunk == "auto" else [form.chunk]
+    best = tuning.measured_chunk(make, machine, arguments, candidates, ahead)
+    machine = dataclasses.replace(machine, chunk=best.chunk)
+    convolutions = form.convolutions
+    if convolutions == "auto":
+        others = conv.alternatives(machine.devices[0].platform)
+        others = others if conv.SCOPE in best.program.as_text() else ()
+        given = partial(make, machine), machine, arguments, best, others, ahead
+        convolutions = tuning.measured_lowering(*given) or "default"
+    fuse = form.fuse
+    if fuse == "auto":
+        worth = shared or ahead * SAVED > best.compiling
+        fuse = participation.fuse(e, supply.host, best.seconds) if worth else 1
+    return Form(best.chunk, int(fuse), convolutions)
+
+
+SAVED = 2e-3  # seconds that a round in a call of many saves
+
+
+def _as_before(machine: engine.Machine, asked: Form, before: Mapping) -> Form:
+    """The form as asked for, with what is "auto" as host.json has it.
 
     A warning if this computer cannot end in the same bits.
     """
-    now = bits(machine, chunk, fuse)
+    if before:
+        before = {"convolutions": "default", **before}  # which older runs do not name
+    now = bits(machine, asked)
     if changed := {
         n: f"{before[n]}, now {now[n]}"
         for n in now
@@ -64,18 +115,15 @@ def _as_before(machine: engine.Machine, chunk: Any, fuse: Any, before: Mapping) 
             stacklevel=5,
         )
     if before.get("devices") != now["devices"]:
-        return chunk, fuse
-    return tuple(
-        before.get(name, asked) if asked == "auto" else asked
-        for name, asked in (("chunk", chunk), ("fuse", fuse))
-    )
+        return asked
+    kept = {n: before[n] for n, x in asked._asdict().items() if x == "auto" and n in before}
+    return asked._replace(**kept)
 
 
-def bits(machine: engine.Machine, chunk: Any, fuse: Any) -> dict[str, Any]:
+def bits(machine: engine.Machine, form: Form) -> dict[str, Any]:
     """What runs must share to end in the same bits."""
     return {
-        "chunk": chunk,
-        "fuse": fuse,
+        **form._asdict(),
         "devices": len(machine.devices),
         "device": machine.devices[0].device_kind,
         "processes": jax.process_count(),
@@ -84,13 +132,29 @@ def bits(machine: engine.Machine, chunk: Any, fuse: Any) -> dict[str, Any]:
 
 
 def jitted_rounds(
-    algorithm: Algorithm, e: Experiment, machine: engine.Machine, programs: Programs | None = None
+    algorithm: Algorithm,
+    e: Experiment,
+    machine: engine.Machine,
+    programs: Programs | None = None,
+    convolutions: str = "default",
 ) -> Any:
     """The jitted rounds on this machine; see engine.rounds. Of `programs`, if there are any."""
     verb = engine.for_each_client(machine, uniform=e.data.train.uniform)
     most = e.data.train.most
     if programs is None:
-        rounds = engine.rounds(algorithm, verb, e.seed, most)
+        rounds = _lowered(engine.rounds(algorithm, verb, e.seed, most), convolutions)
         return engine.compiled(rounds, machine, donate=(0, 1))
     rounds = engine.rounds(algorithm, verb, e.seed, programs.size.most, width=most)
-    return programs.compiled(rounds, machine, donate=(0, 1))
+    return programs.compiled(_lowered(rounds, convolutions), machine, donate=(0, 1))
+
+
+def _lowered(rounds: Callable, convolutions: str) -> Callable:
+    """The rounds, whose convolutions are lowered so."""
+    if convolutions == "default":
+        return rounds
+
+    def run(server, states, examples, plan):
+        with conv.lowering(convolutions):
+            return rounds(server, states, examples, plan)
+
+    return run

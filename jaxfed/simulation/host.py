@@ -14,6 +14,8 @@ class Host:
         devices: how many devices to use; by default all.
         chunk: clients vmapped at once on a device; auto measures.
         fuse: rounds in one call; auto measures.
+        convolutions: their lowering (see models.conv); auto measures whether another one is faster
+            than the platform's default.
         stream: prepare each cohort's examples on the host; by default only if they do not fit.
         population: where what clients keep lies; auto is the device if it fits there, then host
             memory, then a file.
@@ -28,6 +30,7 @@ class Host:
     devices: int | None = None
     chunk: int | Literal["auto"] = "auto"
     fuse: int | Literal["auto"] = "auto"
+    convolutions: Literal["auto", "default", "patches", "winograd", "xla"] = "auto"
     stream: bool | None = None
     population: Literal["auto", "device", "host", "mapped"] = "auto"
     checkpoint_every: int = 50

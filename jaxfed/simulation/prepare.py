@@ -63,7 +63,7 @@ class Prepared:
     host: Host
     algorithm: Algorithm
     machine: engine.Machine  # with the clients at once
-    fuse: int  # rounds in a call
+    form: compilation.Form
     population: population.Population
     supply: blocks.Supply
     state: State
@@ -79,7 +79,7 @@ class Prepared:
 
     def ranges(self) -> Iterator[range]:
         """The rounds that are left, cut into calls."""
-        return blocks.ranges(self.experiment, self.host, self.fuse, self.state.done)
+        return blocks.ranges(self.experiment, self.host, self.form.fuse, self.state.done)
 
     def is_due(self, every: int, done: int, *, at_end: bool = False) -> bool:
         """True if a thing due every so many rounds is due now; 0: never, or at the end only."""
@@ -159,7 +159,7 @@ def prepare(
         shapes = trees.shapes(state.server)
         wire, exact = ledger.most(algorithm, shapes, supply.cohort())
         ledger.check_merges(algorithm, shapes, e.rounds)
-        machine, fuse, step = compilation.chosen(
+        machine, form, step = compilation.chosen(
             algorithm, host, supply, state.server, state.done, before, programs
         )
         prepared = Prepared(
@@ -167,7 +167,7 @@ def prepare(
             host=host,
             algorithm=algorithm,
             machine=machine,
-            fuse=fuse,
+            form=form,
             population=people,
             supply=supply,
             state=state,
@@ -257,7 +257,7 @@ def _begin(
                 {"from_round": p.state.done + 1, **changed},
             ]
         if p.state.done < p.experiment.rounds:
-            now = compilation.bits(p.machine, p.machine.chunk, p.fuse)
+            now = compilation.bits(p.machine, p.form)
             now["population"] = p.population.name  # which has no part in the bits
             run_folder.write_json(folder / "host.json", now)
         labels = None if resume else _labels(p.experiment.data)

@@ -180,3 +180,28 @@ def test_a_precision_reaches_every_product(size):
     ]
     assert products
     assert all(one == (lax.Precision.HIGHEST,) * 2 for one in products)
+
+
+@pytest.mark.parametrize("name", conv.LOWERINGS)
+@pytest.mark.parametrize("case", ["same", "valid"])
+def test_every_lowering_is_that_of_xla(case, name):
+    with jax.enable_x64(True), conv.lowering(name):
+        check_derivatives(case, (16, 17), np.float64, 1e-11)
+
+
+def test_a_lowering_replaces_what_is_traced_within_it_alone():
+    x, kernel = normal(0, 2, 8, 8, 16), normal(1, 3, 3, 16, 32)
+    convolved = jax.jit(ours)
+
+    def text(name):
+        with conv.lowering(name):
+            return convolved.lower(x, kernel).as_text(debug_info=True)
+
+    default, patches, winograd, library = map(text, (None, *conv.LOWERINGS))
+    assert all(conv.SCOPE in t for t in (default, patches, winograd, library))
+    assert "stablehlo.convolution" in library
+    assert not any("stablehlo.convolution" in t for t in (default, patches, winograd))
+    assert "[36, " not in patches
+    assert "tensor<36x" in winograd
+    assert "tensor<36x" not in patches
+    assert convolved.lower(x, kernel).as_text(debug_info=True) == default

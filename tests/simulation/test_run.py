@@ -259,7 +259,7 @@ def test_what_was_measured_is_remembered(tmp_path):
         warnings.simplefilter("error")
         resumed = prepare(experiment(), jaxfed.Host(devices=2), tmp_path, resume=True)
     resumed.close()
-    assert (resumed.machine.chunk, resumed.fuse) == (2, 3)
+    assert (resumed.machine.chunk, resumed.form.fuse) == (2, 3)
 
 
 def test_nan_stops_with_round_and_clients_and_resumes_without_them(tmp_path):
