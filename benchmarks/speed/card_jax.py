@@ -11,7 +11,7 @@ import workloads
 from jaxfed.simulation import engine, flops, tuning
 
 NARROW = {"dtype": jnp.bfloat16, "compute": jnp.bfloat16}
-LARGEST = {"W6": 20, "W8": 4}  # clients at once that surely fit
+LARGEST = {"W6": 20, "W7": 10, "W8": 4}  # clients at once that surely fit
 _compiling: list[float] = []
 
 
@@ -99,4 +99,5 @@ def work(name: str) -> float:
     server = jax.eval_shape(fed.init, jax.random.key(0))
     examples = jax.eval_shape(lambda x: x, ours.examples_of(arrays))
     rounds = engine.rounds(fed, verb, 0, most)
-    return flops.counted(rounds, server, (), examples, ours.plan(1, most)).flops
+    states = ours.states(name, arrays)
+    return flops.counted(rounds, server, states, examples, ours.plan(1, most)).flops

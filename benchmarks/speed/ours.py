@@ -17,7 +17,8 @@ import workloads
 
 from jaxfed import local, lowrank, models, tasks
 from jaxfed.algorithm import Algorithm
-from jaxfed.algorithms import fedavg
+from jaxfed.algorithms import fedavg, pf2lora
+from jaxfed.algorithms.personal.pf2lora import State
 from jaxfed.data.federated import taken
 from jaxfed.pretrained import layouts
 from jaxfed.simulation import engine, tuning
@@ -39,7 +40,7 @@ def encoder(name: str, width: int, feedforward: int, depth: int, heads: int) -> 
         pad=None,
         head="linear",
         epsilon=1e-5,
-        scanned=name.startswith("W6"),
+        scanned=name.startswith(("W6", "W7")),
     )
 
 
@@ -57,13 +58,15 @@ MODELS = {
     "W4": lambda: encoder("W4", 256, 1024, 4, 4),
     "W5": lambda: models.resnet10(10),
     "W6": lambda: encoder("W6", 768, 3072, 12, 12),
-    "W6 tiny": lambda: encoder("W6 tiny", 16, 32, 2, 2),
+    "W7": lambda: encoder("W7", 768, 3072, 12, 12),
+    **{f"{w} tiny": partial(encoder, f"{w} tiny", 16, 32, 2, 2) for w in ("W6", "W7")},
+    "W7 small": lambda: encoder("W7 small", 256, 1024, 4, 4),
     **{name: partial(decoder, name) for name in workloads.DECODERS},
 }
 
 
 def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
-    """FedAvg over the workload's trained weights, starting from its arrays.
+    """FedAvg, or PF2LoRA, over the workload's trained weights, starting from its arrays.
 
     `options` go to the model, which may keep its frozen weights in another type.
     """
@@ -85,11 +88,34 @@ def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
     make = tasks.classification if workload.classes else tasks.next_token
     task = make(model, examples_of(arrays), inputs=inputs)
     work = local.Work(workload.batch, epochs=1, shuffle=False)
-    return fedavg(
-        task._replace(init=lambda key: first),
+    task, steps = task._replace(init=lambda key: first), optimizer(workload.optimizer)
+    if not workload.own_rank:
+        return fedavg(task, work, client_optimizer=steps)
+    return pf2lora(
+        task,
         work,
-        client_optimizer=optimizer(workload.optimizer),
+        rank=workload.own_rank,
+        inner_rate=workload.own_rate,
+        upper_optimizer=steps,
+        keep_moments=False,
+        personal_head=False,
+        scale=scale,
     )
+
+
+def states(name: str, arrays: workloads.Arrays) -> Any:
+    """What clients keep at first, [K, ...]: factors of their own in W7, else nothing."""
+    if not arrays.own:
+        return ()
+    sides = ({p: f[i] for p, f in arrays.own.items()} for i in (0, 1))
+    if MODELS[name]().scanned:
+        sides = map(layouts.scanned, sides)
+    a, b = (
+        {p: np.moveaxis(x, workloads.stack(p), 0) for p, x in side.items()} for side in sides
+    )  # the axis of clients before that of layers
+    scale = workloads.WORKLOADS[name].scale
+    y = {p: lowrank.Factors(a[p], b[p], scale, workloads.stack(p)) for p in a}
+    return State(jax.tree.map(jnp.asarray, y), {}, ())
 
 
 def examples_of(arrays: workloads.Arrays) -> dict[str, np.ndarray]:
@@ -130,11 +156,13 @@ def running(
     most: int,
     chunk: int | str | None = "auto",
     uniform: bool = True,
+    states: Any = None,
 ) -> Callable[[], tuple[Any, dict, int | None]]:
     """A function that runs one round from where the last one ended: (server, metrics, chunk).
 
     `most` is the largest client's number of examples, and `uniform` promises that all have as many.
-    The chunk that is "auto" is measured first; None takes all clients at once.
+    The chunk that is "auto" is measured first; None takes all clients at once. `states` are what
+    clients keep; by default as the algorithm has it.
     """
     machine = engine.machine(chunk=None if chunk == "auto" else chunk)
     clients = now.id.shape[1]
@@ -144,8 +172,9 @@ def running(
         return engine.compiled(engine.rounds(fed, verb, 0, most), machine, donate=(0, 1))
 
     server = jax.jit(fed.init)(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), clients)
-    states = jax.vmap(fed.init_client, in_axes=(None, 0))(server, keys)
+    if states is None:
+        keys = jax.random.split(jax.random.key(1), clients)
+        states = jax.vmap(fed.init_client, in_axes=(None, 0))(server, keys)
     # As a federated data set holds them, so that the CPU's devices need no copies of their own.
     examples = {name: taken(x, np.arange(len(x))) for name, x in examples.items()}
     kept = list(engine.place((server, states), machine))
@@ -174,7 +203,8 @@ def make(
     clients = workload.clients if clients is None else clients
     arrays = workloads.arrays(name, clients)
     fed, now = algorithm(name, arrays, **options), plan(clients, workload.examples)
-    run = running(fed, examples_of(arrays), now, most=workload.examples, chunk=chunk)
+    begun = {"states": states(name, arrays), "most": workload.examples}
+    run = running(fed, examples_of(arrays), now, chunk=chunk, **begun)
 
     def one_round() -> dict:
         server, metrics, chunk = run()

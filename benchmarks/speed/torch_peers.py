@@ -190,7 +190,9 @@ MODELS: dict[str, Model] = {
     "W4": encoder,
     "W5": resnet,
     "W6": partial(encoder, heads=12),
-    "W6 tiny": partial(encoder, heads=2),
+    "W7": partial(encoder, heads=12),
+    **{f"{w} tiny": partial(encoder, heads=2) for w in ("W6", "W7")},
+    "W7 small": encoder,
     **{
         name: partial(decoder, heads=heads, groups=groups)
         for name, (*_, heads, groups) in workloads.DECODERS.items()
@@ -236,6 +238,7 @@ class Shard(NamedTuple):
     theta: Weights  # for paths and shapes; a round's values come as a vector
     inputs: Tensor  # [K, S, B, ...]
     labels: Tensor  # [K, S, B]
+    own: Weights  # [K, ...] the factors that clients keep, which change in place; {} but in W7
 
 
 Local = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -248,37 +251,87 @@ def loss(shard: Shard, mine: Weights, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
+Gradients = Callable[[Weights, Weights, Tensor, Tensor], tuple[Tensor, list[Tensor]]]
+"""(mine, own, inputs, labels) -> (loss, gradients by mine); `own` takes its step in place."""
+
+
 def loop(shard: Shard) -> Local:
     """One client after another, by autograd."""
 
-    def gradients(mine: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def gradients(mine: Weights, own: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         leaves = {p: w.detach().requires_grad_() for p, w in mine.items()}
         value = loss(shard, leaves, x, y)
         return value.detach(), torch.autograd.grad(value, list(leaves.values()))
 
-    clients = zip(shard.inputs.unbind(), shard.labels.unbind(), strict=True)
-    return partial(train, shard, gradients, [(x.unbind(), y.unbind()) for x, y in clients], ())
+    by_step = twice(shard) if shard.own else gradients
+    owned = [{p: w[k] for p, w in shard.own.items()} for k in range(len(shard.labels))]
+    clients = zip(shard.inputs.unbind(), shard.labels.unbind(), owned, strict=True)
+    groups = [(x.unbind(), y.unbind(), own) for x, y, own in clients]
+    return partial(train, shard, by_step, groups, ())
 
 
 def vmap(shard: Shard, most: int = CHUNK) -> Local:
     """`most` clients at a time (or the most below it that divides them), by torch.func."""
     size = max(c for c in range(1, most + 1) if len(shard.labels) % c == 0)
-    each = torch.vmap(torch.func.grad_and_value(partial(loss, shard)))
+    each = torch.vmap(torch.func.grad_and_value(partial(through_step, shard), has_aux=True))
 
-    def gradients(mine: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        found, value = each(mine, x, y)
+    def gradients(mine: Weights, own: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        found, (value, stepped) = each(mine, own, x, y)
+        for path, w in own.items():
+            w.copy_(stepped[path])
         return value, list(found.values())
 
-    chunks = zip(shard.inputs.split(size), shard.labels.split(size), strict=True)
-    return partial(
-        train, shard, gradients, [(x.unbind(1), y.unbind(1)) for x, y in chunks], (size,)
-    )
+    owned = [
+        {p: w[k : k + size] for p, w in shard.own.items()}
+        for k in range(0, len(shard.labels), size)
+    ]
+    chunks = zip(shard.inputs.split(size), shard.labels.split(size), owned, strict=True)
+    groups = [(x.unbind(1), y.unbind(1), own) for x, y, own in chunks]
+    return partial(train, shard, gradients, groups, (size,))
+
+
+def through_step(
+    shard: Shard, mine: Weights, own: Weights, x: Tensor, y: Tensor
+) -> tuple[Tensor, Weights]:
+    """(the loss at own+, own+), where own+ is a client's own factors after a step of SGD on it."""
+    if not own:
+        return loss(shard, mine, x, y), {}
+    rate = workloads.WORKLOADS[shard.name].own_rate
+    found = torch.func.grad(lambda own: loss(shard, joined(mine, own), x, y))(own)
+    stepped = {p: w - rate * found[p] for p, w in own.items()}
+    return loss(shard, joined(mine, stepped), x, y), stepped
+
+
+def twice(shard: Shard) -> Gradients:
+    """The hypergradient by autograd through the graph of the first gradient."""
+    rate = workloads.WORKLOADS[shard.name].own_rate
+
+    def gradients(mine: Weights, own: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        leaves, lower = (
+            {p: w.detach().requires_grad_() for p, w in part.items()} for part in (mine, own)
+        )
+        value = loss(shard, joined(leaves, lower), x, y)
+        found = torch.autograd.grad(value, list(lower.values()), create_graph=True)
+        stepped = {p: w - rate * g for (p, w), g in zip(lower.items(), found, strict=True)}
+        value = loss(shard, joined(leaves, stepped), x, y)
+        hyper = torch.autograd.grad(value, list(leaves.values()))
+        for path, w in own.items():
+            w.copy_(stepped[path].detach())
+        return value.detach(), hyper
+
+    return gradients
+
+
+def joined(mine: Weights, own: Weights) -> Weights:
+    """One pair of factors for both: their ranks side by side."""
+    side = {"a": -1, "b": -2}
+    return {p: torch.cat([w, own[p]], side[p[-1]]) if p in own else w for p, w in mine.items()}
 
 
 def train(
     shard: Shard,
-    gradients: Callable[[Weights, Tensor, Tensor], tuple[Tensor, list[Tensor]]],
-    groups: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
+    gradients: Gradients,
+    groups: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...], Weights]],
     lead: tuple[int, ...],
     start: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -286,12 +339,12 @@ def train(
     optimizer = workloads.WORKLOADS[shard.name].optimizer
     make_step = sgd if isinstance(optimizer, workloads.Sgd) else adamw
     total, losses = torch.zeros_like(start), start.new_zeros(2)
-    for group in groups:
+    for inputs, labels, own in groups:
         flat = start.expand(*lead, -1).clone()  # [P] or [C, P]
         mine = views(flat, shard.theta)
         step, values = make_step(optimizer, list(mine.values())), []
-        for t, (x, y) in enumerate(zip(*group, strict=True), 1):
-            value, found = gradients(mine, x, y)
+        for t, (x, y) in enumerate(zip(inputs, labels, strict=True), 1):
+            value, found = gradients(mine, own, x, y)
             step(found, t)
             values.append(value)
         total += flat.sum(0) if lead else flat
@@ -311,6 +364,15 @@ def tensors(name: str, arrays: workloads.Arrays) -> tuple[Weights, Weights]:
         theta[f"{path}:a"] = laid_out(a)
         theta[f"{path}:b"] = laid_out(b.reshape(*[1] * (a.ndim - b.ndim), *b.shape))
     return base, theta
+
+
+def kept(arrays: workloads.Arrays) -> Weights:
+    """The factors that clients keep [K, ...], in tensors of their own."""
+    return {
+        f"{path}:{side}": torch.from_numpy(x.copy())
+        for path, pair in arrays.own.items()
+        for side, x in zip("ab", pair, strict=True)
+    }
 
 
 def laid_out(weight: np.ndarray) -> Tensor:
@@ -381,15 +443,17 @@ def make(
     base, theta = tensors(name, arrays)
     start = torch.cat([w.flatten() for w in theta.values()]).share_memory_()  # [P]
     sums = torch.zeros(processes, len(start) + 2).share_memory_()
+    halves, own = batches(name, arrays.examples, processes), kept(arrays)
+    parts = {p: w.tensor_split(processes) for p, w in own.items()}
     workers = [
         _worker(
             method,
-            Shard(name, MODELS[name], base, theta, *mine),
+            Shard(name, MODELS[name], base, theta, *mine, {p: w[i] for p, w in parts.items()}),
             usual if threads is None else threads,
             start,
-            row,
+            sums[i],
         )
-        for mine, row in zip(batches(name, arrays.examples, processes), sums, strict=True)
+        for i, mine in enumerate(halves)
     ]
     count = len(arrays.examples["label"]) // workloads.WORKLOADS[name].examples
     return Peer(

@@ -2,8 +2,9 @@
 
 All clients take part in every round, each takes its batches in order, and the server takes the
 plain mean of the trained weights. So every implementation must end with the same losses and the
-same norm of the trained weights. W1 to W5 are for any computer, W6 and W8 for an accelerator; "W8
-small" is W8 at the size of two cores.
+same norm of the trained weights. W1 to W5 are for any computer, W6 to W8 for an accelerator; "W7
+small" and "W8 small" are these at the size of two cores. In W7 each client also keeps factors of
+its own, which take one step of SGD before the hypergradient of each local step.
 
     workload, arrays = workloads.WORKLOADS["W3"], workloads.arrays("W3", clients=4)
 """
@@ -42,6 +43,8 @@ class Workload:
     scale: float = 1.0
     full: tuple[str, ...] = ()  # beside factors, the weights that are trained whole
     vocabulary: int = 0  # 0 for images
+    own_rank: int = 0  # of the factors that each client keeps
+    own_rate: float = 0.0  # of SGD on them
 
     @property
     def steps(self) -> int:
@@ -80,6 +83,20 @@ WORKLOADS = {
         full=HEAD,
         vocabulary=50265,
     ),
+    "W7": Workload(
+        "PF2LoRA on RoBERTa-base's shape",
+        100,
+        160,
+        16,
+        AdamW(1e-3, 0.01),
+        (128,),
+        2,
+        rank=8,
+        full=HEAD,
+        vocabulary=50265,
+        own_rank=2,
+        own_rate=1e-3,
+    ),
     "W8": Workload(
         "FedLoRA on LLaMA's shape at 1B",
         100,
@@ -91,12 +108,40 @@ WORKLOADS = {
         rank=16,
         vocabulary=32000,
     ),
+    "W7 small": Workload(
+        "PF2LoRA encoder",
+        20,
+        32,
+        8,
+        AdamW(1e-3, 0.01),
+        (64,),
+        2,
+        rank=8,
+        full=HEAD,
+        vocabulary=8192,
+        own_rank=2,
+        own_rate=1e-3,
+    ),
     "W8 small": Workload(
         "FedLoRA decoder", 20, 16, 4, AdamW(1e-3, 0.01), (64,), 0, rank=16, vocabulary=4096
     ),
-    # For rehearsals of W6 and W8.
+    # For rehearsals of W6, W7 and W8.
     "W6 tiny": Workload(
         "HOMLoRA encoder", 2, 8, 4, AdamW(1e-3, 0.01), (8,), 2, rank=2, full=HEAD, vocabulary=64
+    ),
+    "W7 tiny": Workload(
+        "PF2LoRA encoder",
+        2,
+        8,
+        4,
+        AdamW(1e-3, 0.01),
+        (8,),
+        2,
+        rank=2,
+        full=HEAD,
+        vocabulary=64,
+        own_rank=1,
+        own_rate=1.0,
     ),
     "W8 tiny": Workload(
         "FedLoRA decoder", 2, 8, 4, AdamW(1e-3, 0.01), (8,), 0, rank=2, vocabulary=64
@@ -110,6 +155,7 @@ class Arrays(NamedTuple):
     examples: dict[str, np.ndarray]  # "image" or "tokens", and "label": [K * n, ...]
     params: dict[str, np.ndarray]  # {"dense_0/kernel": [in, out]}, and HWIO, as flax has them
     factors: dict[str, tuple[np.ndarray, np.ndarray]]  # {path: (a [in..., r], b [r, out])}
+    own: dict[str, tuple[np.ndarray, np.ndarray]]  # those of each client, with an axis [K] before
 
     # Paths under layers/ are of stacked layers and have a leading axis for them.
 
@@ -125,8 +171,9 @@ def arrays(
     workload, shapes = WORKLOADS[name], shapes or SHAPES[name]
     params = {path: _weight(name, path, shape) for path, shape in shapes.items()}
     factors = {p: _factors(name, p, params[p].shape, workload.rank) for p in _adapted(name, shapes)}
-    rows = (workload.clients if clients is None else clients) * workload.examples
-    return Arrays(_examples(name, workload, rows), params, factors)
+    count = workload.clients if clients is None else clients
+    own = {p: _own(name, p, params[p].shape, count) for p in factors if workload.own_rank}
+    return Arrays(_examples(name, workload, count * workload.examples), params, factors, own)
 
 
 def _adapted(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -170,6 +217,15 @@ def _factors(
     std = 1 / math.sqrt(math.prod(shape[len(layers) : -1]))
     a = _normal(_stream(name, path, "a"), (*shape[:-1], rank), std)
     return a, np.zeros((*layers, rank, shape[-1]), np.float32)
+
+
+def _own(
+    name: str, path: str, shape: tuple[int, ...], clients: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(a [K, in, r], b [K, r, out]) of weights that are in no stack."""
+    rank = WORKLOADS[name].own_rank
+    a = _normal(_stream(name, path, "own"), (clients, shape[0], rank), 1 / math.sqrt(shape[0]))
+    return a, np.zeros((clients, rank, shape[1]), np.float32)
 
 
 def _examples(name: str, workload: Workload, rows: int) -> dict[str, np.ndarray]:
@@ -315,6 +371,8 @@ SHAPES = {
     "W4": _encoder("W4", 256, 1024, 4),
     "W5": _resnet(),
     "W6": _encoder("W6", 768, 3072, 12),
-    "W6 tiny": _encoder("W6 tiny", 16, 32, 2),
+    "W7": _encoder("W7", 768, 3072, 12),
+    **{f"{w} tiny": _encoder(f"{w} tiny", 16, 32, 2) for w in ("W6", "W7")},
+    "W7 small": _encoder("W7 small", 256, 1024, 4),
     **{name: _decoder(name, *sizes) for name, sizes in DECODERS.items()},
 }

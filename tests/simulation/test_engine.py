@@ -253,9 +253,9 @@ def test_the_measured_chunk_is_the_fastest_of_those_that_were_timed():
 
     now = oracle.plan(world, [[0, 1, 2, 3]])
     arguments = (on.server, on.states, on.examples, now)
-    chunk, seconds = tuning.measured_chunk(make, on.machine, arguments, [4, 1], 10**6)
-    assert chunk in (4, 1)
-    assert 0 < seconds < 60
+    found = tuning.measured_chunk(make, on.machine, arguments, [4, 1], 10**6)
+    assert found.chunk in (4, 1)
+    assert 0 < found.seconds < 60
     assert not any(x.is_deleted() for x in jax.tree.leaves(on.server))
 
 

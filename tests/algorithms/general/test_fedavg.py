@@ -90,7 +90,7 @@ def test_three_rounds_of_workload_1_end_where_pytorch_ends():
 
     base, theta = peers.tensors("W1", arrays)
     ((inputs, labels),) = peers.batches("W1", arrays.examples, processes=1)
-    train = peers.loop(peers.Shard("W1", peers.mlp, base, theta, inputs, labels))
+    train = peers.loop(peers.Shard("W1", peers.mlp, base, theta, inputs, labels, {}))
     flat, losses = torch.cat([w.flatten() for w in theta.values()]), []
     for _ in range(ROUNDS):
         total, ends = train(flat)

@@ -62,6 +62,7 @@ def test_every_workload_is_measured_and_large_ones_are_small_in_a_rehearsal():
     listed = {name for name in workloads.WORKLOADS if " " not in name}
     assert set(accelerator.ORDER) == listed
     assert accelerator.rehearsed("W6", True) == "W6 tiny"
+    assert accelerator.rehearsed("W7", True) == "W7 tiny"
     assert accelerator.rehearsed("W8", True) == "W8 tiny"
     assert accelerator.rehearsed("W3", True) == "W3"
 
@@ -70,7 +71,7 @@ def test_every_workload_is_measured_and_large_ones_are_small_in_a_rehearsal():
 def test_a_rehearsal_has_a_figure_for_everything_and_equal_norms(tmp_path):
     """In jaxfed and PyTorch, one client at a time and under vmap, in float32 and bfloat16."""
     pytest.importorskip("torch")
-    asked = ["--tiny", "--only", "W3", "W6", "W8", "--out", str(tmp_path)]
+    asked = ["--tiny", "--only", "W3", "W6", "W7", "W8", "--out", str(tmp_path)]
     path = os.pathsep.join([str(timing.ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     subprocess.run([sys.executable, str(SCRIPT), *asked], check=True, env=environment)
@@ -80,8 +81,8 @@ def test_a_rehearsal_has_a_figure_for_everything_and_equal_norms(tmp_path):
     for f in (f for f in kept if "norm" in f and f["workload"] != "peaks"):
         norms.setdefault((f["workload"], f["clients"]), []).append(f["norm"])
     peft = importlib.util.find_spec("peft") is not None
-    assert [len(found) for found in norms.values()] == [5, 2, 2, 3, 3 + peft]
+    assert [len(found) for found in norms.values()] == [5, 2, 2, 3, 3 + peft, 3]
     for found in norms.values():
         assert all(math.isclose(n, found[0], rel_tol=1e-3) for n in found)
     shown = (tmp_path / "accelerator_cpu.md").read_text()
-    assert shown.count("%") == 5 + 4 + 3 + 3 + peft
+    assert shown.count("%") == 5 + 4 + 3 + 3 + 3 + peft

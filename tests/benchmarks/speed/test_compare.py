@@ -19,20 +19,24 @@ def test_jaxfed_stands_beside_the_fastest_peer_by_way_of_the_loop():
 
 
 @pytest.mark.full
-def test_a_decoders_round_ends_alike_in_jaxfed_in_both_loops_and_in_peft():
-    """W8's kind: losses and norms of two rounds, one client at a time and under vmap."""
+@pytest.mark.parametrize(
+    ("name", "ways"), [("W7 tiny", ("loop", "vmap")), ("W8 tiny", ("loop", "vmap", "peft"))]
+)
+def test_rounds_of_text_models_end_alike_in_jaxfed_and_its_peers(name, ways):
+    """Losses and norms of two rounds, one client at a time and under vmap; in W7 clients keep."""
     torch = pytest.importorskip("torch")
-    pytest.importorskip("peft")
     import torch_peers
 
-    name = "W8 tiny"
+    if "peft" in ways:
+        pytest.importorskip("peft")
     arrays = workloads.arrays(name)
     base, theta = torch_peers.tensors(name, arrays)
     ((inputs, labels),) = torch_peers.batches(name, arrays.examples, processes=1)
-    shard = torch_peers.Shard(name, torch_peers.MODELS[name], base, theta, inputs, labels)
     one_round = ours.make(name, chunk=2)
     mine = [one_round() for _ in range(2)]
-    for how in ("loop", "vmap", "peft"):
+    for how in ways:
+        model, own = torch_peers.MODELS[name], torch_peers.kept(arrays)
+        shard = torch_peers.Shard(name, model, base, theta, inputs, labels, own)
         local = torch_peers.METHODS[how](shard)
         server = torch.cat([w.flatten() for w in theta.values()])
         for expected in mine:
