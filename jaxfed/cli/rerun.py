@@ -51,7 +51,8 @@ def _launch(path: Path, saved: dict, watch: Watch) -> Launch:
     """How the run was carried out, as far as this machine has its devices; JAX is made ready."""
     before = {f.name: saved["launch"][f.name] for f in HOST if f.name in saved["launch"]}
     known = run_folder.read_host(path)
-    before |= {name: known[name] for name in ("chunk", "fuse", "devices") if name in known}
+    form = ("chunk", "fuse", "convolutions", "devices")
+    before |= {name: known[name] for name in form if name in known}
     cpus = Launch(cpu_devices=saved["launch"].get("cpu_devices"))
     calling.prepare_jax(cpus, watch)
     if (before.get("devices") or 1) > jax.device_count():

@@ -275,7 +275,8 @@ def _host(launch: Launch, shared: Shared) -> Host:
     """
     asked = dataclasses.replace(launch.host, devices=launch.host.devices or 1)
     for done in shared.host:
-        again = {n: getattr(done, n) for n in ("chunk", "fuse") if getattr(asked, n) == "auto"}
+        form = ("chunk", "fuse", "convolutions")
+        again = {n: getattr(done, n) for n in form if getattr(asked, n) == "auto"}
         return dataclasses.replace(asked, **again)
     return asked
 

@@ -101,8 +101,6 @@ def _as_before(machine: engine.Machine, asked: Form, before: Mapping) -> Form:
 
     A warning if this computer cannot end in the same bits.
     """
-    if before:
-        before = {"convolutions": "default", **before}  # which older runs do not name
     now = bits(machine, asked)
     if changed := {
         n: f"{before[n]}, now {now[n]}"

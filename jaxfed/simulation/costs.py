@@ -52,7 +52,8 @@ def memory(p: Prepared, chunk: int) -> int:
     """Bytes that a device needs for one round beside its arguments, as compiled."""
     first = p.supply.block(range(1))
     machine = dataclasses.replace(p.machine, chunk=chunk)
-    step = compilation.jitted_rounds(p.algorithm, p.experiment, machine)
+    lowering = {"convolutions": p.form.convolutions}
+    step = compilation.jitted_rounds(p.algorithm, p.experiment, machine, **lowering)
     program = step.lower(p.state.server, first.states, first.examples, first.plan).compile()
     return tuning.temporary_bytes(program)
 
@@ -63,5 +64,6 @@ def elsewhere(
     """A round compiled for devices that are not here; see targets.compiled."""
     first = p.supply.block(range(1))
     arguments = (p.state.server, first.states, first.examples, first.plan)
-    make = partial(compilation.jitted_rounds, p.algorithm, p.experiment)
+    lowering = {"convolutions": p.form.convolutions}
+    make = partial(compilation.jitted_rounds, p.algorithm, p.experiment, **lowering)
     return targets.compiled(where, make, arguments, chunks, turns)

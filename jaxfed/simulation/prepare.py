@@ -114,10 +114,10 @@ def prepare(
     """A run of the experiment, ready for its first round; `close` it, or run it to its end.
 
     With a directory, its lock is held, and nothing else is written before all is checked, measured
-    and compiled. `compiling=False` leaves compilation to the first call. Several runs that are
-    given the same `programs` share what is compiled. Raises ValueError for what
-    does not fit, and OSError for a folder that is in use, holds a run already, or has none to
-    resume.
+    and compiled. With `compiling=False` nothing is compiled or drawn: the server is shapes, and
+    what clients keep is zeros. Several runs that are given the same `programs` share what is
+    compiled. Raises ValueError for what does not fit, and OSError for a folder that is in use,
+    holds a run already, or has none to resume.
     """
     e, machine, origin = experiment, engine.machine(host.devices), origin or Origin()
     folder = None if directory is None else Path(directory)

@@ -3,7 +3,7 @@
 config.py        the config as it was run; not there if the run was begun from Python
 settings.json    what is run, and with which versions: the run has begun once this is there
 clients.npz      labels [N, classes]: how many examples of each label each client has
-host.json        chunk, fuse and devices, which a resumed run must share to end in the same bits
+host.json        chunk, fuse, convolutions and devices: what ends in the same bits shares them
 metrics.jsonl    one record a round
 clients.jsonl    each evaluation by client: {"round", "client": [...], "examples": [...], ...}
 checkpoints/     see checkpoint.py
@@ -46,7 +46,11 @@ SETTINGS: dict[str, tuple] = {
 }
 HOST: dict[str, tuple] = {
     **dict.fromkeys(("chunk", "fuse", "devices", "processes"), (int,)),
-    **dict.fromkeys(("device", "jax", "population"), (str,)),
+    **dict.fromkeys(("device", "jax", "population", "convolutions"), (str,)),
+}
+WORDS = {
+    "population": ("device", "host", "mapped"),
+    "convolutions": ("default", "patches", "winograd", "xla"),
 }
 OURS = (
     "settings.json",
@@ -137,7 +141,10 @@ def resumed_settings(folder: Path) -> dict:
 
 
 def read_host(folder: Path) -> dict:
-    """What host.json holds, {} if it is not there; ValueError, naming it, if it is damaged."""
+    """What host.json holds, {} if it is not there; ValueError, naming it, if it is damaged.
+
+    Runs from before convolutions had a choice have the default.
+    """
     path = folder / "host.json"
     if not path.exists():
         return {}
@@ -145,9 +152,9 @@ def read_host(folder: Path) -> dict:
     stored.check_kinds(found, HOST, path)
     for name, value in found.items():
         low = HOST.get(name) == (int,) and value < 1
-        if low or (name == "population" and value not in ("device", "host", "mapped")):
+        if low or value not in WORDS.get(name, (value,)):
             raise ValueError(f"{path} is damaged ({name} is {value!r}); put a copy of it back")
-    return found
+    return {"convolutions": "default", **found}
 
 
 def write_json(path: Path, content: dict) -> None:
