@@ -1,7 +1,7 @@
 """Facts about trees of arrays: bytes, numbers, shapes, paths; and which leaves are statistics."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,16 @@ def nbytes(tree: PyTree) -> int:
 def size(tree: PyTree) -> int:
     """How many numbers a tree holds."""
     return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def zeros_in_place_of(function: Callable) -> Callable:
+    """A function whose results have the shapes of this one's, and that reads no argument."""
+
+    def zeros(*arguments):
+        shapes = jax.eval_shape(function, *arguments)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return zeros
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:

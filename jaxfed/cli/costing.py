@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 
 from jaxfed import trees
 from jaxfed.cli import calling, describe, options
@@ -21,8 +22,10 @@ def command(arguments: list[str], watch: Watch) -> None:
         raise ValueError(f"--for {name} says how many devices there are; leave --devices out")
     devices = launch.host.devices if where is None else 1
     host = dataclasses.replace(launch.host, devices=devices, chunk=1, fuse=1)
-    prepared = prepare(experiment, host, compiling=False)
-    server, wire = prepared.state.server, costs.mean_wire(prepared)
+    ready = partial(prepare, experiment, host, compiling=False)
+    prepared = ready(drawing=False)  # a model may be larger than this computer's memory
+    server = prepared.state.server
+    wire = costs.mean_wire(prepared if prepared.wire_is_exact else ready())
     most = -(-experiment.cohort // len((where or prepared.machine).devices))
     asked = launch.host.chunk
     cost = costs.compute(prepared)

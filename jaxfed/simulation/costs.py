@@ -32,7 +32,10 @@ def compute(p: Prepared) -> flops.Round:
 
 
 def mean_wire(p: Prepared) -> ledger.Wire:
-    """Bytes that a client receives and sends, in the mean over the first round's clients."""
+    """Bytes that a client receives and sends, in the mean over the first round's clients.
+
+    If they depend on values (`wire_is_exact` is False), the run must have drawn its arrays.
+    """
     if p.wire_is_exact:
         return p.wire
     one, e, first = engine.machine(1, chunk=1), p.experiment, p.supply.block(range(1))

@@ -109,15 +109,16 @@ def prepare(
     allow: Sequence[str] = (),
     origin: Origin | None = None,
     compiling: bool = True,
+    drawing: bool = True,
     programs: Programs | None = None,
 ) -> Prepared:
     """A run of the experiment, ready for its first round; `close` it, or run it to its end.
 
     With a directory, its lock is held, and nothing else is written before all is checked, measured
-    and compiled. With `compiling=False` nothing is compiled or drawn: the server is shapes, and
-    what clients keep is zeros. Several runs that are given the same `programs` share what is
-    compiled. Raises ValueError for what does not fit, and OSError for a folder that is in use,
-    holds a run already, or has none to resume.
+    and compiled. `compiling=False` leaves compilation to the first call. `drawing=False` is for a
+    run that is not to start: its server is shapes, what clients keep is zeros. Runs that are given
+    the same `programs` share what is compiled. Raises ValueError for what does not fit, and OSError
+    for a folder that is in use, holds a run already, or has none to resume.
     """
     e, machine, origin = experiment, engine.machine(host.devices), origin or Origin()
     folder = None if directory is None else Path(directory)
@@ -140,20 +141,20 @@ def prepare(
         init = algorithm.init if programs is None else programs.compiled(algorithm.init, machine)
         first = partial(first_server, init, e.seed)
         log.info("restoring the newest checkpoint" if resume else "drawing the first weights")
-        server = None if resume else first()
-        people = _population(e, algorithm, host, machine, first, server, folder, resume)
+        server = first() if drawing and not resume else None
+        people = _population(e, algorithm, host, machine, first, server, folder, resume, drawing)
         undo.callback(people.close)
-        checkpoints = None
-        state = State(server, np.zeros(e.data.clients, np.int64), 0)
+        checkpoints, owed = None, np.zeros(e.data.clients, np.int64)
+        state = State(server if drawing else jax.eval_shape(first), owed, 0)
         if resume and folder:
             if why := run_folder.why_lost(folder, host.checkpoint_every):
                 raise ValueError(why)
             checkpoints = checkpoint.open_folder(folder / "checkpoints")
             undo.callback(checkpoints.close)
             state = _restored(e, checkpoints, people, first)
-        state = state._replace(server=engine.place(state.server, machine))
+        placed = engine.place if drawing else engine.placed_shapes
+        state = state._replace(server=placed(state.server, machine))
         del server  # else there are two
-
         supply = blocks.Supply(e, machine, people, blocks.placed(e, host, machine, programs))
         before = run_folder.read_host(folder) if resume and folder else {}
         shapes = trees.shapes(state.server)
@@ -290,13 +291,14 @@ def _population(
     server: Any,
     folder: Path | None,
     resume: bool,
+    drawing: bool,
 ) -> population.Population:
     """What clients keep, none of them drawn yet; placed as it was before, if none is asked."""
     placement, devices = host.population, len(machine.devices)
     if resume and folder is not None and placement == "auto":
         placement = run_folder.read_host(folder).get("population", "auto")
     return population.open_population(
-        algorithm.init_client,
+        algorithm.init_client if drawing else trees.zeros_in_place_of(algorithm.init_client),
         first if server is None else lambda: server,
         placement,
         clients=e.data.clients,

@@ -21,7 +21,7 @@ import optax
 import pytest
 
 import jaxfed
-from jaxfed import local, models, tasks
+from jaxfed import local, lowrank, models, tasks
 from jaxfed.algorithms import fedavg, scaffold
 from jaxfed.data import federate, partition, sources
 from jaxfed.simulation import participation, run_folder
@@ -260,6 +260,19 @@ def test_what_was_measured_is_remembered(tmp_path):
         resumed = prepare(experiment(), jaxfed.Host(devices=2), tmp_path, resume=True)
     resumed.close()
     assert (resumed.machine.chunk, resumed.form.fuse) == (2, 3)
+
+
+def test_a_run_that_is_not_to_start_draws_nothing_however_large_its_model():
+    source = sources.digits()
+    data = federate(source, [np.arange(20)], seed=0)
+    model = models.MLP((2_000_000, 2_000_000), classes=10)  # 16 TB
+    select = lowrank.Select(factors="dense", full="head", rank=1)
+    task = tasks.classification(model, source.test, select=select)
+    algorithm = plain(task)
+    e = jaxfed.Experiment(data, algorithm, rounds=1, cohort=1, evaluate_every=0)
+    p = prepare(e, SINGLE, compiling=False, drawing=False)
+    p.close()
+    assert p.base_bytes > 1.6e13
 
 
 def test_nan_stops_with_round_and_clients_and_resumes_without_them(tmp_path):
