@@ -40,7 +40,12 @@ def by_path(tree: PyTree) -> dict[str, Any]:
 
 def shapes(tree: PyTree) -> PyTree:
     """The tree with shapes and types in place of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype), tree)
+
+    def shape(x):
+        held = x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+        return jax.ShapeDtypeStruct(held.shape, held.dtype)
+
+    return jax.tree.map(shape, tree)
 
 
 DIGIT = 30  # bits of a digit: sums of two digits fit into an int32

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import workloads
 
-from jaxfed import local, lowrank, models, tasks
+from jaxfed import local, lowrank, models, tasks, trees
 from jaxfed.algorithm import Algorithm
 from jaxfed.algorithms import fedavg, pf2lora
 from jaxfed.algorithms.personal.pf2lora import State
@@ -101,6 +101,34 @@ def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
         personal_head=False,
         scale=scale,
     )
+
+
+def planned(name: str, **options) -> tuple[Algorithm, dict[str, np.ndarray]]:
+    """(FedLoRA on a decoder, one client's examples) to compile only: its weights are all zero.
+
+    Nothing is allocated where `init` is only traced.
+    """
+    workload, shapes = workloads.WORKLOADS[name], workloads.SHAPES[name]
+    model = MODELS[name]().clone(**options)
+    examples = examples_of(workloads.Arrays(workloads.examples(name, 1), {}, {}, {}))
+    kept = jax.eval_shape(model.init, jax.random.key(0), examples["tokens"])["params"]
+    types = {p: w.dtype for p, w in trees.by_path(kept).items()}
+
+    def init(key):
+        factors = {}
+        for p in workloads.adapted(name, shapes):
+            layers, rows, columns = shapes[p]
+            a, b = (
+                jnp.zeros((layers, rows, workload.rank)),
+                jnp.zeros((layers, workload.rank, columns)),
+            )
+            factors[p] = lowrank.Factors(a, b, workload.scale, workloads.stack(p))
+        base = {p: jnp.zeros(shape, types[p]) for p, shape in shapes.items()}
+        return base, lowrank.Theta({}, factors)
+
+    task = tasks.next_token(model, examples, inputs=("tokens",))
+    work, steps = local.Work(workload.batch, epochs=1, shuffle=False), optimizer(workload.optimizer)
+    return fedavg(task._replace(init=init), work, client_optimizer=steps), examples
 
 
 def states(name: str, arrays: workloads.Arrays) -> Any:

@@ -3,8 +3,9 @@
 All clients take part in every round, each takes its batches in order, and the server takes the
 plain mean of the trained weights. So every implementation must end with the same losses and the
 same norm of the trained weights. W1 to W5 are for any computer, W6 to W8 for an accelerator; "W7
-small" and "W8 small" are these at the size of two cores. In W7 each client also keeps factors of
-its own, which take one step of SGD before the hypergradient of each local step.
+small" and "W8 small" are these at the size of two cores, and "W8 8B" is W8 on a model that is only
+compiled. In W7 each client also keeps factors of its own, which take one step of SGD before the
+hypergradient of each local step.
 
     workload, arrays = workloads.WORKLOADS["W3"], workloads.arrays("W3", clients=4)
 """
@@ -122,6 +123,17 @@ WORKLOADS = {
         own_rank=2,
         own_rate=1e-3,
     ),
+    "W8 8B": Workload(
+        "FedLoRA on LLaMA's shape at 8B",
+        100,
+        16,
+        4,
+        AdamW(1e-3, 0.01),
+        (512,),
+        0,
+        rank=16,
+        vocabulary=128256,
+    ),
     "W8 small": Workload(
         "FedLoRA decoder", 20, 16, 4, AdamW(1e-3, 0.01), (64,), 0, rank=16, vocabulary=4096
     ),
@@ -170,13 +182,19 @@ def arrays(
     """
     workload, shapes = WORKLOADS[name], shapes or SHAPES[name]
     params = {path: _weight(name, path, shape) for path, shape in shapes.items()}
-    factors = {p: _factors(name, p, params[p].shape, workload.rank) for p in _adapted(name, shapes)}
+    factors = {p: _factors(name, p, params[p].shape, workload.rank) for p in adapted(name, shapes)}
     count = workload.clients if clients is None else clients
     own = {p: _own(name, p, params[p].shape, count) for p in factors if workload.own_rank}
-    return Arrays(_examples(name, workload, count * workload.examples), params, factors, own)
+    return Arrays(examples(name, count), params, factors, own)
 
 
-def _adapted(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def examples(name: str, clients: int) -> dict[str, np.ndarray]:
+    """The arrays of examples alone, of so many clients."""
+    workload = WORKLOADS[name]
+    return _examples(name, workload, clients * workload.examples)
+
+
+def adapted(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The paths that carry factors."""
     if name == "W3":
         return [p for p in shapes if p.endswith("kernel")]
@@ -332,6 +350,7 @@ def _decoder(
 
 DECODERS = {  # width, feed-forward width, layers, heads, groups of heads
     "W8": (2048, 8192, 16, 32, 8),
+    "W8 8B": (4096, 14336, 32, 32, 8),
     "W8 small": (256, 688, 4, 8, 4),
     "W8 tiny": (16, 32, 2, 4, 2),
 }

@@ -19,8 +19,8 @@ from jaxfed.simulation.programs import Programs
 class Form(NamedTuple):
     """In which form rounds are compiled: the same form ends in the same bits."""
 
-    chunk: int | str  # clients at once
-    fuse: int | str  # rounds in a call
+    chunk: Any  # clients at once; they or rounds may be "auto" until they are measured
+    fuse: Any  # rounds in a call
     convolutions: str  # see Host
 
 
@@ -52,7 +52,7 @@ def chosen(
     arguments = (server, first.states, first.examples, first.plan)
     if "auto" in (form.chunk, form.fuse):
         shared = programs is not None
-        form = _measured(form, make, supply, arguments, e.rounds - done, shared=shared)
+        form = _measured(form, make, supply, host, arguments, e.rounds - done, shared=shared)
     elif form.convolutions == "auto":
         form = form._replace(convolutions="default")
     machine = dataclasses.replace(machine, chunk=form.chunk)
@@ -65,6 +65,7 @@ def _measured(
     form: Form,
     make: Callable[..., Any],
     supply: blocks.Supply,
+    host: Host,
     arguments: tuple,
     ahead: int,
     *,
@@ -89,7 +90,7 @@ def _measured(
     fuse = form.fuse
     if fuse == "auto":
         worth = shared or ahead * SAVED > best.compiling
-        fuse = participation.fuse(e, supply.host, best.seconds) if worth else 1
+        fuse = participation.fuse(e, host, best.seconds) if worth else 1
     return Form(best.chunk, int(fuse), convolutions)
 
 

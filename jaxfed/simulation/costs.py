@@ -55,8 +55,9 @@ def memory(p: Prepared, chunk: int) -> int:
     """Bytes that a device needs for one round beside its arguments, as compiled."""
     first = p.supply.block(range(1))
     machine = dataclasses.replace(p.machine, chunk=chunk)
-    lowering = {"convolutions": p.form.convolutions}
-    step = compilation.jitted_rounds(p.algorithm, p.experiment, machine, **lowering)
+    step = compilation.jitted_rounds(
+        p.algorithm, p.experiment, machine, convolutions=p.form.convolutions
+    )
     program = step.lower(p.state.server, first.states, first.examples, first.plan).compile()
     return tuning.temporary_bytes(program)
 
@@ -67,6 +68,7 @@ def elsewhere(
     """A round compiled for devices that are not here; see targets.compiled."""
     first = p.supply.block(range(1))
     arguments = (p.state.server, first.states, first.examples, first.plan)
-    lowering = {"convolutions": p.form.convolutions}
-    make = partial(compilation.jitted_rounds, p.algorithm, p.experiment, **lowering)
+    make = partial(
+        compilation.jitted_rounds, p.algorithm, p.experiment, convolutions=p.form.convolutions
+    )
     return targets.compiled(where, make, arguments, chunks, turns)

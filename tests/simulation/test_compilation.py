@@ -12,7 +12,8 @@ from jaxfed import local, tasks
 from jaxfed.algorithms import fedavg
 from jaxfed.data import federate, sources
 from jaxfed.models import conv
-from jaxfed.simulation import tuning
+from jaxfed.simulation import compilation, tuning
+from jaxfed.simulation.prepare import prepare
 
 
 class Convolution(nn.Module):
@@ -71,6 +72,17 @@ def test_a_resumed_run_keeps_the_lowering_that_was_measured_and_ends_in_the_same
     (tmp_path / "host.json").write_text(json.dumps(kept))
     jaxfed.run(experiment(5), tmp_path, jaxfed.Host(devices=1), resume=True).close()
     assert json.loads((tmp_path / "host.json").read_text())["convolutions"] == "default"
+
+
+@pytest.mark.parametrize(("saved", "fuse"), [(10.0, 2), (0.0, 1)])
+def test_rounds_are_fused_where_that_saves_more_than_their_compilation(monkeypatch, saved, fuse):
+    best = tuning.Measured(2, 1e-3, compiling=5.0, program=None)
+    monkeypatch.setattr(tuning, "measured_chunk", lambda *_: best)
+    monkeypatch.setattr(compilation, "SAVED", saved)
+    host = jaxfed.Host(devices=1, convolutions="default")
+    prepared = prepare(experiment(2), host, compiling=False)
+    prepared.close()
+    assert prepared.form == (2, fuse, "default")
 
 
 @pytest.mark.quick
