@@ -57,8 +57,15 @@ def _nvidia(device: Device, name: str, *sizes: Any, **others: Any) -> Device:
     return device._replace(gpu=text)
 
 
-# NVIDIA's data sheets and tuning guides of the SXM cards of 80 GB and, of H200, 141 GB: halves of
-# the peaks with sparsity. A launch takes 2 microseconds at least. Google's pages of each TPU.
+# Makers' own figures. Of GPUs, the SXM cards, and halves of the peaks with sparsity:
+#   h100   80 GB, 3.35 TB/s, bfloat16 1,979 and TF32 989: nvidia.com/en-us/data-center/h100
+#   h200   141 GB, 4.8 TB/s, peaks as h100: nvidia.com/en-us/data-center/h200
+#   a100   80 GB, 2,039 GB/s, bfloat16 624 and TF32 312: nvidia.com/en-us/data-center/a100
+# with multiprocessors, clocks and caches of NVIDIA's H100 and A100 architecture papers. The driver
+# reports 2 ** 30 bytes for a GB and a little less. A launch takes 2 microseconds at least.
+# Of TPUs, cloud.google.com/tpu/docs/ and the name, "bf16" and HBM:
+#   v4     32 GiB, 1,228 GB/s, 275        v5e    16 GB, 819 GB/s, 197
+#   v5p    95 GB, 2,765 GB/s, 459         v6e    32 GB, 1,640 GB/s, 918
 _HOPPER = {"units": 128, "capability": (9, 0)}
 DEVICES = {
     "h100": _nvidia(
@@ -73,9 +80,9 @@ DEVICES = {
         Device(84.9e9, 2.04e12, 312e12, 156e12, 2e-6),
         "NVIDIA A100-SXM4-80GB", 108, 1.41, 40, 164, units=64, capability=(8, 0),
     ),
-    "v4": Device(32 * 2**30, 1.23e12, 275e12, 275e12),
-    "v5e": Device(16 * 2**30, 0.82e12, 197e12, 197e12),
-    "v5p": Device(95 * 2**30, 2.77e12, 459e12, 459e12),
+    "v4": Device(32 * 2**30, 1.228e12, 275e12, 275e12),
+    "v5e": Device(16 * 2**30, 0.819e12, 197e12, 197e12),
+    "v5p": Device(95 * 2**30, 2.765e12, 459e12, 459e12),
     "v6e": Device(32 * 2**30, 1.64e12, 918e12, 918e12),
 }  # fmt: skip
 
