@@ -40,17 +40,20 @@ def chunk_candidates(clients: int) -> list[int]:
 def measured_chunk(
     make: Make, machine: Machine, arguments: tuple, candidates: Sequence[int], calls: int
 ) -> Measured:
-    """The fastest of the chunks that were tried on a real round, one or two of them as a rule.
+    """The fastest of the chunks that were tried on a real round, two of them as a rule on a CPU.
 
     `arguments` are the round's (server, states, examples, plan), already placed; the donated ones
     are copied. Of the descending `candidates`, the first is compiled. While the program's own
     analysis says that it needs more memory than is free, the next is the largest that should fit by
-    it. Once one is timed, only that is compiled which `predicted` expects to be the fastest of all;
-    and after a gain, the next smaller one if half of that gain, over the `calls` that are left,
-    would win back the time of its compilation.
+    it. That one is the result on a GPU or a TPU, where fewer clients at once are never faster. On a
+    CPU the one follows that `predicted` expects to be the fastest of the others, and after a gain
+    the next smaller one: but none that should be 8 % slower, and only where a gain of a tenth, or
+    half of the last gain, over the `calls` that are left, would win back a compilation.
     """
     found: dict[int, Measured] = {}
     limit, left = memory_limit(machine), list(candidates)
+    cost: dict[int, float] = {}
+    first = 1.2 if machine.devices[0].platform == "cpu" else 1  # so that half the gain is a tenth
     upcoming: int | None = left[0]
     while (chunk := upcoming) is not None:
         log.info("compiling a round, %s clients at once", chunk)
@@ -62,18 +65,19 @@ def measured_chunk(
             left = [n for n in left if n <= max(limit / needed * chunk, candidates[-1])]
             upcoming = max((n for n in left if n < chunk), default=None)
             continue
-        before = min((m.seconds for m in found.values()), default=None)
         seconds = _seconds(program, machine, arguments)
+        log.info("measured %.3g s a round, %s clients at once", seconds, chunk)
+        gain = min((m.seconds for m in found.values()), default=first * seconds) - seconds
         found[chunk] = Measured(chunk, seconds, compiling, program)
-        log.info("measured %.3g s a round, %s clients at once", found[chunk].seconds, chunk)
-        if calls * min(m.seconds for m in found.values()) < compiling:
+        if calls * gain / 2 <= compiling:
             break
-        if before is None:
-            upcoming = _expected(program, chunk, machine, arguments[0], left)
+        if not cost:
+            cost = _costs(program, chunk, (chunk, *left), arguments[0])
+            upcoming = min(left, key=lambda n: cost[n], default=None)
         else:
-            gain = before - found[chunk].seconds
-            fewer = max((n for n in left if n < chunk), default=None)
-            upcoming = fewer if calls * gain / 2 > compiling else None
+            upcoming = max((n for n in left if n < chunk), default=None)
+        if upcoming and not largest(cost[upcoming] < 1.08 * cost[chunk], machine):
+            break
     if not found:
         raise ValueError(
             f"even one client at a time needs {needed:.0f} bytes, but {limit} are free; use a "
@@ -119,42 +123,35 @@ def temporary_bytes(program: Any) -> int:
 
 
 class Core(NamedTuple):
-    """One device of a CPU, in round numbers that only order candidates."""
+    """One device of a CPU, in round numbers that only order candidates: a Zen 4, by W1 to W5."""
 
-    launch: float = 2e-6  # seconds a kernel
-    flops: float = 50e9  # a second
-    bandwidth: float = 10e9  # bytes a second
-    cache: float = 4e6  # bytes, which it reads four times as fast
+    launch: float = 3e-6  # seconds a kernel
+    flops: float = 60e9  # a second
+    bandwidth: float = 6e9  # bytes a second from memory
+    cached: float = 3.0  # times as fast from the caches near the core
+    near: float = 4e5  # bytes of a kernel that these caches hold for the next one
 
 
-def predicted(step: hlo.Work, at: int, chunk: int, held: float, base: float) -> float:
+def predicted(step: hlo.Work, at: int, chunk: int, base: float) -> float:
     """Seconds of one client's local step on a CPU, `chunk` at once, from a program for `at`.
 
     Kernels, and the base (read in both directions), are shared by the clients of a chunk. What is
-    left of the program's bytes is each client's own, and comes from the cache if it holds what the
-    chunk keeps in memory: `held` bytes a client.
+    left of the program's bytes is each client's own. The fewer of them a kernel touches, the more
+    of them are still in a cache when the next kernel reads them.
     """
     core = Core()
-    shared = step.kernels * core.launch + min(2 * base, step.bytes) / core.bandwidth
-    own = max(step.bytes - 2 * base, 0) / at / core.bandwidth
     arithmetic = (step.wide + step.narrow) / at / core.flops
-    return arithmetic + shared / chunk + own / (4 if chunk * held <= core.cache else 1)
+    shared = step.kernels * core.launch + min(2 * base, step.bytes) / core.bandwidth
+    own = max(step.bytes - 2 * base, 0) / at
+    found = min(1, core.near * step.kernels / max(own * chunk, 1))
+    speed = core.bandwidth * (1 + (core.cached - 1) * found)
+    return arithmetic + shared / chunk + own / speed
 
 
-def _expected(
-    program: Any, chunk: int, machine: Machine, server: Any, left: Sequence[int]
-) -> int | None:
-    """Which of the chunks that are `left` is predicted to be over 5 % faster than this one.
-
-    None on a GPU or a TPU, where fewer clients at once are never faster.
-    """
-    if machine.devices[0].platform != "cpu" or not left:
-        return None
+def _costs(program: Any, at: int, chunks: Sequence[int], server: Any) -> dict[int, float]:
+    """What `predicted` has for each of the chunks, from a program for one of them."""
     step, base = hlo.local_step(hlo.parsed(program.as_text())), trees.nbytes(server.base)
-    held = temporary_bytes(program) / chunk
-    cost = {n: predicted(step, chunk, n, held, base) for n in (chunk, *left)}
-    best = min(left, key=lambda n: cost[n])
-    return best if largest(cost[best] < 0.95 * cost[chunk], machine) else None
+    return {n: predicted(step, at, n, base) for n in chunks}
 
 
 # ---------------------------------------------------------------------- measured
