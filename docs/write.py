@@ -124,7 +124,7 @@ def zoo() -> str:
             "| method | function | theta | sends | keeps | exact | oracle | source |",
         ]
         lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
-        for row in importlib.import_module("jaxfed.algorithms.zoo").ROWS:
+        for row in importlib.import_module("jaxfed.algorithms.zoo").TABLE:
             if row.family == family:
                 function = f"`{row.function.__name__}`"
                 exact = "yes" if row.exact else ""
@@ -136,12 +136,12 @@ def zoo() -> str:
     return "\n".join(lines)
 
 
-def measured(part: str) -> str:
-    """A table of the certificates as they were measured."""
-    path = DOCS.parent / "benchmarks" / "claims" / "certificates.py"
-    spec = importlib.util.spec_from_file_location("certificates", path)
+def measured(script: str, part: str) -> str:
+    """A table that a script of benchmarks/claims makes of its results."""
+    path = DOCS.parent / "benchmarks" / "claims" / f"{script}.py"
+    spec = importlib.util.spec_from_file_location(script, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} cannot be loaded; the tables of certificates are made by it")
+        raise ValueError(f"{path} cannot be loaded; the tables of its results are made by it")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, part)(json.loads(module.FOUND.read_text(encoding="utf-8")))
@@ -227,9 +227,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "floors": floors,
     "house": house,
     "zoo": zoo,
-    "certificates": functools.partial(measured, "certificates"),
-    "bias": functools.partial(measured, "bias"),
-    "shared bias": functools.partial(measured, "shared_bias"),
+    "certificates": functools.partial(measured, "certificates", "certificates"),
+    "bias": functools.partial(measured, "certificates", "bias"),
+    "shared bias": functools.partial(measured, "certificates", "shared_bias"),
     "combine": combine,
     "api": api,
 }

@@ -463,7 +463,7 @@ def test_every_algorithm_has_a_row_and_a_name_in_the_zoo():
     zoo = importlib.import_module("jaxfed.algorithms.zoo")
     files = {module.rpartition(".")[2] for module in ALGORITHM_FILES}
     assert {row.function.__name__ for row in zoo.ROWS} == files == set(zoo.__all__)
-    assert len({row.name for row in zoo.ROWS}) == len(zoo.ROWS)
+    assert len({row.name for row in zoo.TABLE}) == len(zoo.TABLE)
 
 
 @pytest.mark.parametrize("module", [m for m in ALGORITHM_FILES if ".general." in m])

@@ -6,7 +6,8 @@ W3 is FedLoRA, rank 8 beside an MLP 784-1024-1024-10, 100 clients in every round
 is the same but for sides that are frozen, so a ratio above one is the server's work and what a rule
 adds to a client. Times are CPU seconds of the process, which other programs on the machine change
 less than the clock does. With `--write` the rows that are named replace those of the results. Fewer
-`--clients` make a ratio larger: less local work stands beside the server's.
+`--clients` make a ratio larger, as less local work stands beside the server's, unless the rule's
+work grows faster than theirs, as FLoRIST's does; they have results of their own.
 """
 
 import argparse
@@ -80,7 +81,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", ours.CPU_DEVICES)
-    path, arrays = RESULTS / "rules_cost.json", workloads.arrays("W3", asked.clients)
+    other = "" if asked.clients == W3.clients else f"_{asked.clients}"
+    path, arrays = RESULTS / f"rules_cost{other}.json", workloads.arrays("W3", asked.clients)
     kept = {"command": timing.command(), "machine": timing.machine(), "rows": {}}
     if asked.write and path.exists():
         kept["rows"] = json.loads(path.read_text(encoding="utf-8"))["rows"]

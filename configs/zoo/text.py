@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 import optax
 
-from jaxfed import Experiment, local, lowrank, models, pretrained, tasks
-from jaxfed.algorithms import fedavg, fedper
+from jaxfed import Experiment, local, models, pretrained, tasks
+from jaxfed.algorithms import fedavg, fedper, zoo
 from jaxfed.data import Source, federate, glue, partition, text
 
 Method = Literal["fedft", "fedbf", "fedlr", "fedap", "fedpf", "pftt"]
@@ -88,7 +88,12 @@ def experiment(
         encoder,
         source.test,
         params=params,
-        select=select(method, rank),
+        select=zoo.on_encoder(method).select(
+            factors="query|value",
+            full="adapter|^head" if method == "pftt" else "^head",
+            rank=rank,
+            alpha=float(rank),
+        ),
         inputs=("tokens", "types"),
     )
     default = QUICK_RATE if model is None else RATES[method]
@@ -113,20 +118,6 @@ def experiment(
         seed=seed,
         evaluate_every=evaluate_every,
     )
-
-
-def select(method: Method, rank: int) -> lowrank.Select:
-    """What of the encoder a method trains."""
-    whole = {
-        "fedft": ".*",
-        "fedbf": "bias|^head",
-        "fedap": "adapter|^head",
-        "fedpf": "prefix|^head",
-    }
-    if method in whole:
-        return lowrank.Select(full=whole[method])
-    full = "adapter|^head" if method == "pftt" else "^head"
-    return lowrank.Select(factors="query|value", full=full, rank=rank, alpha=float(rank))
 
 
 def tokenised(

@@ -1,6 +1,7 @@
-"""Rows of the zoo around FedAvg: a server optimizer, a compressor, another mean, sparsity."""
+"""Rows of the zoo around FedAvg: server optimizers, compressors, means, sparsity, parts."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxfed import aggregate, combine
 from jaxfed.algorithm import Algorithm
@@ -51,6 +52,16 @@ def _robust(name: str, mean: Callable, source: str, oracle: Oracle, beside: Call
         return fedavg(task, s.work, client_optimizer=s.optimizer, mean=mean)
 
     return Row(name, fedavg, "any", make, "theta", "nothing", source, oracle, beside=beside)
+
+
+def _arm(name: str, trains: Any, sends: str, oracle: Oracle) -> Row:
+    """FedAvg of what FedPETuning trains of an encoder."""
+
+    def make(task: Task, s: Setting) -> Algorithm:
+        return fedavg(task, s.work, client_optimizer=s.optimizer)
+
+    source = "FedPETuning: Zhang et al., Findings of ACL 2023"
+    return Row(name, fedavg, trains, make, sends, "nothing", source, oracle)
 
 
 def _flasc(task: Task, s: Setting) -> Algorithm:
@@ -149,4 +160,22 @@ SPARSE = (
         oracle=Oracle("loop", "combine/test_sparse.py", "test_a_round_is_the_papers"),
         beside=sparse,
     ),
+)
+ONE_STEP = Oracle(
+    "closed form",
+    "algorithms/general/test_fedavg.py",
+    "test_one_local_full_batch_step_is_centralised_gradient_descent",
+)
+AS_FEDAVG = Oracle(
+    "another row",
+    "algorithms/shared/test_fedlora.py",
+    "test_without_a_rule_it_is_fedavg_over_the_factors",
+)
+ENCODED = Oracle("loop", "configs/test_text.py", "test_a_round_of_an_arm_is_that_of_a_loop")
+ARMS = (
+    _arm("fedft", "any", "all weights of an encoder", ONE_STEP),
+    _arm("fedbf", "biases", "the biases of an encoder, and the head", ENCODED),
+    _arm("fedlr", "factors", "A and B of an encoder, and the head", AS_FEDAVG),
+    _arm("fedap", "adapters", "bottleneck adapters of an encoder, and the head", ENCODED),
+    _arm("fedpf", "prefixes", "keys and values before each layer, and the head", ENCODED),
 )

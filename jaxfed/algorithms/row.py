@@ -85,14 +85,19 @@ class Oracle(NamedTuple):
     test: str  # its name there
 
 
+PARTS = {"biases": "bias", "adapters": "adapter", "prefixes": "prefix"}
+"""Parts of an encoder, and the pattern of their paths."""
+
+
 class Row(NamedTuple):
     """One method of the zoo."""
 
     name: str  # on the command line and in tables
     function: Callable[..., Algorithm]
-    trains: Literal["any", "factors", "scratch", "norms"]
+    trains: Literal["any", "factors", "scratch", "norms", "biases", "adapters", "prefixes"]
     """The theta that it needs: any; factors beside a kept base; factors beside a base of zeros; all
-    weights of a model with batch norms at "norm", and their running statistics."""
+    weights of a model with batch norms at "norm", and their running statistics; or the head and one
+    of PARTS of an encoder."""
     make: Callable[[Task, Setting], Algorithm]
     sends: str  # the message and the upload of a round
     keeps: str  # a client's state between rounds
@@ -112,6 +117,8 @@ class Row(NamedTuple):
         """What of a model it trains: all weights, or what lowrank.Select(**factors) selects."""
         if self.trains in ("any", "norms"):
             return lowrank.everything
+        if self.trains in PARTS:
+            return lowrank.Select(full=f"{PARTS[self.trains]}|^head")
         if self.trains == "scratch":
             factors |= {"base": "zero", "up": "random"}
         return lowrank.Select(**factors)

@@ -6,7 +6,7 @@ or factors in `personal_rows`.
 """
 
 from jaxfed import combine
-from jaxfed.algorithms.averaged_rows import COMPRESSED, OPTIMIZERS, ROBUST, SPARSE
+from jaxfed.algorithms.averaged_rows import ARMS, COMPRESSED, OPTIMIZERS, ROBUST, SPARSE
 from jaxfed.algorithms.families import AGGREGATED, CHAINS, FORMS, MERGES
 from jaxfed.algorithms.general.apfl import apfl
 from jaxfed.algorithms.general.centralised import centralised
@@ -258,12 +258,24 @@ ROWS = (
 )
 
 
+TABLE = (*ROWS, *ARMS)
+"""All rows. FedPETuning's arms are FedAvg of a part of an encoder: what holds for FedAvg with any
+theta is tested of the others."""
+
+
 def named(name: str) -> Row:
-    """The row of this name; ValueError if there is none."""
+    """The row of this name, of those that need no encoder; ValueError if there is none."""
     for row in ROWS:
         if row.name == name:
             return row
+    if any(row.name == name for row in ARMS):
+        raise ValueError(f"{name} trains a part of an encoder; use configs/zoo/text.py")
     raise ValueError(f"the zoo has no row {name!r}; `jaxfed zoo` lists them")
+
+
+def on_encoder(name: str) -> Row:
+    """The row of an arm of FedPETuning, or another one; ValueError if there is none."""
+    return next((row for row in ARMS if row.name == name), None) or named(name)
 
 
 def fine_tuning(method: str) -> Row:

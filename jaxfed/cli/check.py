@@ -54,7 +54,7 @@ def certified(word: str) -> Certificate:
         return certificate.check(function)
 
 
-NAMES = {row.name: row for row in zoo.ROWS}
+NAMES = {row.name: row for row in zoo.TABLE}
 
 
 def _existing(path: str, word: str) -> Path:

@@ -23,12 +23,12 @@ def command(arguments: list[str], watch: Watch) -> None:
 
 def table() -> str:
     """A line for each row."""
-    return look.aligned([HEAD, *map(_cells, zoo.ROWS)], left=tuple(HEAD))
+    return look.aligned([HEAD, *map(_cells, zoo.TABLE)], left=tuple(HEAD))
 
 
 def one(name: str) -> str:
     """A row with the docstrings of its function and of the function's file."""
-    row = zoo.named(name)
+    row = zoo.on_encoder(name)
     cells = zip(HEAD, _cells(row), strict=True)
     function = row.function
     paper = inspect.getdoc(sys.modules[function.__module__]) or ""

@@ -22,7 +22,7 @@ def truths(file):
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("row", zoo.ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", zoo.TABLE, ids=lambda row: row.name)
 def test_the_oracle_of_a_row_is_a_test_that_exists(row):
     assert row.oracle.test.startswith("test_")
     assert row.oracle.test in truths(row.oracle.file)

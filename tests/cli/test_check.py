@@ -53,10 +53,10 @@ def test_the_exit_status_says_whether_the_contract_holds(holds, monkeypatch, tmp
 def test_the_table_of_the_zoo_has_every_row(capsys):
     command("zoo")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["method", *(row.name for row in zoo.ROWS)]
+    assert [line.split()[0] for line in lines] == ["method", *(row.name for row in zoo.TABLE)]
 
 
-@pytest.mark.parametrize("row", zoo.ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", zoo.TABLE, ids=lambda row: row.name)
 def test_a_row_of_the_zoo_is_shown_with_its_paper(row, capsys):
     command("zoo", row.name)
     printed = capsys.readouterr().out

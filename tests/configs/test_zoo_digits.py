@@ -39,9 +39,16 @@ def test_methods_of_two_families_learn(method):
     assert losses[-1] < losses[0]
 
 
-def test_a_method_that_is_no_row_is_refused():
-    with pytest.raises(ValueError, match="the zoo has no row 'fedavgg'"):
-        config().experiment(method="fedavgg")
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ("fedavgg", "the zoo has no row 'fedavgg'"),
+        ("fedap", "fedap trains a part of an encoder; use configs/zoo/text.py"),
+    ],
+)
+def test_a_method_that_it_does_not_have_is_refused(method, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config().experiment(method=method)
 
 
 OPTIONS = {

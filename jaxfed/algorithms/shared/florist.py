@@ -1,7 +1,7 @@
 """FLoRIST: Ramesh and Dass, MLSys 2026 (arXiv 2506.09199): FLoRA with singular values cut off.
 
     client k: trains (A, B), from a new A and B = 0, beside W and uploads (A_k, B_k)
-    server:   s sum_k p_k A_k B_k = U S V', by an SVD of the core between the stacked factors
+    server:   s sum_k p_k A_k B_k = U S V', of the product of the stacked factors
               W <- W + U_p S_p V_p', with the fewest p so that sum_{i <= p} S_i^2 >= tau sum_i S_i^2
 
 Clients receive these p components in place of FLoRA's stack of K r.

@@ -48,15 +48,18 @@ def test_with_all_of_the_energy_it_is_flora(x64):
     oracle.assert_close(found.theta, expected.theta)
 
 
-def test_the_cut_is_that_of_the_svd(x64):
+@pytest.mark.parametrize("size", [(6, 4, 5), (4, 6, 5), (5, 6, 4)])  # inputs, rank, outputs
+def test_the_cut_is_that_of_the_svd(x64, size):
+    inputs, rank, outputs = size
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(6, 4)), rng.normal(size=(4, 5))
+    a, b = rng.normal(size=(inputs, rank)), rng.normal(size=(rank, outputs))
     f, kept = rules.thresholded(
         lowrank.Factors(jax.numpy.asarray(a), jax.numpy.asarray(b), 0.5), 0.8
     )
     u, sigma, vt = np.linalg.svd(0.5 * a @ b, full_matrices=False)
     least = int(np.argmax(np.cumsum(sigma**2) >= 0.8 * np.sum(sigma**2))) + 1
     assert 1 < least == int(kept) < 4
+    assert f.rank == 4
     np.testing.assert_allclose(
         lowrank.product(f), (u[:, :least] * sigma[:least]) @ vt[:least], rtol=1e-9
     )
