@@ -230,6 +230,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "certificates": functools.partial(measured, "certificates", "certificates"),
     "bias": functools.partial(measured, "certificates", "bias"),
     "shared bias": functools.partial(measured, "certificates", "shared_bias"),
+    "runs on digits": functools.partial(measured, "zoo_runs", "digits"),
+    "runs on text": functools.partial(measured, "zoo_runs", "text"),
+    "arms": functools.partial(measured, "zoo_runs", "roberta"),
     "combine": combine,
     "api": api,
 }
