@@ -132,6 +132,9 @@ class Algorithm(NamedTuple):
     clients: int | None = None
     """The size of the population that it was made for, with one setting each; None: of any."""
 
+    rounds: int | None = None
+    """How many rounds it can run at most; None: any number."""
+
     sends_change: bool = True
     """True if clients upload a change of theta (trained minus received), or a tree with one."""
 

@@ -28,7 +28,7 @@ from jaxfed.cli import describe
 from jaxfed.simulation import engine, targets, tuning
 
 EACH = 2  # clients a chip in the compiled programs
-TARGETS = ("h100:1", "h100:8", "tpu:v5e:2x2", "tpu:v5e:8x8", "tpu:v5e:16x16")
+TARGETS = ("h100:1", "h100:8", "h100:64", "tpu:v5e:2x2", "tpu:v5e:8x8", "tpu:v5e:16x16")
 CLIENTS = (10**3, 10**4, 10**5, 10**6)  # a round
 
 

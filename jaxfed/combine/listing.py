@@ -34,7 +34,7 @@ def accumulate_list(
     lies in the base and has room for so many merges; one more folds the oldest into W. Clients
     compute with the list beside their factors, at a rank of (merges + 1) r. What is deployed has
     the list folded in; beside quantised weights, which nothing is folded into, it stays in the
-    factors, and a run in which it overflows is refused before its first round.
+    factors, and an experiment in which it would overflow is refused.
     """
     values.function("make", make, "a function of a task, such as lambda task: fedavg(task, ...)")
     values.whole("merges", merges, 1)
@@ -57,14 +57,17 @@ def accumulate_list(
         folded = {p: f for p, f in chain.items() if p not in beside}
         return lowrank.merge(weights, Theta({}, folded)), lowrank.joined(theta, beside)
 
-    def broadcast(server, t):
-        made = sum(t >= due for due in every) if isinstance(every, Sequence) else t // every
-        if made > merges:
-            of = {p: w for p, w in server.base.items() if p in server.theta.factors}
-            quantised.refuse(of, f"merge {made} of a list of {merges}")
-        return fed.broadcast(server, t)
+    base, theta = jax.eval_shape(task.init, jax.random.key(0))
+    is_fixed = any(quantised.is_quantised(base[p]) for p in theta.factors if p in base)
+    most = _rounds_of(every, merges) if is_fixed else None
+    return fed._replace(task=task, deploy=deploy, rounds=most)
 
-    return fed._replace(task=task, deploy=deploy, broadcast=broadcast)
+
+def _rounds_of(every: int | Sequence[int], merges: int) -> int | None:
+    """The most rounds with so many merges: the next one is due after them; None: any number."""
+    if not isinstance(every, Sequence):
+        return every * (merges + 1)
+    return sorted(every)[merges] if merges < len(every) else None
 
 
 def append(base: PyTree, theta: Theta, start: Theta, key: jax.Array) -> tuple[PyTree, Theta]:

@@ -49,6 +49,12 @@ class Experiment:
                 f"the algorithm was made for {self.algorithm.clients} clients, as by `ranks`; the "
                 f"data have {self.data.clients}: give one setting for each"
             )
+        most = self.algorithm.rounds
+        if most is not None and self.rounds > most:
+            raise ValueError(
+                f"rounds={self.rounds}, but the algorithm can run {most}, as its list of merges "
+                "beside quantised weights is full then; use at most that, or more `merges`"
+            )
         if self.seed >= 2**32:  # beyond, JAX takes it modulo 2^32
             raise ValueError(f"seed={self.seed}; use a number below 2**32")
         for examples in (self.data.train.examples, self.data.personal.examples, self.data.test):

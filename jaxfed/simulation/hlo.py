@@ -220,7 +220,14 @@ def _alone(computation: Computation, i: Instruction) -> int:
         return 2 * size(i.shape, fast=False)
     if i.kind == "dynamic-update-slice":
         return 2 * size(shapes[1], fast=False)
-    return sum(size(s, fast=False) for s in (i.shape, *shapes))
+    if i.kind in ("copy-start", "slice-start"):  # which repeat their operand in their shape
+        part = i.shape.rpartition("}), ")[2] if i.kind == "slice-start" else i.shape
+        moved = re.search(r"\w+\[[\d,]*\]\S*", part)
+        new = moved[0] if moved else ""
+        return size(new, fast=False) + (size(new) if size(shapes[0], fast=False) else 0)
+    # A library's product returns its workspace beside the result.
+    result = re.sub(r", [su]8\[\d+\](\{[^}]*\})?\)$", ")", i.shape)
+    return sum(size(s, fast=False) for s in (result if _library(i) else i.shape, *shapes))
 
 
 def _fused(part: Computation) -> int:
@@ -244,9 +251,14 @@ def _fused(part: Computation) -> int:
     return total
 
 
+def _library(i: Instruction) -> re.Match[str] | None:
+    """(cublas or cudnn, which of its functions), if NVIDIA's library computes it."""
+    return re.search(r'custom_call_target="__(cublas|cudnn)\$(\w+)', i.rest)
+
+
 def _flops(i: Instruction, shapes: list[str]) -> float:
     """2 m n k of a product or a convolution, whoever computes it; 0 of all else."""
-    library = re.search(r'custom_call_target="__(cublas|cudnn)\$(\w+)', i.rest)
+    library = _library(i)
     contracted = re.search(r'lhs_contracting_dim(?:s|ensions)"?[=:][{\[]([\d,"]*)[}\]]', i.rest)
     if contracted and (i.kind == "dot" or library):
         left = _dims(shapes[0])

@@ -46,13 +46,9 @@ def mean(rounds: Callable, *arguments: PyTree) -> Wire:
 
 
 def check_merges(algorithm: Algorithm, server: PyTree, rounds: int) -> None:
-    """Warns if an algorithm that merges has no merge in so many rounds; shapes will do.
-
-    An algorithm may refuse a merge of one of the rounds by ValueError.
-    """
+    """Warns if an algorithm that merges has no merge in so many rounds; shapes will do."""
     merges = algorithm.broadcast is not contract.no_broadcast
-    sizes = [algorithm.broadcast(server, t) for t in range(rounds)] if merges else []
-    if merges and not any(sizes):
+    if merges and not any(algorithm.broadcast(server, t) for t in range(rounds)):
         warnings.warn(
             f"no merge is due in {rounds} rounds: the factors are never folded into the base; run "
             "more rounds, or merge more often (`every`)",

@@ -128,13 +128,19 @@ def target(name: str) -> Target:
     if kind not in DEVICES or bool(DEVICES[kind].gpu) != bool(gpu):
         known = ", ".join(DEVICES)
         raise ValueError(f"{name!r} is no target; use one of {known}, such as {EXAMPLES}")
-    if gpu and not 1 <= int(gpu[2]) <= GPUS:
-        raise ValueError(f"{name}: a computer has 1 to {GPUS} GPUs; use that many")
+    computers, each = divmod(int(gpu[2]), GPUS) if gpu else (0, 0)
+    if gpu and bool(computers) == bool(each):
+        raise ValueError(
+            f"{name}: a computer has 1 to {GPUS} GPUs; use that many, or several times {GPUS}"
+        )
     jax.config.update("jax_platforms", "cpu")  # what is compiled for need not be here
     if gpu:
         home = _cuda()
         options = {"xla_gpu_autotune_level": 0, "xla_gpu_cuda_data_dir": home}
-        about = {"target_config": DEVICES[kind].gpu, "topology": f"1x1x{gpu[2]}"}
+        about = {
+            "target_config": DEVICES[kind].gpu,
+            "topology": f"1x{computers or 1}x{each or GPUS}",
+        }
         try:
             there = topologies.get_topology_desc(kind, platform="cuda", **about).devices
         except NotImplementedError:

@@ -12,9 +12,11 @@ import optax
 import pytest
 from flax import traverse_util
 
+import jaxfed
 from jaxfed import combine, local, lowrank, models, pretrained, tasks, trees
 from jaxfed.algorithms import fedavg
 from jaxfed.cli import describe
+from jaxfed.data import federate, sources
 from jaxfed.lowrank import quantised, restarts, rules
 from jaxfed.simulation import ledger
 
@@ -166,7 +168,7 @@ def test_nothing_is_written_to_it_and_the_sentence_says_what_to_do(what):
         change(task_of("int8"))
 
 
-def test_a_list_of_merges_leaves_it_alone_and_one_too_many_is_refused_before_the_run():
+def test_a_list_of_merges_leaves_it_alone_and_an_experiment_with_one_too_many_is_refused():
     task, make = task_of("int4"), partial(fedavg, work=WORK, client_optimizer=SGD)
     fed = combine.accumulate_list(lambda task: make(task), task, every=2, merges=1)
     server = fed.init(jax.random.key(0))
@@ -178,10 +180,15 @@ def test_a_list_of_merges_leaves_it_alone_and_one_too_many_is_refused_before_the
     model, _ = task.init(jax.random.key(0))
     expected = task.predict(model, theta, batch)
     np.testing.assert_allclose(task.predict(*deployed, batch), expected, rtol=1e-5, atol=1e-5)
-    shapes = jax.eval_shape(fed.init, jax.random.key(0))
-    ledger.check_merges(fed, shapes, rounds=4)
-    with pytest.raises(ValueError, match="int4, which merge 2 of a list of 1 cannot change"):
-        ledger.check_merges(fed, shapes, rounds=5)
+    data = federate(sources.Source(EXAMPLES, EXAMPLES), [np.arange(4)])
+    jaxfed.Experiment(data, fed, rounds=4, cohort=1)
+    with pytest.raises(ValueError, match="rounds=5, but the algorithm can run 4, as its list"):
+        jaxfed.Experiment(data, fed, rounds=5, cohort=1)
+    with_room = combine.accumulate_list(make, task, every=(1, 5, 3), merges=2)
+    assert with_room.rounds == 5
+    assert combine.accumulate_list(make, task, every=(1, 5), merges=2).rounds is None
+    floats = tasks.next_token(DECODER, EXAMPLES, select=lowrank.Select("query", rank=2))
+    assert combine.accumulate_list(make, floats, every=2, merges=1).rounds is None
 
 
 def test_only_dense_layers_multiply_it():

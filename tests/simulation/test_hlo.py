@@ -87,12 +87,29 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":\
 """
 
 
-def test_products_of_libraries_and_collectives_are_read_and_fast_memory_moves_nothing():
+def test_products_of_libraries_and_collectives_are_read_fast_memory_and_workspace_move_nothing():
     found = hlo.work(hlo.parsed(TEXT))
     assert found.narrow == 2 * 8 * 16 * 4
     assert found.collectives == (("all-reduce", 1, 4 * 8 * 4),)
     assert found.kernels == 2
-    assert found.bytes == (2 * 16 * 4 + 4 * 8 * 4 + 64) + 2 * 4 * 8 * 4
+    assert found.bytes == (2 * 16 * 4 + 4 * 8 * 4) + 2 * 4 * 8 * 4
+
+
+def test_what_a_tpu_fetches_ahead_is_read_once_and_of_a_slice_its_own_bytes():
+    fast = "{1,0:T(8,128)S(1)}"
+    text = (
+        "ENTRY %main (x: f32[32,128]) -> f32[32,128] {\n"
+        "  %x = f32[32,128]{1,0:T(8,128)} parameter(0)\n"
+        f"  %a = (f32[32,128]{fast}, f32[32,128]{{1,0:T(8,128)}}, u32[]{{:S(2)}}) copy-start(%x)\n"
+        f"  %b = f32[32,128]{fast} copy-done(%a)\n"
+        "  %c = ((f32[32,128]{1,0:T(8,128)}), "
+        f"f32[8,128]{fast}, s32[]{{:S(2)}}) slice-start(%x), slice={{[0:8], [0:128]}}\n"
+        f"  %d = f32[8,128]{fast} slice-done(%c)\n"
+        "  %e = (f32[32,128]{1,0:T(8,128)}, "
+        f"f32[32,128]{fast}, u32[]{{:S(2)}}) copy-start(%b)\n"
+        "  ROOT %f = f32[32,128]{1,0:T(8,128)} copy-done(%e)\n}\n"
+    )
+    assert hlo.work(hlo.parsed(text)).bytes == 4 * 128 * (32 + 8 + 32)
 
 
 def test_a_batched_product_of_a_tpu_is_no_more_than_it_is():

@@ -54,7 +54,7 @@ def test_without_the_wheels_a_sentence_has_the_remedy(name, monkeypatch):
     ("name", "devices"),
     [
         pytest.param("h100:8", 8, marks=GPU),
-        pytest.param("h200:1", 1, marks=GPU),
+        pytest.param("h200:16", 16, marks=GPU),
         pytest.param("a100:1", 1, marks=GPU),
         pytest.param("tpu:v5e:2x2", 4, marks=TPU),
     ],

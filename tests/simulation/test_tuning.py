@@ -80,7 +80,7 @@ def test_what_does_not_fit_even_one_client_at_a_time_is_refused(monkeypatch):
 
 
 # Kernels, MB and GFLOP of a local step, and MB of base, as hlo reads them from the programs of W1
-# to W4 for the largest chunk; and how many times as long as the fastest each chunk took (Zen 4).
+# to W4 for the largest chunk; and how many times as long as the fastest each chunk took (Xeon).
 MEASURED = {
     "W1": ((43, 256.1, 0.88, 0.0), {50: 1.57, 25: 1.58, 10: 1.49, 5: 1.21, 2: 1.0, 1: 1.11}),
     "W2": ((84, 5283.5, 11.98, 0.0), {25: 1.31, 5: 1.08, 1: 1.0}),
