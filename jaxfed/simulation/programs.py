@@ -95,6 +95,9 @@ class Called(NamedTuple):
     def memory_analysis(self) -> Any:
         return self.step.memory_analysis()
 
+    def as_text(self) -> str:
+        return self.step.as_text()
+
 
 class Shared(NamedTuple):
     """A function that runs by shared programs, one for the shapes of its arguments."""

@@ -83,3 +83,4 @@ def test_a_shared_program_is_compiled_and_traced_as_a_jitted_one_is():
     compiled = function.lower(X).compile()
     np.testing.assert_allclose(compiled(X), X * np.float32(0.3))
     assert compiled.memory_analysis() is not None
+    assert "multiply" in compiled.as_text()  # what a chunk is chosen by
