@@ -19,7 +19,7 @@ class Report:
     """Tables and plots of one run, or of several together; also of runs that still go on.
 
     Args:
-        runs: the runs' folders.
+        runs: the runs' folders; a sweep's stands for its trials.
         group: settings, such as seed, in which runs of one group differ: a line is then a group,
             with mean, standard deviation and 95 % interval, and groups are compared in pairs.
         accuracy: the level at which rounds and megabytes are compared, of accuracy or, for a task

@@ -13,8 +13,9 @@ from jaxfed.simulation import by_client, run_folder
 def results(*directories: str | os.PathLike, clients: bool = False) -> Any:
     """A pandas.DataFrame with a row for each recorded round of these runs, which may still go on.
 
-    With `clients`, a row for each client that has test examples of its own, at each evaluation:
-    "client" is its number or the name of its user, "examples" how many it has.
+    A sweep's folder stands for its trials. With `clients`, a row for each client that has test
+    examples of its own, at each evaluation: "client" is its number or the name of its user,
+    "examples" how many it has.
 
     Columns: "run" (the folder's name), the run's settings, and the record's numbers, named by where
     they stand ("accuracy", "personal/accuracy/p10"); "megabytes" is what was sent so far, by all
@@ -25,7 +26,7 @@ def results(*directories: str | os.PathLike, clients: bool = False) -> Any:
     if not directories:
         raise ValueError("give the folders of runs: jaxfed.results(DIR, ...)")
     values.kind("clients", clients, bool, "True or False")
-    places = [Path(directory) for directory in directories]
+    places = recorded.folders([Path(directory) for directory in directories])
     runs = zip(places, recorded.apart([recorded.read(p) for p in places]), strict=True)
     make = _by_client if clients else lambda place, run: _rows(run)
     rows = [row for place, run in runs for row in make(place, run)]

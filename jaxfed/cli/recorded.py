@@ -54,6 +54,30 @@ def read(directory: str | Path) -> Run:
     )
 
 
+def folders(paths: Sequence[Path]) -> list[Path]:
+    """The folders of runs among these paths: in place of a sweep's folder, those of its trials.
+
+    Of what is inside a sweep's folder, as `SWEEP/*` gives it, only the trials count. ValueError for
+    a sweep.json that cannot be read.
+    """
+    trials = {place: _trials(place) for path in paths for place in (path, path.parent)}
+    opened = {path.parent for path in paths if path in trials[path.parent]}
+    found: list[Path] = []
+    for path in paths:
+        if path.parent not in opened or path in trials[path.parent]:
+            found += trials[path] or [path]
+    return found
+
+
+def _trials(place: Path) -> list[Path]:
+    """The folders of a sweep's trials that have begun, if this is a sweep's folder."""
+    if not (place / "sweep.json").is_file():
+        return []
+    listed = stored.object_of(place / "sweep.json").get("trials")
+    here = {path.name for path in place.iterdir() if (path / "settings.json").exists()}
+    return [place / name for name in listed if name in here] if isinstance(listed, dict) else []
+
+
 def apart(runs: Sequence[Run]) -> list[Run]:
     """The runs, numbered where their folders have one name, as p/run and q/run."""
     names = numbered([run.name for run in runs])

@@ -20,7 +20,8 @@ def command(arguments: list[str], watch: Watch) -> None:
     _check_files({name: path for name in SUFFIXES if (path := getattr(asked, name)) is not None})
     if asked.accuracy is not None:
         values.number("accuracy", asked.accuracy)
-    groups = studies.grouped([recorded.read(r) for r in asked.runs], asked.group)
+    runs = recorded.folders(asked.runs)
+    groups = studies.grouped([recorded.read(run) for run in runs], asked.group)
     found = tables.table(groups, asked.accuracy)
     print(tables.text(found))
     if asked.group and (paired := tables.paired(groups)):
@@ -30,7 +31,7 @@ def command(arguments: list[str], watch: Watch) -> None:
             print(stored.save(path, write(found)))
     if asked.html is not None:
         print(stored.save(asked.html, page.page(groups, asked.accuracy)))
-    for picture in plots.draw(groups, asked.to or plots.place(asked.runs[0])):
+    for picture in plots.draw(groups, asked.to or plots.place(runs[0])):
         print(picture)
 
 

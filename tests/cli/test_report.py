@@ -1,5 +1,6 @@
 """Reports: what a run left in its folder, in a table and in pictures."""
 
+import json
 import sys
 
 import numpy as np
@@ -185,6 +186,44 @@ def study(tmp_path):
         for method, rates in ENDS.items()
         for seed, rate in enumerate(rates)
     ]
+
+
+@pytest.fixture
+def swept(study, tmp_path):
+    """Their folder as a sweep has it, beside trials that chose a rate; one has not begun."""
+    trials = {name: {} for name in [*(place.name for place in study), "later"]}
+    (tmp_path / "sweep.json").write_text(json.dumps({"text": "", "trials": trials}))
+    (tmp_path / "ended.json").write_text("{}")
+    tuned = folder(tmp_path / "tune" / "rate", seed=0)
+    (tmp_path / "tune" / "sweep.json").write_text('{"text": "", "trials": {"rate": {}}}')
+    (tmp_path / "later").mkdir()
+    return tmp_path, tuned
+
+
+def test_a_sweeps_folder_stands_for_its_trials_and_so_does_what_is_inside(swept, study, tmp_path):
+    place, tuned = swept
+    assert recorded.folders([place]) == study
+    assert recorded.folders([*study, *place.glob("*.json"), place / "tune"]) == study
+    assert recorded.folders([place / "tune"]) == [tuned]
+    assert recorded.folders([tuned]) == [tuned]
+    assert recorded.folders([study[1], study[1]]) == [study[1], study[1]]
+    assert recorded.folders([tmp_path / "none"]) == [tmp_path / "none"]
+
+
+def test_a_report_of_all_that_is_in_a_sweeps_folder_is_that_of_its_trials(swept, tmp_path, capsys):
+    given = map(str, sorted(swept[0].glob("*")))
+    main.main(["report", *given, "--group", "seed", "--to", str(tmp_path / "plots")])
+    printed = capsys.readouterr().out
+    assert all(f"{method}  " in printed for method in ENDS)
+    assert "tune" not in printed
+
+
+def test_names_in_a_sweeps_list_lead_nowhere_else(study, tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "sweep.json").write_text(
+        json.dumps({"trials": {"../fedlora0": {}, str(study[0]): {}}})
+    )
+    assert recorded.folders([tmp_path / "inner"]) == [tmp_path / "inner"]
 
 
 def end(rate, rounds=20):
