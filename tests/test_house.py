@@ -152,7 +152,7 @@ MAY_IMPORT = {
     "cli.following": {"cli.describe", "cli.launching", "cli.plots", "cli.recorded",
                       "cli.studies", "cli.tables", "cli.watching", "simulation.experiment",
                       "simulation.prepare", "simulation.processes", "simulation.run",
-                      "simulation.run_folder", "simulation.signals"},
+                      "simulation.run_folder", "simulation.signals", "trees"},
     "cli.rerun": {"cli.asked", "cli.calling", "cli.following", "cli.launching", "cli.options",
                   "cli.watching", "simulation.experiment", "simulation.host",
                   "simulation.identity", "simulation.prepare", "simulation.run_folder",

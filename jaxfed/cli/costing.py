@@ -34,10 +34,11 @@ def command(arguments: list[str], watch: Watch) -> None:
         "what clients keep": prepared.population.held,
         "training examples": trees.nbytes(experiment.data.train.examples),
     }
+    theta = describe.whole(server.theta, experiment.task.init)
     lines = [
-        describe.weights(server.base, server.theta),
+        describe.weights(server.base, theta),
         "",
-        describe.parameters(server.base, server.theta, wire),
+        describe.parameters(server.base, theta, wire, trees.size(server.theta)),
         describe.traffic(wire, experiment.rounds, experiment.cohort, costs.merges(prepared)),
         describe.compute(cost, experiment.rounds, experiment.cohort),
         describe.population(experiment.data.train, experiment.cohort),

@@ -1,8 +1,9 @@
 """What an experiment trains, freezes and sends, in counts and bytes, before it is run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxfed import trees
@@ -12,6 +13,22 @@ from jaxfed.data.federated import Split
 from jaxfed.lowrank import quantised
 from jaxfed.lowrank.factors import Theta
 from jaxfed.simulation import flops, ledger, targets
+
+
+def whole(theta: Theta, init: Callable) -> Theta:
+    """The server's theta, with the shapes of what clients keep in place of each None.
+
+    `init` is the task's, whose theta has all parts; a theta of another structure is left as it is.
+    """
+
+    def empty(x: Any) -> bool:
+        return x is None
+
+    if None not in jax.tree.leaves(theta, is_leaf=empty):
+        return theta
+    drawn = jax.eval_shape(init, jax.random.key(0))[1]
+    structures = {jax.tree.structure(t, is_leaf=empty) for t in (theta, drawn)}
+    return trees.together(theta, drawn) if len(structures) == 1 else theta
 
 
 def weights(base: dict[str, Any], theta: Theta) -> str:
@@ -42,8 +59,11 @@ def weights(base: dict[str, Any], theta: Theta) -> str:
     )
 
 
-def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
-    """How much is trained, frozen and sent, beside the whole model, and listed beside it."""
+def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire, shared: int) -> str:
+    """How much is trained, frozen and sent, beside the whole model, and listed beside it.
+
+    `shared` of the trained numbers are the server's; clients keep the others.
+    """
     listed = {path: w for path, w in base.items() if path.startswith(LIST)}
     base = {path: w for path, w in base.items() if path not in listed}
     frozen, trained = quantised.size(base), trees.size(theta)
@@ -56,6 +76,8 @@ def parameters(base: dict[str, Any], theta: Theta, wire: ledger.Wire) -> str:
         f"{trees.size(theta.full):,} in {len(theta.full)} weights trained in full",
         f"frozen   {frozen:,} ({in_bytes(trees.nbytes(base))}), held once for all clients",
     ]
+    if own := trained - shared:
+        lines.append(f"kept     {own:,} of the trained, by each client for itself")
     for kind in quantised.MOST:
         if narrow := {p: w for p, w in base.items() if _stored(w).endswith(kind)}:
             lines.append(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from jaxfed import trees
 from jaxfed.cli import describe, plots, recorded, studies, tables
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
@@ -95,8 +96,9 @@ def follow(
 
 def _summary(prepared: Prepared) -> str:
     e, server, machine = prepared.experiment, prepared.state.server, prepared.machine
+    theta = describe.whole(server.theta, e.task.init)
     lines = [
-        describe.parameters(server.base, server.theta, prepared.wire),
+        describe.parameters(server.base, theta, prepared.wire, trees.size(server.theta)),
         describe.population(e.data.train, e.cohort),
         f"machine  {len(machine.devices)} x {machine.devices[0].device_kind}, "
         f"{machine.chunk} clients at once on each, {prepared.form.fuse} rounds in a call",

@@ -202,7 +202,7 @@ def test_only_dense_layers_multiply_it():
 def test_describe_counts_weights_and_says_in_which_bytes_they_are():
     base, theta = jax.eval_shape(task_of("int4").init, jax.random.key(0))
     whole = sum(w.size for w in weights(DECODER).values())
-    lines = describe.parameters(base, theta, ledger.Wire(0, 0))
+    lines = describe.parameters(base, theta, ledger.Wire(0, 0), trees.size(theta))
     kernels = {p: w for p, w in base.items() if quantised.is_quantised(w)}
     assert len(kernels) == 7
     count, size = sum(w.size for w in kernels.values()), trees.nbytes(kernels)
