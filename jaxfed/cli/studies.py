@@ -34,12 +34,16 @@ class Statistic(NamedTuple):
 
 
 def statistic(values: Sequence[float] | np.ndarray) -> Statistic:
-    """The statistic of n > 0 numbers: mean +- t s / sqrt(n), t of n - 1 degrees of freedom."""
+    """The statistic of n > 0 numbers: mean +- t s / sqrt(n), t of n - 1 degrees of freedom.
+
+    Equal numbers have no deviation, not that of their mean's rounding.
+    """
     x = np.asarray(values, float)
-    mean, n = float(x.mean()), len(x)
+    n = len(x)
+    mean = float(x[0] if np.ptp(x) == 0 else x.mean())
     if n < 2:
         return Statistic(mean, np.nan, np.nan, np.nan, n)
-    deviation = float(x.std(ddof=1))
+    deviation = float(np.sqrt(np.sum((x - mean) ** 2) / (n - 1)))
     half = float(special.stdtrit(n - 1, 0.975)) * deviation / n**0.5
     return Statistic(mean, deviation, mean - half, mean + half, n)
 

@@ -148,11 +148,16 @@ def _cell(found: Table, name: str, value: Any, of: int) -> str:
     if not isinstance(value, Statistic):
         return value
     write, is_cost = found.columns[name].write, found.columns[name].is_cost
-    some = f" ({value.size} of {of})" if value.size < of else ""
+    some = _some(value, of)
     if value.size < 2 or not value.deviation:
         return write(value.mean) + some
     mean = f"{write(value.mean)} +- {write(value.deviation)}"
     return mean + some if is_cost else f"{mean} [{write(value.low)}, {write(value.high)}]"
+
+
+def _some(value: Statistic, of: int) -> str:
+    """How many of a group's runs have the number, if not all have it."""
+    return f" ({value.size} of {of})" if value.size < of else ""
 
 
 def pairs(groups: Sequence[Group]) -> tuple[list[str], list[tuple[Statistic, list[str]]]]:
@@ -214,7 +219,7 @@ def _harmless(words: str) -> str:
 
 
 def as_latex(found: Table) -> str:
-    """The table as a LaTeX tabular with the rules of booktabs: mean and deviation."""
+    """The table as a LaTeX tabular with booktabs' rules: mean, deviation, and of how many runs."""
     names = [n for n in (found.rows[0] if found.rows else {}) if n != "runs"]
     left = ("run", "group", "method")
     lines = [
@@ -222,19 +227,25 @@ def as_latex(found: Table) -> str:
         r"\toprule",
         " & ".join(map(_escaped, names)) + r" \\",
         r"\midrule",
-        *(" & ".join(_latex(found, n, row[n]) for n in names) + r" \\" for row in found.rows),
+        *(
+            " & ".join(_latex(found, n, row[n], of) for n in names) + r" \\"
+            for row, of in zip(found.rows, found.runs, strict=True)
+        ),
         r"\bottomrule",
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _latex(found: Table, name: str, value: Any) -> str:
+def _latex(found: Table, name: str, value: Any, of: int) -> str:
     if not isinstance(value, Statistic):
         return "--" if value is None else _escaped(value)
     write = found.columns[name].write
     mean, deviation = (_escaped(write(x)) for x in (value.mean, value.deviation))
-    return mean if value.size < 2 or not value.deviation else rf"{mean} $\pm$ {deviation}"
+    some = _some(value, of)
+    if value.size < 2 or not value.deviation:
+        return mean + some
+    return rf"{mean} $\pm$ {deviation}{some}"
 
 
 def _escaped(words: str) -> str:

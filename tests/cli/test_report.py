@@ -239,6 +239,12 @@ def test_the_interval_is_students():
     alone = studies.statistic([5.0])
     assert (alone.mean, alone.size) == (5, 1)
     assert np.isnan(alone.low)
+    assert studies.statistic([0.1] * 3)[:4] == (
+        0.1,
+        0,
+        0.1,
+        0.1,
+    )  # whose sum is 0.30000000000000004
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(study):
@@ -285,6 +291,14 @@ def test_a_task_without_accuracy_is_reported_by_its_own_measure(tmp_path):
     assert row["best"].mean == row["last"].mean == 12
     assert row["round of 12.6"].mean == 20
     assert next(p.stem for p in draw(runs, tmp_path)) == "test_perplexity_by_round"
+
+
+def test_a_mean_of_some_of_the_runs_says_of_how_many_in_latex_too(study):
+    groups = studies.grouped([recorded.read(p) for p in study], ["seed"])
+    found = tables.table(groups, goal=0.5)  # which one of three seeds of FedLoRA reaches
+    (row,) = [line for line in tables.as_latex(found).splitlines() if "fedlora" in line]
+    assert row.count("(1 of 3)") == 2  # rounds and megabytes
+    assert "(3 of 3)" not in tables.as_latex(found)
 
 
 def test_files_for_a_paper_and_a_spreadsheet(study, tmp_path, capsys):
