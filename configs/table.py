@@ -44,6 +44,7 @@ def experiment(
     concentration: float = 0.5,
     rounds: int = 30,
     rank: int = 8,
+    merge_every: int = 2,
     scale: float = 1.0,
     batch_size: int = 16,
     epochs: int = 1,
@@ -70,6 +71,7 @@ def experiment(
         concentration: of the Dirichlet split over labels; small is uneven.
         rounds: how many to run; methods with stages divide them.
         rank: of the factors; of mixed ranks the largest.
+        merge_every: rounds between the merges of FedLoRU and of other rows that merge.
         scale: alpha / rank, the factor before the low-rank term.
         batch_size: of a local step.
         epochs: of a client over its own rows in a round.
@@ -80,7 +82,7 @@ def experiment(
     one = zoo.named(method)
     if text is not None and model is None:
         raise ValueError("--text needs --model, a folder of an encoder in Hugging Face's format")
-    if text is not None and one.trains in ("scratch", "norms"):
+    if text is not None and not one.fine_tunes:
         why = "trains from scratch" if one.trains == "scratch" else "needs batch norms"
         raise ValueError(f"{method} {why}; give a method that keeps the encoder")
     table = (
@@ -108,7 +110,7 @@ def experiment(
     else:
         network, params = pretrained.read(model, classes=len(table.classes))
         source = tokenised(table.source, network, model, max_length)
-        select = one.select(factors="query|value", full="^head", **size)
+        select = one.select(given=True, factors="query|value", full="^head", **size)
         inputs = ("tokens", "types")
     task = tasks.classification(
         network,
@@ -126,6 +128,7 @@ def experiment(
         cohort=min(cohort, data_of.clients),
         rank=rank,
         rounds=rounds,
+        merge_every=merge_every,
         update=optax.sgd if model is None else optax.adamw,
     )
     return Experiment(

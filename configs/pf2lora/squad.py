@@ -44,6 +44,7 @@ def experiment(
     batch_size: int = 16,
     rank: int = 8,
     personal_rank: int = 2,
+    merge_every: int = 20,
     learning_rate: float = 1e-3,
     personal_learning_rate: float = 1e-3,
     weight_decay: float = 0.01,
@@ -59,7 +60,7 @@ def experiment(
         model: a folder of Hugging Face's format.
         train: SQuAD's file of training questions.
         dev: its file of development questions, which are the test set.
-        method: the name of a row of the zoo that trains any theta, or factors (`jaxfed zoo`).
+        method: the name of a row of the zoo that may begin at given weights (`jaxfed zoo`).
         clients: how many there are; all take part in every round.
         similarity: share of questions dealt at random, the others being sorted by article.
         rounds: how many averages.
@@ -67,6 +68,7 @@ def experiment(
         batch_size: windows of a local step.
         rank: of the common factors on query and value.
         personal_rank: of the factors that a client keeps.
+        merge_every: rounds between the merges of FedLoRU and of other rows that merge.
         learning_rate: of AdamW; of SGD in rows that have no other.
         personal_learning_rate: of a client's own part, of pf2lora by SGD.
         weight_decay: of AdamW.
@@ -102,6 +104,7 @@ def experiment(
         rounds=rounds,
         personal_rank=personal_rank,
         personal_rate=personal_learning_rate,
+        merge_every=merge_every,
         personal="head_span",
     )
     return Experiment(

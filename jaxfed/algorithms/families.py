@@ -20,7 +20,6 @@ from jaxfed.algorithms.shared.sa_fedlora import sa_fedlora
 from jaxfed.lowrank import forms, restarts, rules
 from jaxfed.tasks.task import Task
 
-MERGES: dict[str, Any] = {"every": 2, "restart": restarts.reinit}
 DECAY = 1e-2  # lambda of FedHM
 
 
@@ -49,7 +48,7 @@ def _aggregated(name: str, rule: rules.Rule, sends: str, source: str, oracle: Or
 
 def _rac(task: Task, s: Setting) -> Algorithm:
     ffa = fedlora(task, s.work, rule=rules.FFA, client_optimizer=s.optimizer)
-    return combine.accumulate(ffa, **MERGES)
+    return combine.accumulate(ffa, **s.merges)
 
 
 def _raflora(task: Task, s: Setting) -> Algorithm:
@@ -66,13 +65,13 @@ def _frlora(task: Task, s: Setting) -> Algorithm:
 def _list(task: Task, s: Setting) -> Algorithm:
     """FedLoRU whose merges are kept as a list."""
 
-    return combine.accumulate_list(_averaged(s), task, every=MERGES["every"], merges=3)
+    return combine.accumulate_list(_averaged(s), task, every=s.merge_every, merges=3)
 
 
 def _cola(task: Task, s: Setting) -> Algorithm:
     """COLA: all data in one place; a round is a step on the union, and a link has tau of them."""
     one = centralised(task, batch_size=s.work.batch_size, optimizer=s.optimizer)
-    return combine.accumulate(one, **MERGES)
+    return combine.accumulate(one, **s.merges)
 
 
 def _fedpara(task: Task, s: Setting) -> Algorithm:
@@ -237,6 +236,7 @@ CHAINS = (
             "another row", "combine/test_listing.py", "test_a_list_computes_what_reinit_computes"
         ),
         beside=combine.accumulate_list,
+        merges=True,
     ),
     Row(
         "cola",

@@ -2,7 +2,6 @@
 
 import optax
 
-from jaxfed.algorithms.families import MERGES
 from jaxfed.algorithms.general import perfedavg as meta
 from jaxfed.algorithms.general.apfl import apfl
 from jaxfed.algorithms.general.ditto import ditto
@@ -128,7 +127,7 @@ PERSONAL = (
         "pfedloru",
         pfedloru,
         "scratch",
-        lambda task, s: pfedloru(task, s.work, **MERGES, rank=s.personal_rank, **s.own),
+        lambda task, s: pfedloru(task, s.work, **s.merges, rank=s.personal_rank, **s.own),
         "A and B; a merge is broadcast every tau rounds",
         "factors of its own",
         "Park and Klabjan, arXiv 2409.12371",
@@ -137,6 +136,7 @@ PERSONAL = (
             "algorithms/personal/test_pfedloru.py",
             "test_rounds_with_merges_are_those_of_a_loop",
         ),
+        merges=True,
     ),
     Row(
         "pf2lora",

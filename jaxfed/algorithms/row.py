@@ -9,7 +9,7 @@ import optax
 
 from jaxfed import local, lowrank
 from jaxfed.algorithm import Algorithm
-from jaxfed.lowrank import mixed
+from jaxfed.lowrank import mixed, restarts
 from jaxfed.tasks.task import Task
 
 
@@ -32,6 +32,7 @@ class Setting(NamedTuple):
     clients of FLoRA and FlexLoRA have unequal ranks, too."""
 
     personal: str = "head/bias"  # pattern of the paths of what FedPer's and FedRep's clients keep
+    merge_every: int = 2  # rounds between the merges of methods that merge
 
     @classmethod
     def of_adamw(
@@ -67,6 +68,11 @@ class Setting(NamedTuple):
             "client_optimizer": self.optimizer,
             "personal_optimizer": self.update(self.own_rate),
         }
+
+    @property
+    def merges(self) -> dict[str, Any]:
+        """The arguments of FedLoRU's merges."""
+        return {"every": self.merge_every, "restart": restarts.reinit}
 
     @property
     def ranks(self) -> list[int]:
@@ -107,18 +113,28 @@ class Row(NamedTuple):
     """True if the model changes by the mean of the products that clients upload, and no other."""
     beside: Any = None
     """The module or function that makes the method of `function`; `jaxfed zoo NAME` shows both."""
+    merges: bool = False
+    """True if it merges factors into a base of zeros, which may as well be of given weights."""
 
     @property
     def family(self) -> str:
         """The folder of its algorithm: general, shared or personal."""
         return self.function.__module__.split(".")[-2]
 
-    def select(self, **factors: Any) -> lowrank.Select:
-        """What of a model it trains: all weights, or what lowrank.Select(**factors) selects."""
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether it may begin at given weights, which it trains, or beside which it trains."""
+        return self.merges or self.trains in ("any", "factors")
+
+    def select(self, given: bool = False, **factors: Any) -> lowrank.Select:
+        """What of a model it trains: all weights, or what lowrank.Select(**factors) selects.
+
+        Beside `given` weights the base is theirs, whatever the method does from scratch.
+        """
         if self.trains in ("any", "norms"):
             return lowrank.everything
         if self.trains in PARTS:
             return lowrank.Select(full=f"{PARTS[self.trains]}|^head")
-        if self.trains == "scratch":
+        if self.trains == "scratch" and not given:
             factors |= {"base": "zero", "up": "random"}
         return lowrank.Select(**factors)

@@ -7,7 +7,7 @@ or factors in `personal_rows`.
 
 from jaxfed import combine
 from jaxfed.algorithms.averaged_rows import ARMS, COMPRESSED, OPTIMIZERS, ROBUST, SPARSE
-from jaxfed.algorithms.families import AGGREGATED, CHAINS, FORMS, MERGES
+from jaxfed.algorithms.families import AGGREGATED, CHAINS, FORMS
 from jaxfed.algorithms.general.apfl import apfl
 from jaxfed.algorithms.general.centralised import centralised
 from jaxfed.algorithms.general.ditto import ditto
@@ -184,7 +184,7 @@ ROWS = (
         "fedloru",
         fedloru,
         "scratch",
-        lambda task, s: fedloru(task, s.work, **MERGES, client_optimizer=s.optimizer),
+        lambda task, s: fedloru(task, s.work, **s.merges, client_optimizer=s.optimizer),
         "A and B; a merge is broadcast every tau rounds",
         "nothing",
         "Park and Klabjan, arXiv 2409.12371",
@@ -193,6 +193,7 @@ ROWS = (
             "combine/test_combine.py",
             "test_the_base_is_what_it_was_and_the_sum_of_the_merged_products",
         ),
+        merges=True,
     ),
     *AGGREGATED,
     *CHAINS,
@@ -202,7 +203,12 @@ ROWS = (
         mfedloru,
         "scratch",
         lambda task, s: mfedloru(
-            task, s.work, **MERGES, ranks=s.ranks, alpha=float(s.rank), client_optimizer=s.optimizer
+            task,
+            s.work,
+            **s.merges,
+            ranks=s.ranks,
+            alpha=float(s.rank),
+            client_optimizer=s.optimizer,
         ),
         "A and B down, factors of factors up",
         "nothing",
@@ -212,6 +218,7 @@ ROWS = (
             "algorithms/shared/test_mfedloru.py",
             "test_the_server_recovers_the_mean_of_the_clients_a_and_of_their_b",
         ),
+        merges=True,
     ),
     Row(
         "hetlora",
@@ -240,7 +247,7 @@ ROWS = (
         scaffold,
         "scratch",
         lambda task, s: combine.accumulate(
-            scaffold(task, s.work, learning_rate=s.rate, clients=s.clients), **MERGES
+            scaffold(task, s.work, learning_rate=s.rate, clients=s.clients), **s.merges
         ),
         "A and B and a control variate of each",
         "a control variate",
@@ -251,6 +258,7 @@ ROWS = (
             "test_rounds_with_partial_participation_are_those_of_the_paper",
         ),
         beside=combine.accumulate,
+        merges=True,
     ),
     *COMPRESSED,
     *ROBUST,
@@ -279,11 +287,11 @@ def on_encoder(name: str) -> Row:
 
 
 def fine_tuning(method: str) -> Row:
-    """The row of that name, which trains any theta or factors beside a kept base.
+    """The row of that name, which may begin at given weights.
 
     ValueError, with the names that there are, for another one.
     """
-    rows = {one.name: one for one in ROWS if one.trains in ("any", "factors")}
+    rows = {one.name: one for one in ROWS if one.fine_tunes}
     if method not in rows:
         raise ValueError(f"method={method!r}; use one of {', '.join(rows)}")
     return rows[method]

@@ -52,6 +52,14 @@ def test_users_are_clients_and_texts_as_long_as_the_longest_in_training(config, 
     assert e.data.validated().test["tokens"].shape == (9, 16)
 
 
+def test_fedloru_merges_into_the_weights_that_were_given(config, reviews):
+    e = config.experiment(**reviews, **COLUMNS, method="fedloru", merge_every=3)
+    server = jax.jit(e.algorithm.init)(jax.random.key(0))
+    expected = tiny_bert.tensors()["bert.encoder.layer.0.attention.self.query.weight"].T
+    np.testing.assert_array_equal(server.base["layer_0/query/kernel"], expected)
+    assert e.algorithm.broadcast(server, 3) > e.algorithm.broadcast(server, 2) == 0
+
+
 @pytest.mark.full
 def test_an_encoder_learns_from_the_reviews(config, reviews):
     work = {"rounds": 8, "batch_size": 4, "learning_rate": 0.02}
@@ -70,8 +78,8 @@ def test_numbers_are_standardised_for_an_mlp(config):
 def test_what_does_not_go_together_is_refused(config, reviews):
     with pytest.raises(ValueError, match="--text needs --model"):
         config.experiment(data=reviews["data"], **COLUMNS)
-    with pytest.raises(ValueError, match="fedloru trains from scratch; give a method that keeps"):
-        config.experiment(**reviews, **COLUMNS, method="fedloru")
+    with pytest.raises(ValueError, match="fedhm trains from scratch; give a method that keeps"):
+        config.experiment(**reviews, **COLUMNS, method="fedhm")
     with pytest.raises(ValueError, match="fedbn needs batch norms; give a method that keeps"):
         config.experiment(**reviews, **COLUMNS, method="fedbn")
     with pytest.raises(ValueError, match="the zoo has no row 'lora'"):

@@ -1,14 +1,16 @@
 """Language modelling: its loss and counts against plain numpy, and what is refused."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfed import Experiment, Host, local, lowrank, models, run, tasks
+from jaxfed import Experiment, Host, local, lowrank, models, run, tasks, trees
 from jaxfed.algorithms import zoo
 from jaxfed.algorithms.row import Setting
 from jaxfed.data import federate, partition, sources
+from jaxfed.simulation.loop import World, cohort, compiled_loop
 
 MODEL = models.Decoder(11, 8, 2, 2, 8, 7, "llama", groups=1)
 RNG = np.random.default_rng(0)
@@ -99,6 +101,53 @@ def test_a_round_of_the_zoo_trains_beside_stacked_layers(name):
     (record,) = run(experiment, host=Host(devices=1, chunk=1, fuse=1))
     assert np.isfinite(record["loss"])
     assert record["perplexity"] == pytest.approx(np.exp(record["test_loss"]))
+
+
+def given(row):
+    """(weights, the row's method beside them)"""
+    params = jax.jit(tasks.next_token(MODEL, EXAMPLES).init)(jax.random.key(3))[1].full
+    select = row.select(given=True, factors="query|value", rank=2)
+    task = tasks.next_token(MODEL, EXAMPLES, params=params, select=select)
+    work = local.Work(2, steps=1)
+    setting = Setting.of_adamw(
+        work, 0.1, clients=4, weight_decay=0.0, rank=2, rounds=4, personal="value"
+    )
+    return params, row.make(task, setting)
+
+
+LACKING = {"pftt": "personal='^factors/' matches every path", "feddpa-instances": "no `features`"}
+TUNING = {r.function: r for r in zoo.ROWS if r.fine_tunes and r.name not in LACKING}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("row", TUNING.values(), ids=lambda row: row.name)
+def test_a_row_that_fine_tunes_has_rounds_beside_given_weights(row):
+    """One row of each function: shapes stay what they were. Nothing is computed."""
+    _, fed = given(row)
+    server = jax.eval_shape(fed.init, jax.random.key(0))
+    state = jax.eval_shape(fed.init_client, server, jax.random.key(0))
+    world = World(EXAMPLES, np.array([2, 1, 1, 1]))
+
+    def run_round(server, state):
+        return fed.run_round(server, cohort(world, [state] * 4, range(4), 0), compiled_loop)[0]
+
+    after = jax.eval_shape(run_round, server, state)
+    assert trees.shapes(after) == trees.shapes(server)
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_row_that_needs_more_than_factors_of_a_decoder_says_so(name):
+    with pytest.raises(ValueError, match=LACKING[name].replace("^", r"\^")):
+        given(ROWS[name])[1].init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("row", [r for r in zoo.ROWS if r.merges], ids=lambda row: row.name)
+def test_a_row_that_merges_may_begin_at_given_weights(row):
+    params, fed = given(row)
+    server = jax.jit(fed.init)(jax.random.key(0))
+    state = jax.jit(fed.init_client)(server, jax.random.key(0))
+    model = trees.by_path(lowrank.merged(*jax.jit(fed.deploy)(server, state)))
+    chex.assert_trees_all_close(model, params, rtol=1e-6)
 
 
 def changed(**arrays):
