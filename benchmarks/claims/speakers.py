@@ -44,8 +44,8 @@ SETTINGS: dict[str, Any] = {
     "rank": 4,
     "personal_rank": 2,
     "every": 8,
-    "rates": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
-    "own_rates": [0.03, 0.1, 0.3, 1.0],
+    "rates": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+    "own_rates": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
     "seeds": [1, 2, 3, 4, 5],
 }
 TINY = {
@@ -104,7 +104,8 @@ def tuned(
     middle = settings["own_rates"][(len(settings["own_rates"]) - 1) // 2] if two else None
 
     def once(key: str, seed: int, rate: float, own: float | None) -> dict[str, Any]:
-        if key not in found.runs:
+        before = found.runs.get(key, {})
+        if (before.get("rate"), before.get("own_rate")) != (rate, own):  # the grid may have grown
             tuning = "/grid/" in key
             own_rate = {} if own is None else {"personal_learning_rate": own}
             made = make(method=method, seed=seed, learning_rate=rate, **own_rate)
