@@ -11,7 +11,7 @@ import optax
 import pytest
 import tiny_llama2c
 
-from jaxfed import Host, local, models, run, tasks
+from jaxfed import Host, local, models, run, tasks, trees
 from jaxfed.cli import describe
 from jaxfed.simulation import ledger
 
@@ -63,7 +63,8 @@ def test_three_updates_of_llama_2_7b_are_three_times_what_one_is():
     for merges in (0, 3):
         algorithm = CONFIG["algorithm"](task, work, adamw, merges=merges, every=1)
         server = jax.eval_shape(algorithm.init, jax.random.key(0))
-        shown.append(describe.parameters(server.base, server.theta, ledger.Wire(0, 0)))
+        shared = trees.size(server.theta)
+        shown.append(describe.parameters(server.base, server.theta, ledger.Wire(0, 0), shared))
     for lines in shown:
         assert "model    6,738,415,616 parameters (13.5 GB)\n" in lines
         assert "trained  8,388,608 = 0.12% of the model: 8,388,608 in factors" in lines
