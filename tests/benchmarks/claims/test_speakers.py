@@ -1,12 +1,30 @@
 """Fine-tuning by speaker: which runs are made, what is compared, and what the page says."""
 
+import dataclasses
 import json
 import math
 import sys
 
+import kept
 import pytest
 import speakers
 import tiny_llama2c
+
+
+class Split:
+    """Data that validates on itself."""
+
+    def validated(self):
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What of an experiment the script looks at."""
+
+    rate: float
+    seed: int
+    data: Split
 
 
 def content(perplexity, **settings):
@@ -38,8 +56,28 @@ def test_the_page_names_who_is_better_who_is_missing_and_rates_at_an_edge():
     assert "A lower perplexity than FedLoRA's, beyond the interval: FedSA-LoRA." in page
     assert "A higher one: FFA-LoRA." in page
     assert "Not run to the end: each speaker alone, FedAvg, all weights, FedLoRU," in page
-    assert "FedLoRA (0.0003), FFA-LoRA (0.0003), FedSA-LoRA (0.0003)" in page
+    assert "FedLoRA (0.0001), FFA-LoRA (0.0001), FedSA-LoRA (0.0001)" in page
     assert "| before training |  | 150.00 ± 0.00 |" in page
+
+
+def test_seeds_are_run_again_where_a_grid_that_grew_has_a_better_rate(tmp_path):
+    settings = {"rates": [0.1, 1.0], "own_rates": [1.0], "seeds": [1, 2]}
+    found, made = kept.Kept(tmp_path / "x.json", settings), []
+
+    def run(experiment):
+        made.append((experiment.rate, experiment.seed))
+        return {"personal": {"union": experiment.rate}, "seconds": 0.0}
+
+    def make(method, seed, learning_rate):
+        return Made(learning_rate, seed, Split())
+
+    speakers.tuned(found, "fedlora", make, run)
+    assert made == [(0.1, 0), (1.0, 0), (0.1, 1), (0.1, 2)]
+    found.content["settings"]["rates"] = [0.01, 0.1, 1.0]
+    speakers.tuned(found, "fedlora", make, run)
+    assert made[4:] == [(0.01, 0), (0.01, 1), (0.01, 2)]
+    speakers.tuned(found, "fedlora", make, run)
+    assert len(made) == 7
 
 
 @pytest.mark.full
