@@ -74,7 +74,20 @@ def averaged(states):
     return jnp.broadcast_to(jnp.mean(states, axis=0), states.shape)
 
 
+def shrinking(task, work, learning_rate=0.05) -> Algorithm:
+    """FedEx-LoRA whose server scales the weights that are trained whole."""
+    fed = exact(task, work, learning_rate)
+
+    def run_round(server, cohort, for_each_client):
+        server, states, metrics = fed.run_round(server, cohort, for_each_client)
+        full = jax.tree.map(lambda x: 0.99 * x, server.theta.full)
+        return server._replace(theta=server.theta._replace(full=full)), states, metrics
+
+    return fed._replace(run_round=run_round)
+
+
 PLANTED = {
+    "weights trained whole shrink": shrinking,
     "alpha / r is forgotten": partial(exact, residual=lambda r, scale: r / scale),
     "the residual is transposed": partial(exact, residual=lambda r, scale: r.T),
     "only the first client is averaged": partial(exact, mean=first),

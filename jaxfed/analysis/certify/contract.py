@@ -15,6 +15,7 @@ from jaxfed.analysis.certify import information
 from jaxfed.analysis.certify.line import Line
 from jaxfed.analysis.certify.subject import Round, Subject, gap, is_finite, model, tolerance
 from jaxfed.analysis.certify.world import CLIENTS, COUNT, DRAWS, ROUNDS, SETTING, WORLD
+from jaxfed.lowrank.factors import Theta
 from jaxfed.simulation import checkpoint, engine, loop
 
 OTHER = 5  # whose examples stand in for another client's
@@ -166,6 +167,9 @@ def stands_still(s: Subject) -> Line:
         still = s.algorithm(SETTING._replace(rate=0.0))
     except ValueError as error:  # such as SCAFFOLD's, which divides by it
         return Line(name, None, "not measured", f"it refuses a rate of zero: {error}")
+    first = still.init
+    still = still._replace(init=lambda key: _without_zeros(first(key)))
+    begin = loop.start(still)[0]
     one = [1] * len(DRAWS[0])  # one client in every place, as ranks and robust means depend on all
     server = loop.rounds(still, WORLD, [one])[0]
     if not is_finite(server):
@@ -180,6 +184,18 @@ def stands_still(s: Subject) -> Line:
         else "something else than training moves the model: weight decay, noise, or a scale that "
         "is left out",
     )
+
+
+def _without_zeros(server: Any) -> Any:
+    """The server whose biases are no zeros, which would hide that they are scaled."""
+    theta = server.theta
+    if not isinstance(theta, Theta):
+        return server
+    full = jax.tree.map(lambda x: jnp.where(x == 0, 0.1, x), theta.full)
+    other = theta._replace(full=full)
+    return jax.tree.map(
+        lambda x: other if x is theta else x, server, is_leaf=lambda x: x is theta
+    )  # wherever a wrapper keeps it
 
 
 def _parts(server: Any) -> tuple[PyTree, PyTree]:

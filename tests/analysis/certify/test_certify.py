@@ -42,6 +42,7 @@ def of_row(name):
         ("a personal state is averaged", contract.kept_apart, "it is averaged"),
         ("bytes are understated", contract.bytes_sent, "less than the upload holds"),
         ("a change of W is silent", contract.broadcast, "must receive a change of W"),
+        ("weights trained whole shrink", contract.stands_still, "than training moves the model"),
     ],
 )
 def test_each_planted_fault_is_caught_by_name(name, line, words):
