@@ -48,9 +48,8 @@ def test_a_run_is_repeated_from_its_folder_alone(tmp_path, monkeypatch, capsys):
     command("rerun", "r", "--out", "again")
     assert "all records are equal" in capsys.readouterr().out
     old, new = (json.loads((tmp_path / n / "settings.json").read_text()) for n in ("r", "again"))
-    old["launch"] |= {
-        name: new["launch"][name] for name in ("chunk", "fuse")
-    }  # measured, then given
+    measured = ("chunk", "fuse", "convolutions")  # then given
+    old["launch"] |= {name: new["launch"][name] for name in measured}
     assert old == new
     assert {"jax", "numpy"} <= set(old["environment"])
     assert old["settings"]["seed"] == 5
