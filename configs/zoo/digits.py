@@ -60,8 +60,8 @@ def experiment(
         rank: of the factors beside the hidden layer; of mixed ranks the largest.
         batch_size: of a local step.
         epochs: of a client over its own images in a round; one on a personal part.
-        learning_rate: of the clients' SGD; by default 0.1, of flexlora 0.05: one side of its factors
-            is orthonormal, and at 0.1 its clients diverge after 26 rounds.
+        learning_rate: of the clients' SGD; by default 0.1, of flexlora 0.05: one side of its
+            factors is orthonormal, and at 0.1 its clients diverge after 26 rounds.
         scale: alpha / rank, the factor before the low-rank term.
         mixture: of mixed ranks, how many clients have which one of 1 to `rank`: FlexLoRA's
             distributions, of small clients (light) or large ones (strong); halves: by turns half
