@@ -84,20 +84,6 @@ WORKLOADS = {
         full=HEAD,
         vocabulary=50265,
     ),
-    "W7": Workload(
-        "PF2LoRA on RoBERTa-base's shape",
-        100,
-        160,
-        16,
-        AdamW(1e-3, 0.01),
-        (128,),
-        2,
-        rank=8,
-        full=HEAD,
-        vocabulary=50265,
-        own_rank=2,
-        own_rate=1e-3,
-    ),
     "W8": Workload(
         "FedLoRA on LLaMA's shape at 1B",
         100,
@@ -109,31 +95,6 @@ WORKLOADS = {
         rank=16,
         vocabulary=32000,
     ),
-    "W7 small": Workload(
-        "PF2LoRA encoder",
-        20,
-        32,
-        8,
-        AdamW(1e-3, 0.01),
-        (64,),
-        2,
-        rank=8,
-        full=HEAD,
-        vocabulary=8192,
-        own_rank=2,
-        own_rate=1e-3,
-    ),
-    "W8 8B": Workload(
-        "FedLoRA on LLaMA's shape at 8B",
-        100,
-        16,
-        4,
-        AdamW(1e-3, 0.01),
-        (512,),
-        0,
-        rank=16,
-        vocabulary=128256,
-    ),
     "W8 small": Workload(
         "FedLoRA decoder", 20, 16, 4, AdamW(1e-3, 0.01), (64,), 0, rank=16, vocabulary=4096
     ),
@@ -141,23 +102,20 @@ WORKLOADS = {
     "W6 tiny": Workload(
         "HOMLoRA encoder", 2, 8, 4, AdamW(1e-3, 0.01), (8,), 2, rank=2, full=HEAD, vocabulary=64
     ),
-    "W7 tiny": Workload(
-        "PF2LoRA encoder",
-        2,
-        8,
-        4,
-        AdamW(1e-3, 0.01),
-        (8,),
-        2,
-        rank=2,
-        full=HEAD,
-        vocabulary=64,
-        own_rank=1,
-        own_rate=1.0,
-    ),
     "W8 tiny": Workload(
         "FedLoRA decoder", 2, 8, 4, AdamW(1e-3, 0.01), (8,), 0, rank=2, vocabulary=64
     ),
+}
+
+# Those that differ from another one in what is named here.
+WORKLOADS |= {
+    name: dataclasses.replace(WORKLOADS[of], title=about, **changes)
+    for name, of, about, changes in (
+        ("W7", "W6", "PF2LoRA on RoBERTa-base's shape", {"own_rank": 2, "own_rate": 1e-3}),
+        ("W7 small", "W4", "PF2LoRA encoder", {"scale": 1.0, "own_rank": 2, "own_rate": 1e-3}),
+        ("W7 tiny", "W6 tiny", "PF2LoRA encoder", {"own_rank": 1, "own_rate": 1.0}),
+        ("W8 8B", "W8", "FedLoRA on LLaMA's shape at 8B", {"vocabulary": 128256}),
+    )
 }
 
 
