@@ -34,9 +34,8 @@ class Block(nn.Module):
 
         normed = norm("norm_0")(x)
         q, k, v = heads("query"), heads("key"), heads("value")
-        share = nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k))
-        attended = jnp.einsum("bhqk,bkhd->bqhd", share, v).reshape(x.shape)
-        x = x + nn.Dense(x.shape[-1], name="out")(attended)
+        attended = jax.nn.dot_product_attention(q, k, v)  # [B, T, heads, d / heads]
+        x = x + nn.Dense(x.shape[-1], name="out")(attended.reshape(x.shape))
         hidden = ACTIVATIONS["gelu"](nn.Dense(self.feedforward, name="up")(norm("norm_1")(x)))
         return x + nn.Dense(x.shape[-1], name="down")(hidden), None
 

@@ -52,8 +52,8 @@ class Experiment:
         most = self.algorithm.rounds
         if most is not None and self.rounds > most:
             raise ValueError(
-                f"rounds={self.rounds}, but the algorithm can run {most}, as its list of merges "
-                "beside quantised weights is full then; use at most that, or more `merges`"
+                f"rounds={self.rounds}, but the algorithm was made for {most} at most, as by "
+                "`merges`; run fewer, or make it for more"
             )
         if self.seed >= 2**32:  # beyond, JAX takes it modulo 2^32
             raise ValueError(f"seed={self.seed}; use a number below 2**32")

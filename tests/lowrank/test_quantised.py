@@ -182,7 +182,9 @@ def test_a_list_of_merges_leaves_it_alone_and_an_experiment_with_one_too_many_is
     np.testing.assert_allclose(task.predict(*deployed, batch), expected, rtol=1e-5, atol=1e-5)
     data = federate(sources.Source(EXAMPLES, EXAMPLES), [np.arange(4)])
     jaxfed.Experiment(data, fed, rounds=4, cohort=1)
-    with pytest.raises(ValueError, match="rounds=5, but the algorithm can run 4, as its list"):
+    with pytest.raises(
+        ValueError, match="rounds=5, but the algorithm was made for 4 at most, as by `merges`"
+    ):
         jaxfed.Experiment(data, fed, rounds=5, cohort=1)
     with_room = combine.accumulate_list(make, task, every=(1, 5, 3), merges=2)
     assert with_room.rounds == 5
