@@ -118,6 +118,7 @@ def test_a_neumann_series_is_its_partial_sum():
     close(hypergrad.neumann(lambda v: f.R @ v, w, inner_rate=ALPHA, terms=3), expected)
 
 
+@pytest.mark.full
 def test_unrolled_tends_to_implicit_as_its_steps_grow():
     """For an f that is convex in y but not quadratic; halving the gap every few steps."""
 

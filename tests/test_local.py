@@ -67,6 +67,7 @@ works = st.builds(
 )
 
 
+@pytest.mark.full
 @settings(deadline=None, max_examples=40)
 @given(work=works, count=st.integers(1, MOST), start=st.integers(0, 28), seed=st.integers(0, 9))
 def test_an_epoch_visits_every_example_of_the_client_once(work, count, start, seed):

@@ -18,8 +18,9 @@ SHOWN = logging.getLogger("jaxfed")  # whatever the package reports of its progr
 class Watch(logging.Handler):
     """Shows what is being done until rounds begin, and ends the program at a signal until then.
 
-    On a terminal a line that changes each second; elsewhere plain lines, once a second has passed.
-    From `rounds_begin` to `rounds_end` it shows nothing, and signals are only noted.
+    On a terminal a line that changes each second; elsewhere plain lines, once a second has passed,
+    and then all of them. From `rounds_begin` to `rounds_end` it shows nothing, and signals are only
+    noted.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class Watch(logging.Handler):
         self.begin = time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.doing, self.pending = "starting", list[tuple[float, str]]()
-        self.quiet = self.at_work = False
+        self.quiet = self.at_work = self.slow = False
         self.over = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -37,6 +38,8 @@ class Watch(logging.Handler):
         self.pending.append((self._seconds(), self.doing))
 
     def rounds_begin(self) -> None:
+        if self.slow:
+            self._print_lines()
         self.clear()
         self.at_work = self.quiet = True
 
@@ -58,9 +61,13 @@ class Watch(logging.Handler):
                 line = f"\r{self._seconds():5.0f} s  {self.doing}\x1b[K"
                 print(line, end="", file=sys.stderr, flush=True)
             elif self.pending and self._seconds() > self.pending[0][0] + 1:
-                lines, self.pending = self.pending, []
-                for seconds, line in lines:
-                    print(f"{seconds:5.0f} s  {line}", file=sys.stderr, flush=True)
+                self.slow = True
+                self._print_lines()
+
+    def _print_lines(self) -> None:
+        lines, self.pending = self.pending, []
+        for seconds, line in lines:
+            print(f"{seconds:5.0f} s  {line}", file=sys.stderr, flush=True)
 
     def listen(self, wakened: socket.socket) -> None:
         """Ends the program at a signal, also while the main thread is inside the compiler."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiers
 
 from jaxfed import lowrank, tasks
 from jaxfed.algorithms.row import Setting
@@ -84,13 +85,11 @@ def deployed(algorithm, server, state):
     return {**lowrank.merge(base, theta._replace(factors=plain)), **theta.full, "gated": gated}
 
 
-DEFAULT = ("florist", "lora-a2", "fedsb", "hetlora", "fedalt")
-FULL = ("frlora", "fedloru-list", "fedpara", "pfedpara", "ravan", "fedhm", "fedms", "flexlora")
+NAMES = ("florist", "lora-a2", "fedsb", "hetlora", "fedalt", "frlora", "fedloru-list", "fedpara")
+NAMES += ("pfedpara", "ravan", "fedhm", "fedms", "flexlora")
 
 
-@pytest.mark.parametrize(
-    "name", [*DEFAULT, *(pytest.param(name, marks=pytest.mark.full) for name in FULL)]
-)
+@pytest.mark.parametrize("name", tiers.usual(NAMES, "lora-a2", "hetlora"))
 def test_rounds_over_a_stack_are_rounds_over_its_layers_written_out(name):
     """The clients' models, and the bytes that cross."""
     stacked, plain = algorithm(name, True), algorithm(name, False)
@@ -137,6 +136,7 @@ def test_gaps_and_inner_products_of_a_stack_are_sums_over_its_layers():
     oracle.assert_close(measured(many), measured(alone), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_two_predictions_an_example_diverge_by_their_mean():
     """FedDAT over logits [B, 2, classes], twice the same, is FedDAT over logits [B, classes]."""
     (row,) = (row for row in ROWS if row.name == "feddat")

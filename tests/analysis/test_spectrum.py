@@ -195,6 +195,7 @@ def test_every_client_at_once_agrees_with_its_exact_hessian(part):
         assert abs(mine.stable_rank - squared / norm**2) <= 4 * mine.stable_rank_error + 1e-9
 
 
+@pytest.mark.full
 def test_the_servers_hessian_is_that_of_the_union_and_the_clients_by_their_examples():
     made, world, *model = network()
     base, theta = operators.whole(*model)

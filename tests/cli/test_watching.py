@@ -9,6 +9,7 @@ from pathlib import Path
 
 import launched
 import pytest
+import tiers
 
 SLOW = """
 import time
@@ -45,7 +46,9 @@ def started(*arguments, cache):
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 
 
-@pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", tiers.usual(STATUS, signal.SIGTERM), ids=lambda number: number.name
+)
 def test_a_signal_while_a_run_is_built_ends_it_at_once_with_a_sentence(number, slow, tmp_path):
     process = started("run", slow, "--out", tmp_path / "r", cache=tmp_path)
     begin = time.monotonic()
@@ -58,6 +61,7 @@ def test_a_signal_while_a_run_is_built_ends_it_at_once_with_a_sentence(number, s
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.full
 def test_a_signal_inside_the_compiler_ends_the_run_at_once_and_frees_its_folder(tmp_path):
     command = ("run", launched.SMALL, "--out", tmp_path / "r", "--cpu-devices", 1)
     process = launched.start(*command, cache=tmp_path)
@@ -80,7 +84,6 @@ def test_progress_is_told_with_a_clock_before_the_first_round(tmp_path):
     assert list(map(int, seconds)) == sorted(map(int, seconds))
     assert any(re.fullmatch(r"compiling a round, \d clients at once", line) for line in said)
     assert any(re.fullmatch(r"measured [\d.e-]+ s a round, \d clients at once", s) for s in said)
-    assert said[-1].startswith("compiling")  # a last step of less than a second has no line
     assert printed.index(said[-1]) < printed.index("round 2/2")
 
 

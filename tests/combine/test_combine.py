@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,7 +147,7 @@ def is_due(every, t):
     return t % every == 0 if isinstance(every, int) else t in every
 
 
-@pytest.mark.parametrize("name", RESTARTS)
+@pytest.mark.parametrize("name", tiers.usual(RESTARTS, "reinit", "balanced"))
 @settings(deadline=None, max_examples=5)
 @given(every=cycles)
 def test_the_base_is_what_it_was_and_the_sum_of_the_merged_products(name, every):

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
+import tiers
 from bilinear import adapter, assert_adapter, bilinear, mean
 
 from jaxfed import combine, local
@@ -62,7 +63,10 @@ def test_steps_are_made_in_the_rounds_that_are_asked_for(x64):
             assert_adapter(expected[at][0].change.factors, change, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["fedloru", "pf2lora", "scaffold", "hetlora", "fedper", "ditto"])
+EACH = tiers.usual(("fedloru", "pf2lora", "scaffold", "hetlora", "fedper", "ditto"), "scaffold")
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_training_and_bytes_are_those_of_the_inner_algorithm(x64, name):
     inner = algorithms.ALGORITHMS[name](algorithms.RATE)
     tuning = {"optimizer": optax.sgd(0.1)}

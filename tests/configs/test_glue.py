@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiers
 import tiny_bert
 
 from jaxfed import Host, run
@@ -35,7 +36,7 @@ def experiment(folders, **settings):
     return CONFIG["experiment"](**folders, **{**small, **settings})
 
 
-@pytest.mark.parametrize("method", get_args(CONFIG["Method"]))
+@pytest.mark.parametrize("method", tiers.usual(get_args(CONFIG["Method"]), "pf2lora", "hetlora"))
 def test_every_method_sends_its_share(folders, method):
     """All common factors and the head, but for what FedPer and FedSA-LoRA keep at home."""
     made = experiment(folders, method=method)

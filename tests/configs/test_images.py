@@ -56,6 +56,7 @@ def test_a_method_that_is_no_row_is_refused(config):
         config.experiment(method="fedavgg")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("model", ["mlp", "resnet"])
 def test_fedbn_gets_a_network_with_running_statistics(config, coloured, model):
     e = config.experiment(data=coloured, model=model, method="fedbn", **SMALL)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parents[2]
 
 
@@ -20,6 +22,7 @@ def cloned(to):
     return to
 
 
+@pytest.mark.full
 def test_quickstart_of_a_fresh_clone(tmp_path):
     clone, script = cloned(tmp_path / "clone"), Path(sys.executable).with_name("jaxfed")
     environment = {**os.environ, "PYTHONPATH": str(clone), "JAX_PLATFORMS": "cpu"}

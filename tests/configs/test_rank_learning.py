@@ -64,6 +64,7 @@ def test_filling_up_with_zeros_makes_the_larger_rank_collapse(config):
     assert worked.ranks == [3, 3]
 
 
+@pytest.mark.full
 def test_independent_ground_truths_need_half_the_rank_of_their_difference(config):
     """With E_k = W_k - W_k*, E_1 - E_2 is W_2* - W_1* but for a matrix of rank 2 r~.
 

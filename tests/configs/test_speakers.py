@@ -14,8 +14,6 @@ from jaxfed import Host, run
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs/fedloru/speakers.py"))
 SMALL = {"clients": 3, "cohort": 3, "least": 4, "rounds": 1, "local_steps": 1, "batch_size": 2}
 METHODS = get_args(CONFIG["Method"])
-QUICK = ("full",)
-each_method = [pytest.param(m, marks=() if m in QUICK else pytest.mark.full) for m in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,8 @@ def test_a_speaker_has_speeches_of_its_own_held_out(files):
     assert len(data.test["tokens"]) == 3
 
 
-@pytest.mark.parametrize("method", each_method)
+@pytest.mark.full
+@pytest.mark.parametrize("method", METHODS)
 def test_a_round_of_each_method_is_scored_by_perplexity(files, method):
     experiment = CONFIG["experiment"](**files, **SMALL, method=method, rank=2, personal_rank=1)
     (record,) = run(experiment, host=Host(devices=1, chunk=1, fuse=1))

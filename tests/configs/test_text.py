@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
+import tiers
 
 from jaxfed import local, run, trees
 from jaxfed.algorithms import fedavg, zoo
@@ -30,7 +31,7 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", tiers.usual(TRAINED, "fedlr", "pftt"))
 def test_an_arm_sends_what_it_trains_and_the_head(method):
     made = CONFIG["experiment"](method, adapter=4, prefix=3, clients=20)
     server = jax.eval_shape(made.algorithm.init, jax.random.key(0))

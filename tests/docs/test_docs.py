@@ -56,6 +56,7 @@ def test_the_python_of_a_page_runs(page):
     assert pages.printed(page)
 
 
+@pytest.mark.full
 def test_ffa_lora_as_shown_trains_biases_and_head_too():
     """With B alone it ends at 0.83."""
     assert pages.accuracies(DOCS / "write_an_algorithm.md")[-1] > 0.87

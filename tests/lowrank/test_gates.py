@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiers
 
 from jaxfed import lowrank
 from jaxfed.lowrank import gates
@@ -39,7 +40,7 @@ def world(name):
     return model, x, base, theta, lowrank.beside(theta.factors, 1, jax.random.key(2), up="random")
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", tiers.usual(INPUTS, "images"))
 def test_given_weights_are_those_of_each_example(name):
     model, x, base, theta, own = world(name)
     w = jnp.array([[0.3, 0.9], [-0.2, 1.5]])

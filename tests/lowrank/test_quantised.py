@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiers
 from flax import traverse_util
 
 import jaxfed
@@ -74,10 +75,10 @@ CASES = {
     "encoder": (ENCODER, "int4"),
     "scanned": (ENCODER.clone(scanned=True, depth=3), "int8"),
 }
-each_case = [pytest.param(n, marks=() if n == "decoder" else pytest.mark.full) for n in CASES]
 
 
-@pytest.mark.parametrize("name", each_case)
+@pytest.mark.full
+@pytest.mark.parametrize("name", CASES)
 def test_model_and_gradients_are_those_of_the_weights_that_codes_stand_for(name):
     model, kind = CASES[name]
     flat = weights(model)
@@ -108,6 +109,7 @@ def test_an_output_is_within_half_a_step_times_the_inputs_absolute_values():
     assert (jnp.abs(x @ w - x @ quantised.dequantise(q)) <= bound).all()
 
 
+@pytest.mark.full
 def test_no_float_copy_of_a_kernel_lies_between_the_passes():
     base = stored(weights(DECODER), "int8")
     theta = lowrank.Theta({}, {})
@@ -161,13 +163,14 @@ def _uploads(task):
     return base, theta.factors, stack
 
 
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("what", tiers.usual(REFUSED, "a merge", "zeros"))
 def test_nothing_is_written_to_it_and_the_sentence_says_what_to_do(what):
     change, message = REFUSED[what]
     with pytest.raises(ValueError, match=rf"kernel is stored in int8, which {message}; read the"):
         change(task_of("int8"))
 
 
+@pytest.mark.full
 def test_a_list_of_merges_leaves_it_alone_and_an_experiment_with_one_too_many_is_refused():
     task, make = task_of("int4"), partial(fedavg, work=WORK, client_optimizer=SGD)
     fed = combine.accumulate_list(lambda task: make(task), task, every=2, merges=1)

@@ -133,6 +133,7 @@ def test_a_narrow_base_is_stored_narrow_and_summed_wide():
         assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.full
 def test_narrow_activations_round_no_sum_and_no_gradient():
     for model in VARIANTS.values():
         base, theta = adapted(model)

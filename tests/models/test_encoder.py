@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiers
 
 from jaxfed import lowrank, models, trees
 from jaxfed.models.encoder import Layer
@@ -146,7 +147,7 @@ def test_dropout_acts_in_training_only(name):
     assert np.max(np.abs(first - second)) > 1e-3
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", tiers.usual(VARIANTS, "bert", "scanned"))
 def test_factors_beside_any_dense_layer_are_the_merged_weights(name):
     model = VARIANTS[name]
     select = lowrank.Select(factors="layer.*kernel|token", full="^head", rank=2, up="random")
@@ -307,7 +308,7 @@ SCANNED = {
 }
 
 
-@pytest.mark.parametrize("name", SCANNED)
+@pytest.mark.parametrize("name", tiers.usual(SCANNED, "narrow"))
 def test_stacked_layers_compute_what_layers_one_by_one_do(name):
     """The logits and their gradients in every weight."""
     model = tiny(depth=3, **SCANNED[name])

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiers
 import tokenizers
 
 from jaxfed import lowrank, pretrained, trees
@@ -124,7 +125,7 @@ def params_equal(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiers.usual(KINDS, "bert", "deberta-v3"))
 def test_logits_are_those_of_transformers(kind):
     of = small(kind)
     model, params = pretrained.read(of.folder, CLASSES)
@@ -476,7 +477,10 @@ def assert_peft_agrees(kind, model, base, thetas, folder):
         assert np.max(np.abs(torch_logits(of.theirs, of, types=False) - expected)) > 0.01
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "deberta-v3"])
+ADAPTED = ("bert", "roberta", "distilbert", "electra", "deberta-v3")
+
+
+@pytest.mark.parametrize("kind", tiers.usual(ADAPTED, "distilbert"))
 def test_peft_runs_the_common_the_personal_and_the_joined_adapter(kind, tmp_path):
     model, base, thetas = adapted(kind, rank=3, alpha=6)
     assert_peft_agrees(kind, model, base, thetas, tmp_path)

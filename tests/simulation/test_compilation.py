@@ -57,6 +57,7 @@ def settled(records):
     return [{n: v for n, v in r.items() if n != "seconds"} for r in records]
 
 
+@pytest.mark.full
 def test_a_resumed_run_keeps_the_lowering_that_was_measured_and_ends_in_the_same_bits(
     tmp_path, asked
 ):

@@ -215,6 +215,7 @@ def test_one_device_knows_of_no_other():
     assert not re.search(r"all-\w+\(|collective", traced.lower().compile().as_text())
 
 
+@pytest.mark.full
 def test_a_further_client_needs_memory_for_its_factors_and_its_batch_only():
     """Temporary bytes grow by theta, gradient, momentum and update, and by the activations."""
     inputs, widths = 256, (512, 512)

@@ -222,6 +222,7 @@ def test_the_server_costs_a_mean_and_now_and_then_a_merge():
     assert found[2] - found[0] < 2 * merge
 
 
+@pytest.mark.full
 def test_the_script_of_all_algorithms_compares_like_with_like():
     model = flops_table.mlp()
     made = flops_table.rows(model.task)

@@ -41,6 +41,7 @@ print(json.dumps(identity.identity(experiment(), {}, "text")))
 """
 
 
+@pytest.mark.full
 def test_it_is_the_same_in_another_process(first):
     here = str(Path(launched.__file__).parent)
     printed = subprocess.run(
@@ -140,6 +141,7 @@ def test_a_change_is_refused_with_its_remedy_or_allowed_by_name():
     identity.check_allowed(found, ("rate", "data", "epochs"))
 
 
+@pytest.mark.full
 def test_a_changed_run_from_python_is_refused_or_allowed_and_recorded(tmp_path):
     host = jaxfed.Host(devices=1, chunk=5, fuse=1)
     list(jaxfed.run(experiment(rounds=2), tmp_path, host))

@@ -81,6 +81,7 @@ def test_kept_keys_are_resumed_in_every_bit(population, tmp_path):
     assert server.key.dtype == HELD.dtype
 
 
+@pytest.mark.full
 def test_arrays_and_keys_that_the_user_holds_outlive_the_run():
     list(jaxfed.run(kept_keys(), host=HOST))
     np.testing.assert_array_equal(WEIGHT, 1)

@@ -58,6 +58,7 @@ def uniform(rng, t, count, cohort):
     return ids, count[ids]
 
 
+@pytest.mark.full
 def test_the_default_written_out_is_the_same_run():
     plain, written = (list(run(changed(d), host=HOST)) for d in (None, uniform))
     for a, b in zip(plain, written, strict=True):

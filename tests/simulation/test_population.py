@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiers
 
 from jaxfed.algorithm import Algorithm, Reply
 from jaxfed.data import memory
@@ -154,7 +155,7 @@ def test_of_the_server_only_what_first_states_are_computed_from_is_kept():
 # ---------------------------------------------------------------------- three placements
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", tiers.usual([1, 2], 2))
 @pytest.mark.parametrize("placement", ["host", "mapped"])
 def test_every_placement_gives_the_same_bits(placement, devices):
     kept = opened(placement, devices=devices)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiers
 
 import jaxfed
 from jaxfed import local, lowrank, models, tasks
@@ -154,7 +155,7 @@ def test_records_tell_rounds_bytes_and_accuracy(make):
 
 
 @pytest.mark.parametrize("uniform", [False, pytest.param(True, marks=pytest.mark.full)])
-@pytest.mark.parametrize("make", [plain, with_states])
+@pytest.mark.parametrize("make", tiers.usual([plain, with_states], with_states))
 def test_streaming_gives_what_resident_examples_give(make, uniform):
     e = experiment(make, uniform)
     resident, streamed = (
@@ -164,6 +165,7 @@ def test_streaming_gives_what_resident_examples_give(make, uniform):
     assert settled(streamed) == settled(resident)
 
 
+@pytest.mark.full
 def test_records_do_not_depend_on_where_clients_states_lie(tmp_path):
     """Losses, and what clients' own models score, in every bit."""
     e = experiment(with_states)
@@ -245,6 +247,7 @@ def test_metrics_that_lack_a_round_are_refused(tmp_path):
         jaxfed.run(experiment(rounds=3), tmp_path, FAST, resume=True)
 
 
+@pytest.mark.full
 def test_other_devices_are_said_to_change_the_bits(tmp_path):
     list(jaxfed.run(experiment(rounds=3), tmp_path, jaxfed.Host(chunk=1, fuse=3, devices=2)))
     with pytest.warns(UserWarning, match="devices.*not to the bit"):
@@ -294,9 +297,10 @@ ENDING = [
     (signal.SIGUSR1, SystemExit),
     (signal.SIGINT, KeyboardInterrupt),
 ]
+ALIKE = [pytest.param(*case, marks=pytest.mark.full) for case in ENDING[1:3]]
 
 
-@pytest.mark.parametrize(("number", "raised"), ENDING)
+@pytest.mark.parametrize(("number", "raised"), [ENDING[0], *ALIKE, ENDING[3]])
 def test_a_signal_in_a_round_ends_the_run_after_a_checkpoint(number, raised, tmp_path, monkeypatch):
     before, append = signal.getsignal(number), run_folder.append
 
@@ -377,7 +381,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("leave", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("leave", tiers.usual(WAYS.values(), leave_by_an_error), ids=WAYS)
 @pytest.mark.parametrize(
     "host", [SINGLE, pytest.param(FAST, marks=pytest.mark.full)], ids=["single", "fused"]
 )
@@ -428,6 +432,7 @@ def files(folder):
     return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.full
 def test_resuming_a_finished_run_changes_no_file(tmp_path):
     for make in (plain, with_states):
         folder = tmp_path / make.__name__

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiers
 
 from jaxfed import Experiment, Host, local, lowrank, models, run, tasks, trees
 from jaxfed.algorithms import zoo
@@ -85,10 +86,10 @@ def test_packed_texts_have_the_loss_of_texts_apart():
 
 
 ROWS = {row.name: row for row in zoo.ROWS}
-FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("fedpara", "fedms", "pf2lora")]
+STACKED = ("fedlora", "fedloru", "fedpara", "fedms", "pf2lora")
 
 
-@pytest.mark.parametrize("name", ["fedlora", "fedloru", *FULL])
+@pytest.mark.parametrize("name", tiers.usual(STACKED, "fedloru"))
 def test_a_round_of_the_zoo_trains_beside_stacked_layers(name):
     row = ROWS[name]
     starts = {"base": "zero", "up": "random"} if row.trains == "scratch" else {"up": "random"}

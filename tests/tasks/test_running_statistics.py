@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
+import tiers
 from oracle import World
 
 from jaxfed import combine, local, lowrank, models, tasks, trees
@@ -115,7 +116,7 @@ def decayed(rate):
 ON = [{}, {"devices": 4}, {"chunk": 1}]
 
 
-@pytest.mark.parametrize("options", [ON[0], pytest.param(ON[1], marks=pytest.mark.full), ON[2]])
+@pytest.mark.parametrize("options", tiers.usual(ON, ON[2]))
 def test_fedavg_averages_the_statistics_that_flax_computes(options):
     with jax.enable_x64(True):
         fed = fedavg(doubled(TASK), WORK, client_optimizer=decayed(RATE))

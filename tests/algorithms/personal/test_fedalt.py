@@ -31,6 +31,7 @@ def logits(weight, s, bias, rest, own, router, x):
     return plain + gate[:, :1] * shared + gate[:, 1:] * mine
 
 
+@pytest.mark.full
 def test_each_client_sees_the_mean_of_all_others_also_of_those_not_drawn(x64):
     fed = made()
     server, states, _ = oracle.rounds(fed, one_layer.WORLD, DRAWS)

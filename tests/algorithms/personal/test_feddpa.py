@@ -102,6 +102,7 @@ def test_a_weight_that_is_no_share_is_refused(variant):
         made(variant, bilinear(COUNT), a=1.5, **options)
 
 
+@pytest.mark.full
 def test_instance_wise_weights_are_a_times_the_mean_cosine_to_what_a_client_has_seen(x64):
     """The last layer of a model of one layer reads the images themselves."""
     fed = feddpa_instances(

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import oracle
 import pytest
+import tiers
 
 from jaxfed import local
 from jaxfed.algorithms import fedavg, fedloru
@@ -64,7 +65,10 @@ def test_fedlora_ends_at_the_best_of_its_rank(world, teacher, bound):
     assert bound * 0.999 < distance(fed, world, teacher) < bound * 1.1
 
 
-@pytest.mark.parametrize("name", ["keep", "reinit", "residual", "balanced"])
+RESTARTS = ("keep", "reinit", "residual", "balanced")
+
+
+@pytest.mark.parametrize("name", tiers.usual(RESTARTS, "reinit", "balanced"))
 def test_every_restart_ends_below_half_of_it(name, world, teacher, bound):
     restart = getattr(restarts, name)  # residual has a floor, as it returns to the same two spaces
     fed = fedloru(student(), WORK, every=20, restart=restart, client_optimizer=optax.sgd(0.05))

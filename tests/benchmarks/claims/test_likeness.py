@@ -3,6 +3,7 @@
 import jax
 import likeness
 import numpy as np
+import pytest
 
 rng = np.random.default_rng(0)
 
@@ -19,6 +20,7 @@ def test_null_models_keep_what_they_promise():
     np.testing.assert_allclose(a.T @ a, np.eye(3), atol=1e-5)
 
 
+@pytest.mark.full
 def test_cosines_of_approximations_are_those_of_the_truncated_svd():
     stacked = {p: rng.normal(size=(3, 6, 4)).astype(np.float32) for p in "pq"}
     found = likeness.alike(stacked, (1, 2))

@@ -3,9 +3,11 @@
 import json
 import sys
 
+import pytest
 import speed
 
 
+@pytest.mark.full
 def test_what_is_timed_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "RESULTS", tmp_path)
     asked = ["W8 tiny", "--repeats", "1", "--modes", "--chunk", "2", "--write"]
