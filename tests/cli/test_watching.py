@@ -1,15 +1,16 @@
 """Progress, signals and folders of commands, in processes of their own."""
 
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import launched
 import pytest
 import tiers
+from forked import Forked
 
 SLOW = """
 import time
@@ -78,7 +79,7 @@ def test_a_signal_inside_the_compiler_ends_the_run_at_once_and_frees_its_folder(
 @pytest.mark.full
 def test_progress_is_told_with_a_clock_before_the_first_round(tmp_path):
     command = ("run", launched.SMALL, "--rounds", 2, "--out", tmp_path / "r", "--cpu-devices", 1)
-    printed = launched.finished(launched.start(*command, cache=tmp_path))
+    printed = launched.finished(Forked(*command, cache=tmp_path))
     lines = re.findall(r"^ +(\d+) s  (.*)$", printed, re.MULTILINE)
     seconds, said = zip(*lines, strict=True)
     assert list(map(int, seconds)) == sorted(map(int, seconds))
@@ -87,22 +88,26 @@ def test_progress_is_told_with_a_clock_before_the_first_round(tmp_path):
     assert printed.index(said[-1]) < printed.index("round 2/2")
 
 
+IN_THAT_SECOND = """
+import os, time
+from jaxfed.cli import main
+folder, command = values
+os.chdir(folder)
+time.strftime = lambda *_: "20260101-000000"
+main.main(command)
+"""
+
+
 @pytest.mark.full
 def test_runs_started_in_the_same_second_have_folders_of_their_own(tmp_path):
-    command = ["run", launched.SMALL, "--rounds", "1", "--cpu-devices", "1", "--chunk", "5"]
-    script = f"""
-import time
-time.strftime = lambda *_: "20260101-000000"
-from jaxfed.cli import main
-main.main({list(map(str, command))} + ["--seed", __import__("sys").argv[1]])
-"""
+    command = ["run", str(launched.SMALL), "--rounds", "1", "--cpu-devices", "1", "--chunk", "5"]
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(seed)], cwd=tmp_path, stdout=subprocess.DEVNULL
-        )
+        forked.started(IN_THAT_SECOND, tmp_path, [*command, "--seed", str(seed)])
         for seed in range(2)
     ]
-    assert [process.wait() for process in running] == [0, 0]
+    for process in running:
+        process.join()
+    assert [process.exitcode for process in running] == [0, 0]
     names = {path.name for path in (tmp_path / "runs").iterdir()}
     assert names == {"small-20260101-000000", "small-20260101-000000-2"}
     assert all(len(launched.records(tmp_path / "runs" / name)) == 1 for name in names)
@@ -112,15 +117,15 @@ main.main({list(map(str, command))} + ["--seed", __import__("sys").argv[1]])
 def test_a_run_that_goes_on_is_not_resumed_and_not_run_again(tmp_path):
     folder: Path = tmp_path / "r"
     options = ("--rounds", 100_000, "--cpu-devices", 1, "--chunk", 5, "--fuse", 1)
-    first = launched.start("run", launched.SMALL, *options, "--out", folder, cache=tmp_path)
+    first = Forked("run", launched.SMALL, *options, "--out", folder, cache=tmp_path)
     while not (folder / "metrics.jsonl").exists():
         assert first.poll() is None
         time.sleep(0.05)
     try:
-        second = launched.start("resume", folder, cache=tmp_path)
+        second = Forked("resume", folder, cache=tmp_path)
         assert f"in use by process {first.pid} of this" in launched.finished(second, 2)
     finally:
-        first.send_signal(signal.SIGTERM)
+        os.kill(first.pid, signal.SIGTERM)
     assert "goes on from round" in launched.finished(first, 143)
     t, _ = launched.state(folder)
     assert t == len(launched.records(folder))

@@ -5,7 +5,6 @@ import logging
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -268,10 +268,13 @@ def python(code, *arguments):
 
 
 SAVE_FOR_EVER = """
-checkpoints = checkpoint.open_folder(sys.argv[1])
+import numpy as np
+from jaxfed.simulation import checkpoint
+folder, ready = values
+checkpoints = checkpoint.open_folder(folder)
 found = checkpoints.restore(np.zeros(60_000))
 t = found[0] if found else 0
-print("ready", flush=True)
+ready.touch()
 while True:
     t += 1
     state = np.random.default_rng(t).normal(size=60_000)
@@ -284,11 +287,14 @@ def test_a_run_killed_at_any_instant_leaves_an_intact_checkpoint(folder, tmp_pat
     """Ten kills of one run, which resumes after each and saves all the time in between."""
     reached = 0
     for kill in range(10):
-        process = python(SAVE_FOR_EVER, tmp_path / "run")
-        assert process.stdout.readline() == b"ready\n", process.stderr.read().decode()
+        ready = tmp_path / f"ready {kill}"
+        process = forked.started(SAVE_FOR_EVER, tmp_path / "run", ready)
+        while not ready.exists():
+            assert process.is_alive()
+            time.sleep(0.01)
         time.sleep(random.Random(kill).uniform(0.0 if reached else 0.5, 0.8))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="damaged")
             warnings.filterwarnings("ignore", message=".*was being written")

@@ -55,6 +55,13 @@ class Forked:
         return self._printed.read(), None
 
 
+def started(code: str, *values: object) -> multiprocessing.process.BaseProcess:
+    """A forked process that runs this code, in which `values` are these."""
+    process = FORKING.Process(target=exec, args=(code, {"values": values}))
+    process.start()
+    return process
+
+
 def _run(arguments: Sequence[str], output: str, cache: Path | None, at: int, folder: str) -> None:
     import jax
 
