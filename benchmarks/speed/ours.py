@@ -7,7 +7,7 @@ first = round()  # {"loss": ..., "norm": ...}
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,10 +65,13 @@ MODELS = {
 }
 
 
-def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
+def algorithm(
+    name: str, arrays: workloads.Arrays, base: Literal["int8", "int4"] | None = None, **options
+) -> Algorithm:
     """FedAvg, or PF2LoRA, over the workload's trained weights, starting from its arrays.
 
-    `options` go to the model, which may keep its frozen weights in another type.
+    `base` stores the frozen kernels of layers in few bits. `options` go to the model, which may
+    keep its frozen weights in another type.
     """
     workload, model = workloads.WORKLOADS[name], MODELS[name]().clone(**options)
     params, a, b = arrays.params, *({p: f[i] for p, f in arrays.factors.items()} for i in (0, 1))
@@ -83,8 +86,11 @@ def algorithm(name: str, arrays: workloads.Arrays, **options) -> Algorithm:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype
         for path, leaf in jax.tree_util.tree_leaves_with_path(drawn["params"])
     }
-    base = {p: w.astype(kept[p]) for p, w in params.items() if p not in full}
-    first = jax.tree.map(jnp.asarray, (base, lowrank.Theta(full, factors)))
+    frozen = {p: w.astype(kept[p]) for p, w in params.items() if p not in full}
+    if base:
+        inside = {p for p in frozen if p.startswith("layer") and p.endswith("kernel")}
+        frozen |= {p: lowrank.quantised.quantise(frozen[p], base) for p in inside}
+    first = jax.tree.map(jnp.asarray, (frozen, lowrank.Theta(full, factors)))
     make = tasks.classification if workload.classes else tasks.next_token
     task = make(model, examples_of(arrays), inputs=inputs)
     work = local.Work(workload.batch, epochs=1, shuffle=False)
@@ -225,7 +231,7 @@ def make(
 ) -> Callable[[], dict]:
     """A function that runs one round from where the last one ended: {"loss", "norm", "chunk"}.
 
-    `options` go to the model, such as W4's dtype=jnp.bfloat16.
+    `options` go to `algorithm`, such as W4's dtype=jnp.bfloat16.
     """
     workload = workloads.WORKLOADS[name]
     clients = workload.clients if clients is None else clients
