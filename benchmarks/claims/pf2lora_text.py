@@ -82,8 +82,8 @@ ARMS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "simultaneous 0.1": ("both levels at once, 0.1", LARGER | {"gradient": "simultaneous"}),
     },
     "sensitivity": {
-        "alpha 0.0001": ("alpha = 0.0001", LEVEL | {"personal_learning_rate": 1e-4}),
         "level": ("alpha = 0.001, r = 8, r~ = 2", LEVEL),
+        "alpha 0.0001": ("alpha = 0.0001", LEVEL | {"personal_learning_rate": 1e-4}),
         "alpha 0.01": ("alpha = 0.01", LEVEL | {"personal_learning_rate": 1e-2}),
         "level 0.1": ("alpha = 0.1", LARGER),
         "rank 4": ("r = 4, r~ = 1", LEVEL | {"rank": 4, "personal_rank": 1}),
