@@ -1,4 +1,6 @@
-"""Text models from Hugging Face folders, and back: whole, and as adapters in PEFT's format.
+"""Text models and vision transformers from Hugging Face folders, and back.
+
+Models are written whole; encoders and decoders also as adapters in PEFT's format.
 
 model, params = pretrained.read("roberta-base", classes=2)
 tokenizer = pretrained.tokenizer("roberta-base")
@@ -15,3 +17,4 @@ from jaxfed.pretrained.llama2c import llama2c_tokenizer as llama2c_tokenizer
 from jaxfed.pretrained.llama2c import read_llama2c as read_llama2c
 from jaxfed.pretrained.peft import read_adapter as read_adapter
 from jaxfed.pretrained.peft import write_adapters as write_adapters
+from jaxfed.pretrained.vit import read_vit as read_vit

@@ -1,4 +1,4 @@
-"""Whole models in Hugging Face's format: the inverse of `read` and `read_decoder`."""
+"""Whole models in Hugging Face's format: the inverse of `read`, `read_decoder` and `read_vit`."""
 
 import json
 import os
@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxfed import trees
 from jaxfed.algorithm import PyTree
-from jaxfed.pretrained import decoders, files, layouts
+from jaxfed.pretrained import decoders, files, layouts, vit
 from jaxfed.pretrained import folder as folders
-from jaxfed.pretrained.families import Family, tensor_name
+from jaxfed.pretrained.families import tensor_name
 
-TOKENIZER = (
+BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -23,6 +23,7 @@ TOKENIZER = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "preprocessor_config.json",
 )
 WEIGHTS = "model.safetensors"
 
@@ -31,10 +32,11 @@ def write_model(folder: str | Path, checkpoint: str | Path, params: PyTree) -> N
     """Writes the checkpoint with these weights in place of its own, as a new folder.
 
     `params` are all of the model's, merged, as flax takes them. The folder gets model.safetensors
-    in float32, config.json, of an encoder with as many labels as the head has, and the checkpoint's
-    tokenizer; `read` or `read_decoder` takes it, and so does from_pretrained of
-    AutoModelForSequenceClassification or AutoModelForCausalLM. FileExistsError if the folder exists
-    and is not empty; ValueError if the weights are not those of such a model.
+    in float32, config.json, of a classifier with as many labels as the head has, and the
+    checkpoint's tokenizer or preparation of images. `read`, `read_decoder` or `read_vit` takes it,
+    and so does from_pretrained of AutoModelForSequenceClassification, AutoModelForCausalLM or
+    AutoModelForImageClassification. FileExistsError if the folder exists and is not empty;
+    ValueError if the weights are not those of such a model.
     """
     folder = Path(folder).expanduser()
     check_free(folder)
@@ -42,10 +44,12 @@ def write_model(folder: str | Path, checkpoint: str | Path, params: PyTree) -> N
     flat = trees.by_path(params)
     if decoders.is_decoder(checkpoint):
         made, tensors = _decoder(checkpoint, flat)
+    elif vit.is_vit(checkpoint):
+        made, tensors = _vit(checkpoint, layouts.unrolled(flat))
     else:
         made, tensors = _encoder(checkpoint, layouts.unrolled(flat))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER:
+    for name in BESIDE:
         if (source := Path(checkpoint).expanduser() / name).is_file():
             shutil.copyfile(source, folder / name)
     (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
@@ -61,7 +65,17 @@ def _encoder(
     check_weights(checkpoint, weights)
     family, config = folders.configuration(Path(checkpoint))
     tensors = {tensor_name(family, path): _as_theirs(path, w) for path, w in weights.items()}
-    return _configuration(family, config, len(weights["head/bias"])), tensors
+    made = _configuration(config, f"{family.model}ForSequenceClassification", weights)
+    return made, tensors
+
+
+def _vit(checkpoint: str | Path, weights: Mapping[str, Any]) -> tuple[dict, dict[str, np.ndarray]]:
+    """(configuration, tensors) of a vision transformer with these weights, layer by layer."""
+    config = vit.configuration(checkpoint)
+    shapes = vit.shapes_of(vit.vit(config, _classes(weights)), config)
+    _check_alike(checkpoint, shapes, weights)
+    tensors = {vit.tensor_name(path): vit.as_theirs(path, w) for path, w in weights.items()}
+    return _configuration(config, vit.MODEL, weights), tensors
 
 
 def _decoder(
@@ -90,8 +104,12 @@ def check_free(folder: Path) -> None:
 def check_weights(checkpoint: str | Path, weights: Mapping[str, Any]) -> None:
     """Raises ValueError unless these are the weights {path: array} of an encoder of this kind."""
     family, config = folders.configuration(Path(checkpoint))
-    classes = len(weights["head/bias"]) if "head/bias" in weights else 1
-    _check_alike(checkpoint, folders.shapes_of(folders.encoder(family, config, classes)), weights)
+    model = folders.encoder(family, config, _classes(weights))
+    _check_alike(checkpoint, folders.shapes_of(model), weights)
+
+
+def _classes(weights: Mapping[str, Any]) -> int:
+    return len(weights["head/bias"]) if "head/bias" in weights else 1
 
 
 def _check_alike(
@@ -106,17 +124,14 @@ def _check_alike(
             )
 
 
-def _configuration(family: Family, config: dict, classes: int) -> dict:
+def _configuration(config: dict, architecture: str, weights: Mapping[str, Any]) -> dict:
     """The checkpoint's configuration for a classifier; names of labels stay if they are as many."""
+    classes = _classes(weights)
     left = {n: v for n, v in config.items() if n not in ("torch_dtype", "dtype", "num_labels")}
     if len(config.get("id2label") or ()) != classes:
         left["id2label"] = {str(i): f"LABEL_{i}" for i in range(classes)}
         left["label2id"] = {name: int(i) for i, name in left["id2label"].items()}
-    return {
-        **left,
-        "architectures": [f"{family.model}ForSequenceClassification"],
-        "dtype": "float32",
-    }
+    return {**left, "architectures": [architecture], "dtype": "float32"}
 
 
 def _as_theirs(path: str, weight: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The vision transformer, against transformers' and against itself with its layers stacked."""
+"""The vision transformer against itself with its layers stacked; see also pretrained/test_vit."""
 
 import flax.traverse_util
 import jax
@@ -54,53 +54,6 @@ def test_factors_stand_beside_every_dense_kernel(scanned):
     assert {path.split("/")[-2] for path in shapes[1].factors} == names
     assert len(shapes[1].factors) == 6 * (1 if scanned else 3)
     assert not [path for path in shapes[0] if path not in shapes[1].factors]
-
-
-OUTSIDE = {
-    "vit.embeddings.patch_embeddings.projection": "patches",
-    "vit.layernorm": "norm",
-    "classifier": "head",
-}
-INSIDE = {
-    "attention.q_proj": "query",
-    "attention.k_proj": "key",
-    "attention.v_proj": "value",
-    "attention.o_proj": "out",
-    "layernorm_before": "norm_0",
-    "layernorm_after": "norm_1",
-    "mlp.fc1": "up",
-    "mlp.fc2": "down",
-}
-
-
-@pytest.mark.full
-def test_it_is_the_vit_of_transformers():
-    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
-    config = transformers.ViTConfig(
-        hidden_size=8,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=(8, 12),
-        patch_size=4,
-        num_labels=5,
-        layer_norm_eps=1e-6,
-    )
-    theirs = transformers.ViTForImageClassification(config).eval()
-    flat = drawn(TINY)
-    state = {
-        "vit.embeddings.cls_token": flat["first"][None, None],
-        "vit.embeddings.position_embeddings": flat["position"][None],
-    }
-    layers = {f"vit.layers.{i}.{a}": f"layer_{i}/{b}" for i in range(3) for a, b in INSIDE.items()}
-    for name, path in (OUTSIDE | layers).items():
-        x = flat.get(f"{path}/kernel", flat.get(f"{path}/scale"))
-        state[f"{name}.weight"] = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
-        state[f"{name}.bias"] = flat[f"{path}/bias"]
-    theirs.load_state_dict({n: torch.from_numpy(x.copy()) for n, x in state.items()})
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())).logits
-    np.testing.assert_allclose(run(TINY, flat), expected, atol=1e-5)
 
 
 def test_sizes_that_do_not_fit_are_refused():

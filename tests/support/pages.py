@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import tiny_bert
+import tiny_vit
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,6 +37,7 @@ def printed(page):
         contextlib.redirect_stdout(out),
     ):
         tiny_bert.write(Path("bert"))
+        tiny_vit.write(Path("vit"))
         tiny_bert.write_cola(Path("glue"), train=24, dev=12)
         for block in blocks(page, "python"):
             exec(compile(block, name(page), "exec"), namespace)
