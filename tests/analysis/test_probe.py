@@ -51,6 +51,7 @@ def softmax_hessian(weights, x):
     return np.einsum("ncd,ni,nj->icjd", of_logits, one, one).reshape(n, n) / len(x)
 
 
+@pytest.mark.full
 def test_a_run_from_python_and_its_spectra_by_hand(tmp_path, capsys):
     """Softmax regression as it began; with fifteen weights and twenty steps nothing is chance."""
     e = ranked.experiment(method="fedavg", rounds=1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tiers
 
 from jaxfed import lowrank, models, tasks
 from jaxfed.analysis import operators, spectrum
@@ -175,7 +176,7 @@ def everybody(world):
     return oracle.cohort(world, [()] * 3, range(3), 0)
 
 
-@pytest.mark.parametrize("part", ["weights", "factors"])
+@pytest.mark.parametrize("part", tiers.usual(["weights", "factors"], "factors"))
 def test_every_client_at_once_agrees_with_its_exact_hessian(part):
     """Batches of 5 do not divide 7, 12 and 4 examples; both parts have above 12 dimensions."""
     made, world, *model = network()

@@ -44,6 +44,7 @@ def tokens(found):
     return {name: x[:5] for name, x in found.experiment.data.test.items()}
 
 
+@pytest.mark.full
 def test_a_folder_for_hugging_face_holds_the_merged_weights_of_a_client(run, tmp_path, capsys):
     folder, found = run
     command("export", folder, "--hf", tmp_path / "hf", "--npz", tmp_path / "w.npz", "--client", 1)

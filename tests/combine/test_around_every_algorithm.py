@@ -31,7 +31,7 @@ UNMERGED = {"fedsa", "pftt", "fedalt"} | FORMS
 
 QUICKER = ("fedavg", "scaffold", "fedex", "pf2lora", "fedadam")
 MERGED = [
-    pytest.param(r, id=r.name, marks=[pytest.mark.full] * (r.name not in algorithms.KINDS))
+    pytest.param(r, id=r.name, marks=[pytest.mark.full] * (r.name not in QUICKER))
     for r in zoo.ROWS
     # While clients stand, HETLoRA's mean of truncated factors moves; the other two cut.
     if not merges(r) and r.name not in {"hetlora", "florist", "sa-fedlora", "fedbn"} | UNMERGED

@@ -49,6 +49,7 @@ def test_a_client_that_was_never_drawn_deploys_the_servers_model(x64):
     oracle.assert_close(fed.deploy(server, states[2])[1], server.theta, rtol=0, atol=0)
 
 
+@pytest.mark.full
 def test_steps_are_made_in_the_rounds_that_are_asked_for(x64):
     """After the second and fourth round; in between, the last change stays."""
     problem, everyone = bilinear(COUNT), [range(3)] * 5

@@ -2,9 +2,11 @@
 
 import importlib.util
 
+import algorithms
 import jax
 import numpy as np
 import pytest
+import tiers
 from pages import ROOT
 
 from jaxfed import Host, run
@@ -21,7 +23,10 @@ def config():
     return module
 
 
-@pytest.mark.parametrize("row", zoo.ROWS, ids=lambda row: row.name)
+USUAL = [row for row in zoo.ROWS if row.name in algorithms.KINDS]
+
+
+@pytest.mark.parametrize("row", tiers.usual(zoo.ROWS, *USUAL), ids=lambda row: row.name)
 def test_every_row_makes_an_experiment_whose_model_deploys(row):
     e = config().experiment(method=row.name)
     server = jax.eval_shape(e.algorithm.init, jax.random.key(0))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiers
 
 from jaxfed.data import images
 
@@ -146,7 +147,9 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize(
+    "transform", tiers.usual(TRANSFORMS.values(), TRANSFORMS["chain"]), ids=TRANSFORMS
+)
 def test_clients_at_once_are_clients_one_by_one(transform):
     x, keys = batch(12).reshape(3, 4, 7, 5, 3), jax.random.split(KEY, 3)
     together = jax.jit(jax.vmap(transform))(x, keys)

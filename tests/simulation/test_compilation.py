@@ -75,6 +75,7 @@ def test_a_resumed_run_keeps_the_lowering_that_was_measured_and_ends_in_the_same
     assert json.loads((tmp_path / "host.json").read_text())["convolutions"] == "default"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("saved", "fuse"), [(10.0, 2), (0.0, 1)])
 def test_rounds_are_fused_where_that_saves_more_than_their_compilation(monkeypatch, saved, fuse):
     best = tuning.Measured(2, 1e-3, compiling=5.0, program=None)

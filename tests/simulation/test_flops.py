@@ -158,6 +158,7 @@ def test_a_local_step_costs_its_products_by_hand(name):
     assert one < 1.01 * (two - one)  # beside steps there is little
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "steps"), [("fedavg", 3), ("pf2lora", 1), ("pf2lora", 3)])
 def test_a_client_costs_what_xla_counts_in_the_unrolled_compiled_program(name, steps):
     algorithm = ALGORITHMS[name][0](EPOCH)

@@ -69,6 +69,7 @@ def test_predictions_are_those_that_the_run_was_scored_by(finished):
     np.testing.assert_allclose(some, logits[:3], atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_clients_predictions_are_those_of_its_own_model(personal):
     folder, e, record = personal
     found, own = jaxfed.load(folder, experiment=e), e.data.personal

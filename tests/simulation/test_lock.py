@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+import tiers
 
 from jaxfed.simulation import lock
 
@@ -50,7 +51,7 @@ def test_the_lock_of_a_process_that_ended_is_replaced(made, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]"])
+@pytest.mark.parametrize("content", tiers.usual(["", "{", "[]"], "{"))
 def test_a_lock_that_was_never_written_whole_is_replaced(content, tmp_path):
     (tmp_path / "lock").write_text(content)
     lock.take(tmp_path).release()

@@ -56,6 +56,7 @@ def test_the_greedy_text_is_that_of_transformers(both):
     np.testing.assert_array_equal(quickly(run)(base, NONE, turned, real=turned > 0), expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("beams", "penalty"), [(3, 1.0), (4, -0.5)])
 def test_the_text_of_a_beam_search_is_that_of_transformers(both, beams, penalty):
     model, base, theirs = both

@@ -142,7 +142,10 @@ def test_a_row_that_needs_more_than_factors_of_a_decoder_says_so(name):
         given(ROWS[name])[1].init(jax.random.key(0))
 
 
-@pytest.mark.parametrize("row", [r for r in zoo.ROWS if r.merges], ids=lambda row: row.name)
+MERGING = [row for row in zoo.ROWS if row.merges]
+
+
+@pytest.mark.parametrize("row", tiers.usual(MERGING, ROWS["fedloru"]), ids=lambda row: row.name)
 def test_a_row_that_merges_may_begin_at_given_weights(row):
     params, fed = given(row)
     server = jax.jit(fed.init)(jax.random.key(0))
