@@ -5,6 +5,7 @@ import itertools
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
 from jaxfed.simulation import signals
 from jaxfed.simulation.experiment import Experiment
+from jaxfed.simulation.lockstep import Turn
 from jaxfed.simulation.prepare import Prepared, prepare
 from jaxfed.simulation.run import run_blocks
 
@@ -92,6 +94,21 @@ def follow(
                 sep="  ",
                 flush=True,
             )
+
+
+def follow_turns(work: Iterable[list[Turn]], left: int, done: list[int]) -> Iterator[Turn]:
+    """The last turn of each trial, as it comes, with a progress bar of `left` rounds on a terminal.
+
+    Appends to `done` each round that is recorded.
+    """
+    with tqdm(total=left, unit=" rounds", disable=not sys.stderr.isatty()) as progress:
+        for turns in work:
+            for turn in turns:
+                done += [record["round"] for record in turn.records]
+                progress.update(len(turn.records))
+            if ended := [turn for turn in turns if turn.ended]:
+                progress.clear()  # to make room for what is printed
+                yield from ended
 
 
 def _summary(prepared: Prepared) -> str:

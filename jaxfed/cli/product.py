@@ -85,6 +85,18 @@ def eta(words: list[str] | None, tuned: list[str] | None) -> int | None:
     return int(words[1]) if words[1:] else 2
 
 
+def at_once(words: list[str] | None) -> int:
+    """How many trials of one program run in lockstep; 1 by default."""
+    if words is None:
+        return 1
+    if len(words) != 2 or not re.fullmatch("[1-9][0-9]*", words[1]):
+        raise ValueError(
+            f"--at-once {' '.join(words[1:])}: give a whole number of trials from 1 on, as in "
+            "--at-once 5"
+        )
+    return int(words[1])
+
+
 def given(arguments: list[str]) -> dict[str, list[str]]:
     """{name: [--name, value, ...]} of the options; ValueError if one is given twice."""
     found: dict[str, list[str]] = {}

@@ -5,38 +5,31 @@ is there before the first begins: a sweep that was killed goes on by the same co
 """
 
 import contextlib
-import dataclasses
 import json
 import math
-import signal
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from jaxfed.cli import (
     calling,
     errors,
-    following,
     halving,
     options,
     product,
     recorded,
     studies,
     tables,
+    trials,
 )
-from jaxfed.cli.launching import Launch
 from jaxfed.cli.options import Config
 from jaxfed.cli.product import Trial
+from jaxfed.cli.trials import How
 from jaxfed.cli.watching import Watch
-from jaxfed.data.federated import Size
-from jaxfed.simulation import lock, run_folder, signals, stored
-from jaxfed.simulation.host import Host
-from jaxfed.simulation.prepare import Origin, prepare
-from jaxfed.simulation.programs import Programs
+from jaxfed.simulation import lock, run_folder, stored
 
 SWEEP: dict[str, tuple] = {"text": (str,), "trials": (dict,)}  # of sweep.json
 ENDED = "ended.json"  # {folder: True for a trial that came to its end, False if it diverged}
@@ -47,7 +40,8 @@ def command(arguments: list[str], watch: Watch) -> None:
 
     With `--tune NAME`, first a trial for each value of that setting is scored on a validation set,
     for each combination of the others but the seed; then trials with the best run for all seeds.
-    With `--successive-halving [ETA]`, trials that fall behind end early; see halving.py.
+    With `--successive-halving [ETA]`, trials that fall behind end early; see halving.py. With
+    `--at-once N`, N trials run in lockstep; see trials.py.
     """
     config = calling.config_of(arguments, "sweep", watch)
     if jax.process_count() > 1:
@@ -58,45 +52,45 @@ def command(arguments: list[str], watch: Watch) -> None:
     given = product.given(arguments[1:])
     tuned = given.pop("tune", None)
     eta = product.eta(given.pop("successive_halving", None), tuned)
+    at_once = product.at_once(given.pop("at_once", None))
     with options.at_home(config), errors.reading():
         grid, tuning = product.for_tuning(given, tuned)
-        out, trials = product.trials(config, given)
+        out, found = product.trials(config, given)
         if tuning:
             folder, rated = product.trials(config, {**grid, "out": ["--out", str(out / "tune")]})
+    how = How(config, arguments[0], watch, at_once, eta)
     with _held(out):
-        _check(out, config, trials)
+        _check(out, config, found)
         if tuning:
             with _held(folder):
-                _run(folder, config, rated, arguments[0], watch)
+                _run(folder, rated, how._replace(eta=None))
             best = _best(rated, tuning)
-            trials = [t for t in trials if t.settings[tuning] == best[_rest(t, tuning)]]
-        _run(out, config, trials, arguments[0], watch, eta)
-    groups = studies.grouped([recorded.read(trial.folder) for trial in trials])
+            found = [t for t in found if t.settings[tuning] == best[_rest(t, tuning)]]
+        _run(out, found, how)
+    groups = studies.grouped([recorded.read(trial.folder) for trial in found])
     print(tables.text(tables.table(groups)))
 
 
-def _run(
-    out: Path, config: Config, trials: list[Trial], given: str, watch: Watch, eta: int | None = None
-) -> None:
+def _run(out: Path, found: list[Trial], how: How) -> None:
     """Runs those of the trials that are not finished, and with `eta` drops some at each rung."""
-    here = _check(out, config, trials)
-    left = [trial for trial in trials if not _has_ended(trial)]
-    shared, lengths = _sharing(config, left if eta is None else trials)
-    rungs = [] if eta is None else _rungs(trials, lengths, eta)
-    run_folder.write_json(out / "sweep.json", {"text": config.text, "trials": here})
-    watch.clear()
+    here = _check(out, how.config, found)
+    left = [trial for trial in found if not _has_ended(trial)]
+    shared, lengths = trials.sharing(how, left if how.eta is None else found)
+    rungs = [] if how.eta is None else _rungs(found, lengths, how.eta)
+    run_folder.write_json(out / "sweep.json", {"text": how.config.text, "trials": here})
+    how.watch.clear()
     print(f"folder   {out}")
-    print(f"trials   {len(trials)}, {len(trials) - len(left)} of them finished", flush=True)
-    going = trials
+    print(f"trials   {len(found)}, {len(found) - len(left)} of them finished", flush=True)
+    going = found
     for rung in (*rungs, None):
-        for trial in going:
-            if not _has_ended(trial) and not _has_reached(trial, rung):
-                fate = _go(trial, config, given, watch, shared[_kind(trial)], rung)
+        due = [t for t in going if not _has_ended(t) and not _has_reached(t, rung)]
+        for group in trials.groups(due, how.at_once):
+            for trial, fate in trials.go(group, shared[trials.kind(group[0])], how, rung):
                 if fate is not None:
                     content = {**_ended(out), trial.folder.name: fate}
                     run_folder.write_json(out / ENDED, content)
-        if rung is not None and eta is not None:
-            going = _kept(going, rung, eta)
+        if rung is not None and how.eta is not None:
+            going = _kept(going, rung, how.eta)
 
 
 def _rungs(trials: Sequence[Trial], lengths: set[tuple[int, int]], eta: int) -> list[int]:
@@ -234,105 +228,3 @@ def _has_reached(trial: Trial, rung: int | None) -> bool:
     if rung is None or run_folder.why_not_begun(trial.folder):
         return False
     return len(recorded.read(trial.folder).records) >= rung
-
-
-# ---------------------------------------------------------------------- one trial
-
-
-class Shared(NamedTuple):
-    """What trials share that differ in numbers only: programs, and a Host without "auto"."""
-
-    programs: Programs
-    host: list[Host]  # none before the first trial
-
-
-def _sharing(
-    config: Config, trials: Sequence[Trial]
-) -> tuple[dict[str, Shared], set[tuple[int, int]]]:
-    """({kind: what trials of that kind share}, their rounds and evaluate_every).
-
-    Each of them could be built then.
-    """
-    sizes: dict[str, Size] = {}
-    lengths = set()
-    for trial in trials:  # what is wrong with the last is an error before the first
-        experiment, _, _ = calling.call(config, trial.arguments, "sweep")
-        sizes[_kind(trial)] = experiment.data.size.or_more(sizes.get(_kind(trial)))
-        lengths.add((experiment.rounds, experiment.evaluate_every))
-    return {kind: Shared(Programs(size), []) for kind, size in sizes.items()}, lengths
-
-
-def _kind(trial: Trial) -> str:
-    """Equal for trials that may share programs: they differ in the seed and in real numbers."""
-    rest = {n: v for n, v in trial.settings.items() if n != "seed" and not isinstance(v, float)}
-    return repr(rest)
-
-
-def _host(launch: Launch, shared: Shared) -> Host:
-    """How a trial is run: on one device unless several are asked for, with nothing measured twice.
-
-    On a CPU this device has all cores.
-    """
-    asked = dataclasses.replace(launch.host, devices=launch.host.devices or 1)
-    for done in shared.host:
-        form = ("chunk", "fuse", "convolutions")
-        again = {n: getattr(done, n) for n in form if getattr(asked, n) == "auto"}
-        return dataclasses.replace(asked, **again)
-    return asked
-
-
-def _go(
-    trial: Trial, config: Config, given: str, watch: Watch, shared: Shared, rung: int | None
-) -> bool | None:
-    """Runs a trial, or goes on with it, up to a rung: None then.
-
-    True if it came to its end; False, with a warning, if it diverges.
-    """
-    experiment, settings, launch = calling.call(config, trial.arguments, "sweep")
-    if rung is not None:
-        ends = halving.until(rung, experiment.stop_when)
-        experiment = dataclasses.replace(experiment, stop_when=ends)
-    host = _host(launch, shared)
-    launched = dataclasses.replace(launch, host=host)
-    about = calling.about(config, given, trial.arguments, launched)
-    prepared = prepare(
-        experiment,
-        host,
-        trial.folder,
-        resume=not run_folder.why_not_begun(trial.folder),
-        origin=Origin(config.text, settings, about),
-        programs=shared.programs,
-    )
-    chunk = prepared.machine.chunk or experiment.cohort
-    form = prepared.form._replace(chunk=chunk)
-    shared.host.append(dataclasses.replace(host, **form._asdict()))
-    watch.rounds_begin()
-    done, diverged = [prepared.state.done], False
-    try:
-        following.follow(prepared, watch.noted, done, bar=True, lines=False)
-        if watch.noted:
-            raise signals.stopped_by(watch.noted[0])
-    except FloatingPointError as error:
-        diverged = True
-        warnings.warn(f"{trial.folder.name} ends early: {error}", stacklevel=1)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        status = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
-        print(
-            f"jaxfed: stopped in {trial.folder.name} after round {done[-1]}; the same command goes "
-            f"on, with --out {trial.folder.parent}",
-            file=sys.stderr,
-        )
-        raise SystemExit(int(status or 0)) from None
-    watch.rounds_end()
-    watch.quiet = False
-    run = recorded.read(trial.folder)
-    paused = rung is not None and len(run.records) >= rung and not diverged
-    word = "reached " if paused else "finished"
-    print(f"{word} {run.name}, round {len(run.records)}", *_scores(run), sep="  ", flush=True)
-    return None if paused else not diverged
-
-
-def _scores(run: recorded.Run) -> list[str]:
-    """The last accuracy and loss of a run: ["accuracy 0.9512", "loss 0.1201"]."""
-    last = {n: recorded.series(run, n)[1][-1:] for n in ("accuracy", "loss")}
-    return [f"{n} {v[0]:.4f}" for n, v in last.items() if v.size]

@@ -9,7 +9,7 @@ The engine depends on no algorithm, model or data set, and gives no meaning to a
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -123,14 +123,10 @@ def _filled_up(cohort: Cohort, spare: int) -> Cohort:
 
 
 def _specs(axes: Cohort, cohort: Cohort) -> Cohort:
-    return jax.tree.map(
-        lambda axis, part: jax.tree.map(
-            lambda _: PartitionSpec() if axis is None else PartitionSpec(AXIS), part
-        ),
-        axes,
-        cohort,
-        is_leaf=lambda x: x is None,
-    )
+    def spec(axis, part):
+        return jax.tree.map(lambda _: _on_axis(axis), part)
+
+    return jax.tree.map(spec, axes, cohort, is_leaf=lambda x: x is None)
 
 
 def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort):
@@ -261,9 +257,50 @@ def placed_shapes(tree: PyTree, machine: Machine) -> PyTree:
 
 
 def _everywhere(machine: Machine) -> Sharding:
+    return trials_sharding(machine, None)
+
+
+def of_trials(
+    function: Callable,
+    machine: Machine,
+    axes: Sequence[int | None],
+    out_axes: Sequence[int | None],
+    donate: tuple[int, ...],
+) -> jax.stages.Wrapped:
+    """A function of leaves, jitted for T trials: leaves of axis 0 are [T, ...], all share others.
+
+    Trials are split over the devices, each of which needs nothing from the others.
+    """
+    many = jax.vmap(function, in_axes=tuple(axes), out_axes=list(out_axes))
+    if len(machine.devices) > 1:
+        many = jax.shard_map(
+            many,
+            mesh=machine.mesh,
+            in_specs=tuple(_on_axis(axis) for axis in axes),
+            out_specs=[_on_axis(axis) for axis in out_axes],
+            check_vma=False,  # its devices run loops of different lengths
+        )
+    return jax.jit(many, donate_argnums=donate)
+
+
+def trials_sharding(machine: Machine, axis: int | None) -> Sharding:
+    """Where a leaf of `of_trials` lies: those of axis 0 split over the devices, others on each."""
     if len(machine.devices) == 1:
         return SingleDeviceSharding(machine.devices[0])
-    return NamedSharding(machine.mesh, PartitionSpec())
+    return NamedSharding(machine.mesh, _on_axis(axis))
+
+
+def trial(leaf: jax.Array, axis: int | None, i: int) -> jax.Array:
+    """Trial i of a leaf of `of_trials`, on a device that has it."""
+    if axis is None:
+        return leaf.addressable_shards[0].data
+    parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+    begin = max(n for n in parts if n <= i)
+    return parts[begin][i - begin]
+
+
+def _on_axis(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(AXIS)
 
 
 def distinct(tree: PyTree) -> PyTree:

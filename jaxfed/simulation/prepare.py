@@ -70,7 +70,7 @@ class Prepared:
     wire: ledger.Wire  # at most
     wire_is_exact: bool
     base_bytes: int  # see ledger
-    step: jax.stages.Wrapped  # see engine.rounds
+    step: Any  # jitted, or Shared; see engine.rounds
     evaluate: evaluate.Evaluation
     folder: Path | None
     checkpoints: checkpoint.Checkpoints | None
@@ -181,7 +181,7 @@ def prepare(
             checkpoints=checkpoints,
             held=held,
         )
-        _compile(prepared, compiling)
+        compile_all(prepared, compiling)
         if folder is not None:
             prepared = _begin(prepared, folder, found, changed, saved, origin)
         undo.pop_all()
@@ -332,7 +332,7 @@ def _checkpointed(server: Any, owed: np.ndarray, people: population.Population) 
     return {"server": server, "states": people.kinds, "owed": owed}
 
 
-def _compile(p: Prepared, compiling: bool) -> None:
+def compile_all(p: Prepared, compiling: bool = True) -> None:
     """Traces the evaluation, which raises a task's errors; compiles all if rounds are left."""
     e, server = p.experiment, p.state.server
     if e.evaluate_every:

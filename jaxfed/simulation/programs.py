@@ -42,6 +42,8 @@ class Program(NamedTuple):
 
     values: list[Any]  # the literals of the trace that it was made of
     numbers: frozenset[int]  # which of them are arguments
+    out: Any  # the structure of its results
+    function: Callable  # not jitted
     step: jax.stages.Wrapped
 
 
@@ -52,6 +54,7 @@ class Programs:
     size: Size  # which the data of all these runs fit in
 
     made: dict[tuple, list[Program]] = dataclasses.field(default_factory=dict)
+    at_once: dict[tuple, Any] = dataclasses.field(default_factory=dict)  # see together
 
     def compiled(
         self, function: Callable, machine: engine.Machine, donate: tuple[int, ...] = ()
@@ -65,14 +68,14 @@ class Programs:
         values = [literal.val for literal in trace.literals]
         same = self.made.setdefault(key, [])
         numbers = trace.settings
-        for program in same:
+        for program in reversed(same):  # the last has the most numbers as arguments
             differ = {i for i, v in enumerate(program.values) if not _equal(v, values[i])}
             if differ <= program.numbers:
                 return program
             numbers |= differ & trace.movable
         step = partial(_run, trace, sorted(numbers))
-        donated = tuple(2 + i for i in donate)
-        same.append(Program(values, numbers, engine.compiled(step, machine, donated)))
+        jitted = engine.compiled(step, machine, tuple(2 + i for i in donate))
+        same.append(Program(values, numbers, trace.out, step, jitted))
         return same[-1]
 
 
@@ -106,26 +109,33 @@ class Shared(NamedTuple):
     machine: engine.Machine
     donate: tuple[int, ...]
     programs: Programs
-    known: dict[Any, Called]
+    known: dict[Any, tuple[Trace, Called]]
 
     def __call__(self, *arguments: PyTree) -> PyTree:
-        return self._called(arguments)(*arguments)
+        return self._known(arguments)[1](*arguments)
 
     def lower(self, *arguments: PyTree) -> Called:
-        return self._called(arguments).lower(*arguments)
+        return self._known(arguments)[1].lower(*arguments)
 
-    def _called(self, arguments: tuple) -> Called:
+    def latest(self, *arguments: PyTree) -> tuple[Program, Called]:
+        """The program of these arguments that most functions share by now, and its call."""
+        return self._of(self._known(arguments)[0])
+
+    def _known(self, arguments: tuple) -> tuple[Trace, Called]:
         leaves, structure = jax.tree.flatten(arguments)
         shapes = structure, tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
         if shapes not in self.known:
             trace = traced(self.function, *arguments)
-            program = self.programs.program(trace, self.machine, self.donate)
-            values = [trace.literals[i] for i in sorted(program.numbers)]
-            numbers = [np.asarray(each.val, _dtype(each)) for each in values]
-            with jax.ensure_compile_time_eval():  # also while a caller is traced
-                constants = engine.place(list(trace.closed.consts), self.machine)
-            self.known[shapes] = Called(program.step, numbers, constants)
+            self.known[shapes] = trace, self._of(trace)[1]
         return self.known[shapes]
+
+    def _of(self, trace: Trace) -> tuple[Program, Called]:
+        program = self.programs.program(trace, self.machine, self.donate)
+        values = [trace.literals[i] for i in sorted(program.numbers)]
+        numbers = [np.asarray(each.val, _dtype(each)) for each in values]
+        with jax.ensure_compile_time_eval():  # also while a caller is traced
+            constants = engine.place(list(trace.closed.consts), self.machine)
+        return program, Called(program.step, numbers, constants)
 
 
 # ---------------------------------------------------------------------- traces

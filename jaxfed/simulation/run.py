@@ -12,26 +12,15 @@ import threading
 import time
 import weakref
 from collections.abc import Generator, Sequence
-from typing import Any
 
 import jax
-import numpy as np
 
 from jaxfed import values
-from jaxfed.simulation import (
-    blocks,
-    boards,
-    by_client,
-    engine,
-    ledger,
-    records,
-    run_folder,
-    signals,
-    stopping,
-)
+from jaxfed.simulation import engine, signals
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.host import Host
-from jaxfed.simulation.prepare import Prepared, State, prepare
+from jaxfed.simulation.prepare import Prepared, prepare
+from jaxfed.simulation.progress import Progress
 
 
 def run(
@@ -93,105 +82,42 @@ def run_blocks(p: Prepared, noted: Sequence[int] = ()) -> Generator[list[dict], 
     Closed early, it saves the last recorded round. It stops as the first of the `noted` signals
     asks for, on all processes, when that round is saved.
     """
-    board: list[boards.Board] = []  # once they are open
+    progress = Progress(p)
     try:
         yield [{}]
-        yield from _blocks(p, noted, board)
+        yield from _blocks(p, noted, progress)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
-            _close(p, board)
+            progress.close()
         raise
-    _close(p, board)
-
-
-def _close(p: Prepared, board: list[boards.Board]) -> None:
-    try:
-        for one in board:
-            one.close()
-        if p.folder is not None and jax.process_index() == 0:
-            by_client.write_parquet(p.folder)
-    finally:
-        p.close()
+    progress.close()
 
 
 def _blocks(
-    p: Prepared, noted: Sequence[int], board: list[boards.Board]
+    p: Prepared, noted: Sequence[int], progress: Progress
 ) -> Generator[list[dict], None, None]:
     """The records of block after block; the next is prepared while the devices work."""
-    state, saved, ranges, over = p.state, p.state.done, p.ranges(), stopping.watched(p)
-    upcoming = None if over([]) else next(map(p.supply.block, ranges), None)
+    server, ranges = p.state.server, p.ranges()
+    upcoming = None if progress.over([]) else next(map(p.supply.block, ranges), None)
     begin = time.perf_counter()
     while (block := upcoming) is not None:
-        server, states, metrics = p.step(state.server, block.states, block.examples, block.plan)
+        server, states, metrics = p.step(server, block.states, block.examples, block.plan)
         p.population.keep(block.plan, states)
         upcoming = next(map(p.supply.block, ranges), None)
         metrics = jax.device_get(metrics)
         seconds = (time.perf_counter() - begin) / len(block.rounds)
-        found, owed = _records_of(p, block, metrics, seconds, server, state.owed)
-        state = State(server, owed, block.rounds.stop)
         stop = int(engine.largest(noted[0] if noted else 0, p.machine))
-        each: dict[str, np.ndarray] = {}
-        if p.is_due(p.experiment.evaluate_every, state.done):
-            numbers, each = p.evaluate.measured(state.server, p.population.states_of)
-            found[-1].update(numbers)
-        _write(p, found, each, board)
-        ends = over(found)
-        if stop or ends or p.is_due(p.host.checkpoint_every, state.done, at_end=True):
-            saved = _save(p, state, found[-1])
+        found, ends = progress.take(block, metrics, seconds, server, saving=stop > 0)
         try:
             yield found
         except BaseException:  # whoever takes the records is done with them
-            if saved < state.done and p.checkpoints is not None:
-                _save(p, state, found[-1])
-                p.checkpoints.wait()
+            progress.save(server, waiting=True)
             raise
         if stop:
             raise signals.stopped_by(stop)
         if ends:
             return
         begin = time.perf_counter()
-
-
-def _records_of(
-    p: Prepared, block: blocks.Block, metrics: dict, seconds: float, server: Any, owed: np.ndarray
-) -> tuple[list[dict], np.ndarray]:
-    """(one record a round, owed); FloatingPointError if a client of one was not finite."""
-    found, pay = [], ledger.MERGES[p.host.merges]
-    for i, t in enumerate(block.rounds):
-        plan, measured = jax.tree.map(lambda x, i=i: x[i], (block.plan, metrics))
-        record = records.record(t, plan, measured)
-        merge = p.algorithm.broadcast(server, t)
-        extra, owed = pay(owed, plan.id, merge, p.base_bytes)
-        found.append({**record, "seconds": seconds, "broadcast": extra})
-    return found, owed
-
-
-def _write(
-    p: Prepared, found: list[dict], each: dict[str, np.ndarray], board: list[boards.Board]
-) -> None:
-    """Adds the records to metrics.jsonl and to the boards, which the first of them open.
-
-    And to clients.jsonl what an evaluation measured for `each` client.
-    """
-    if p.folder is None or jax.process_index() != 0:
-        return
-    if each:
-        by_client.append(p.folder, found[-1]["round"], each, p.experiment.data.names)
-    run_folder.append(p.folder, found)
-    if not board:
-        board += boards.opened(p.folder, p.state.done, p.host.log)
-    for one in board:
-        one.show(found)
-
-
-def _save(p: Prepared, state: State, record: dict) -> int:
-    """Starts to save the state; the round that it is of."""
-    if p.checkpoints is not None:
-        p.checkpoints.wait()
-        extra = p.population.save(state.done, p.checkpoints.rounds)
-        score = record.get("accuracy")
-        p.checkpoints.save(state.done, p.checkpointed(state), score=score, extra=extra)
-    return state.done
 
 
 # ---------------------------------------------------------------------- the end of the program

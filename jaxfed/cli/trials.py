@@ -1,0 +1,248 @@
+"""The trials of a sweep as they run: one after another, or several at once in lockstep."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxfed.cli import calling, following, halving, recorded
+from jaxfed.cli.launching import Launch
+from jaxfed.cli.options import Config
+from jaxfed.cli.product import Trial
+from jaxfed.cli.watching import Watch
+from jaxfed.data.federated import Size
+from jaxfed.simulation import engine, lockstep, run_folder, signals, together
+from jaxfed.simulation.host import Host
+from jaxfed.simulation.prepare import Origin, Prepared, compile_all, prepare
+from jaxfed.simulation.programs import Programs
+
+
+class Shared(NamedTuple):
+    """What trials share that differ in numbers only: programs, and a Host without "auto"."""
+
+    programs: Programs
+    host: list[Host]  # none before the first trial
+
+
+class How(NamedTuple):
+    """How the trials of a sweep are run."""
+
+    config: Config
+    given: str  # the config, as it was given
+    watch: Watch
+    at_once: int
+    eta: int | None  # of successive halving
+
+
+def sharing(how: How, trials: Sequence[Trial]) -> tuple[dict[str, Shared], set[tuple[int, int]]]:
+    """({kind: what trials of that kind share}, their rounds and evaluate_every).
+
+    Each of them could be built then.
+    """
+    sizes: dict[str, Size] = {}
+    lengths = set()
+    if trials and how.at_once > 1:
+        _check_at_once(calling.parsed(how.config, trials[0].arguments, "sweep")[2].host)
+    for trial in trials:  # what is wrong with the last is an error before the first
+        experiment, _, _ = calling.call(how.config, trial.arguments, "sweep")
+        sizes[kind(trial)] = experiment.data.size.or_more(sizes.get(kind(trial)))
+        lengths.add((experiment.rounds, experiment.evaluate_every))
+    return {kind: Shared(Programs(size), []) for kind, size in sizes.items()}, lengths
+
+
+def kind(trial: Trial) -> str:
+    """Equal for trials that may share programs: they differ in the seed and in real numbers."""
+    rest = {n: v for n, v in trial.settings.items() if n != "seed" and not isinstance(v, float)}
+    return repr(rest)
+
+
+def groups(trials: Sequence[Trial], at_once: int) -> list[list[Trial]]:
+    """The trials in groups of one kind, of at most so many and about equally many."""
+    kinds: dict[str, list[int]] = {}
+    for i, trial in enumerate(trials):
+        kinds.setdefault(kind(trial), []).append(i)
+    parts = [
+        part.tolist()
+        for same in kinds.values()
+        for part in np.array_split(same, math.ceil(len(same) / at_once))
+    ]
+    return [[trials[i] for i in part] for part in sorted(parts)]
+
+
+def go(
+    group: Sequence[Trial], shared: Shared, how: How, rung: int | None
+) -> Iterator[tuple[Trial, bool | None]]:
+    """Runs the trials of a group, or goes on with them; yields each with its fate at its end.
+
+    True if it came to its end; False, with a warning, if it diverged; None if it paused at the
+    rung, a round. Those that cannot go on with the first, as they are at another round, follow it.
+    """
+    members: list[Prepared] = []
+    with contextlib.ExitStack() as undo:
+        for trial in group:
+            p, devices = _prepared(trial, shared, how, rung, alone=len(group) == 1)
+            undo.callback(p.close)
+            members.append(together.sharing(p, members[0]) if members else p)
+        parts, trials = _parts(members, devices)
+        undo.pop_all()
+    for i in (i for part in parts[1:] for i in part):
+        members[i].close()
+    members = [members[i] for i in parts[0]]
+    if trials is None and len(group) > 1:
+        compile_all(members[0])
+    how.watch.rounds_begin()
+    done = [members[0].state.done]
+    running = (
+        _alone(members[0], how.watch.noted, done)
+        if trials is None
+        else _at_once(members, trials, how.watch.noted, done)
+    )
+    try:
+        for i, error in running:
+            trial = group[parts[0][i]]
+            yield trial, _fate(trial, error, rung)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        status = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
+        name, out = group[parts[0][0]].folder.name, group[0].folder.parent
+        others = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        print(
+            f"jaxfed: stopped in {name}{others} after round {max(done)}; the same command goes on, "
+            f"with --out {out}",
+            file=sys.stderr,
+        )
+        raise SystemExit(int(status or 0)) from None
+    how.watch.rounds_end()
+    how.watch.quiet = False
+    for part in parts[1:]:
+        yield from go([group[i] for i in part], shared, how, rung)
+
+
+def _prepared(
+    trial: Trial, shared: Shared, how: How, rung: int | None, *, alone: bool
+) -> tuple[Prepared, int]:
+    """(the run of a trial, of how many devices the sweep is); of several at once, it has one."""
+    experiment, settings, launch = calling.call(how.config, trial.arguments, "sweep")
+    if rung is not None:
+        ends = halving.until(rung, experiment.stop_when)
+        experiment = dataclasses.replace(experiment, stop_when=ends)
+    devices = launch.host.devices or 1
+    host = _host(launch, shared, devices if alone else 1)
+    launched = dataclasses.replace(launch, host=host)
+    about = calling.about(how.config, how.given, trial.arguments, launched)
+    p = prepare(
+        experiment,
+        host,
+        trial.folder,
+        resume=not run_folder.why_not_begun(trial.folder),
+        origin=Origin(how.config.text, settings, about),
+        programs=shared.programs,
+        compiling=alone,
+    )
+    form = p.form._replace(chunk=p.machine.chunk or experiment.cohort)
+    shared.host.append(dataclasses.replace(host, **form._asdict()))
+    return p, devices
+
+
+def _host(launch: Launch, shared: Shared, devices: int) -> Host:
+    """How a trial is run: on one device unless several are asked for, with nothing measured twice.
+
+    On a CPU this device has all cores.
+    """
+    asked = dataclasses.replace(launch.host, devices=devices)
+    for done in shared.host:
+        form = ("chunk", "fuse", "convolutions")
+        again = {n: getattr(done, n) for n in form if getattr(asked, n) == "auto"}
+        return dataclasses.replace(asked, **again)
+    return asked
+
+
+def _check_at_once(host: Host) -> None:
+    """ValueError for what does not go with several trials at once."""
+    if host.stream or host.population in ("host", "mapped"):
+        word = "--stream" if host.stream else f"--population {host.population}"
+        raise ValueError(
+            f"{word} moves what a round needs to the device, for one trial; leave it or --at-once "
+            "out"
+        )
+
+
+def _parts(
+    members: Sequence[Prepared], devices: int
+) -> tuple[list[list[int]], together.Together | None]:
+    """(the runs in parts that can go on at once, the first of them as trials if they are several).
+
+    Warns of what can only run one after another.
+    """
+    if len(members) == 1:
+        return [[0]], None
+    now, *later = together.sets(members)
+    if why := next(filter(None, map(together.why_not, members)), ""):
+        warnings.warn(f"trials run one after another: {why}", stacklevel=1)
+    while len(now) > 1:
+        try:
+            trials = together.together([members[i] for i in now], engine.machine(devices))
+        except (NotImplementedError, ValueError) as error:
+            warnings.warn(f"trials run one after another: {error}", stacklevel=1)
+            return [*([i] for i in now), *later], None
+        if trials is not None:
+            return [now, *later], trials
+        half = len(now) // 2
+        warnings.warn(
+            f"{len(now)} trials at once need more memory than is free; at most {len(now) - half} "
+            "go at once",
+            stacklevel=1,
+        )
+        now, later = now[:-half], [now[-half:], *later]
+    return [now, *later], None
+
+
+# ---------------------------------------------------------------------- followed to their ends
+
+
+def _alone(
+    p: Prepared, noted: list[int], done: list[int]
+) -> Iterator[tuple[int, FloatingPointError | None]]:
+    """Runs one trial to its end: (0, why it diverged, if it did); appends its rounds to `done`."""
+    error = None
+    try:
+        following.follow(p, noted, done, bar=True, lines=False)
+    except FloatingPointError as diverged:
+        error = diverged
+    if noted:
+        raise signals.stopped_by(noted[0])
+    yield 0, error
+
+
+def _at_once(
+    members: Sequence[Prepared], trials: together.Together, noted: list[int], done: list[int]
+) -> Iterator[tuple[int, FloatingPointError | None]]:
+    """Runs several to their ends: (which, why it diverged, if it did) of each at its end."""
+    left = len(members) * (members[0].experiment.rounds - done[0])
+    with contextlib.closing(lockstep.run_blocks(members, trials, noted)) as work:
+        for turn in following.follow_turns(work, left, done):
+            yield turn.trial, turn.error
+    if noted:
+        raise signals.stopped_by(noted[0])
+
+
+def _fate(trial: Trial, error: FloatingPointError | None, rung: int | None) -> bool | None:
+    """What becomes of a trial whose rounds are over, which it prints; see `go`."""
+    if error is not None:
+        warnings.warn(f"{trial.folder.name} ends early: {error}", stacklevel=1)
+    run = recorded.read(trial.folder)
+    paused = rung is not None and len(run.records) >= rung and error is None
+    word = "reached " if paused else "finished"
+    print(f"{word} {run.name}, round {len(run.records)}", *_scores(run), sep="  ", flush=True)
+    return None if paused else error is None
+
+
+def _scores(run: recorded.Run) -> list[str]:
+    """The last accuracy and loss of a run: ["accuracy 0.9512", "loss 0.1201"]."""
+    last = {n: recorded.series(run, n)[1][-1:] for n in ("accuracy", "loss")}
+    return [f"{n} {v[0]:.4f}" for n, v in last.items() if v.size]
