@@ -5,6 +5,7 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
+import tiers
 from pages import ROOT
 
 from jaxfed import Host, run, trees
@@ -35,9 +36,7 @@ def coloured(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "model", ["mlp", "cnn", *(pytest.param(m, marks=pytest.mark.full) for m in ("resnet", "vit"))]
-)
+@pytest.mark.parametrize("model", tiers.usual(("mlp", "cnn", "resnet", "vit"), "mlp", "cnn"))
 def test_any_shape_and_number_of_classes_will_do(config, coloured, model):
     e = config.experiment(data=coloured, model=model, method="fedloru", **SMALL)
     _, theta = jax.eval_shape(e.task.init, jax.random.key(0))

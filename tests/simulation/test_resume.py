@@ -140,11 +140,12 @@ def assert_killed_ends_as(expected, process, kills, folder, cache):
     assert_same_end(folder, expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("number", "status"),
     [
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
     ],
     ids=["term", "int"],
 )

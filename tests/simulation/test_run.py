@@ -154,7 +154,7 @@ def test_records_tell_rounds_bytes_and_accuracy(make):
     assert records[-1]["accuracy"] > 0.3
 
 
-@pytest.mark.parametrize("uniform", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.parametrize("uniform", tiers.usual([False, True], False))
 @pytest.mark.parametrize("make", tiers.usual([plain, with_states], with_states))
 def test_streaming_gives_what_resident_examples_give(make, uniform):
     e = experiment(make, uniform)
@@ -382,9 +382,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("leave", tiers.usual(WAYS.values(), leave_by_an_error), ids=WAYS)
-@pytest.mark.parametrize(
-    "host", [SINGLE, pytest.param(FAST, marks=pytest.mark.full)], ids=["single", "fused"]
-)
+@pytest.mark.parametrize("host", tiers.usual([SINGLE, FAST], SINGLE), ids=["single", "fused"])
 def test_a_run_left_early_has_a_checkpoint_of_its_last_recorded_round(leave, host, tmp_path):
     e = experiment(with_states)
     running = jaxfed.run(e, tmp_path, host)

@@ -123,7 +123,7 @@ def test_fedavg_averages_the_statistics_that_flax_computes(options):
         oracle.assert_close(engined(fed, **options), looped(decayed(RATE)))
 
 
-@pytest.mark.parametrize("options", [pytest.param(ON[0], marks=pytest.mark.full), ON[1]])
+@pytest.mark.parametrize("options", tiers.usual(ON[:2], ON[1]))
 def test_fedbn_keeps_the_norms_with_their_statistics(options):
     with jax.enable_x64(True):
         fed = fedper(doubled(TASK), WORK, personal="norm", client_optimizer=SGD)
