@@ -29,7 +29,9 @@ MAY_IMPORT = {
     "hypergrad": {"algorithm", "values"},
     "local": {"algorithm", "trees", "values"},
     "trees": {"algorithm"},
-    "lowrank": {"algorithm", "trees", "values"},
+    "lowrank": {"algorithm", "trees", "values", "lowrank.fused"},
+    "lowrank.fused": {"lowrank.kernel"},
+    "lowrank.kernel": set(),
     "models": {"values"},
     "tasks": {"algorithm", "lowrank", "trees", "values"},
     "templates": {"algorithm", "local", "lowrank", "tasks", "values"},
@@ -85,8 +87,8 @@ MAY_IMPORT = {
     "simulation.blocks": {"algorithm", "data", "simulation.engine", "simulation.experiment",
                           "simulation.host", "simulation.participation", "simulation.population",
                           "simulation.programs", "trees"},
-    "simulation.compilation": {"algorithm", "models", "simulation.blocks", "simulation.engine",
-                               "simulation.experiment", "simulation.host",
+    "simulation.compilation": {"algorithm", "lowrank", "models", "simulation.blocks",
+                               "simulation.engine", "simulation.experiment", "simulation.host",
                                "simulation.participation", "simulation.programs",
                                "simulation.tuning"},
     "simulation.prepare": {"algorithm", "combine", "data", "simulation.blocks", "simulation.boards",
@@ -188,7 +190,7 @@ MAY_IMPORT = {
 
 # {what: the rooms that may import it}, for packages that are not ours.
 ONLY_IN = {
-    "flax": {"models", "lowrank", "tasks"},
+    "flax": {"models", "lowrank", "lowrank.fused", "tasks"},
     "optax": {"aggregate", "algorithms", "algorithms.general", "algorithms.personal",
               "algorithms.shared", "combine", "hypergrad", "local", "tasks", "templates"},
     "orbax": {"simulation.checkpoint"},
@@ -212,9 +214,14 @@ ONLY_IN = {
 # {part of JAX without a promise to stay: the rooms that may use it}
 UNSTABLE = {
     "_src": set(),
-    "experimental": {"simulation.engine", "simulation.processes", "simulation.targets"},
-    "extend": {"algorithm", "simulation.flops", "simulation.programs"},
-    "interpreters": {"simulation.flops"},
+    "experimental": {
+        "simulation.engine",
+        "simulation.processes",
+        "simulation.targets",
+        "lowrank.kernel",
+    },
+    "extend": {"algorithm", "lowrank.fused", "simulation.flops", "simulation.programs"},
+    "interpreters": {"lowrank.fused", "simulation.flops"},
 }
 
 DEVICES = re.compile(r"\b(pmap|shard_map|psum|devices)\(")

@@ -4,8 +4,9 @@
 
 One layer of W3 (1024 x 1024 in float32, 100 clients of 20 examples, rank 8) and one of W6
 (768 x 768 in bfloat16, 20 clients of 16 x 128 tokens, rank 8), the base shared by all clients, and
-the gradients of the factors and of the input. The unit is the bytes of the layer's input x of all
-clients, [K, B, d]; the base's product alone reads x and writes y, which is 2 and its weights. Needs
+the gradients of the factors and of the input; with factors as products, and by lowrank.fused's
+kernel for GPUs. The unit is the bytes of the layer's input x of all clients, [K, B, d]; the base's
+product alone reads x and writes y, which is 2 and its weights. Needs
 `pip install 'jaxfed[targets]'`.
 """
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from measuring import RESULTS, timing
 
 from jaxfed import lowrank
-from jaxfed.lowrank import Factors, Theta
+from jaxfed.lowrank import Factors, Theta, fused
 from jaxfed.simulation import engine, hlo, targets
 
 LAYERS = {  # clients, rows of each, width, type
@@ -26,6 +27,7 @@ LAYERS = {  # clients, rows of each, width, type
     "W6": (20, 16 * 128, 768, jnp.bfloat16),
 }
 RANK = 8
+FORMS = {None: "products", "kernel": "kernel"}
 
 
 def layer(model: nn.Module, w, a, b, x, *, trained: bool) -> jax.Array:
@@ -60,7 +62,7 @@ def program(where: targets.Target, name: str, *, gradients: bool, trained: bool)
     ]
     function = partial(both if gradients else layer, model, trained=trained)
     placed = engine.placed_shapes(tuple(shapes), engine.Machine(where.devices))
-    lowered = jax.jit(function).trace(*placed).lower(lowering_platforms=(where.platform,))
+    lowered = targets.lowered(where, jax.jit(function), placed)
     return hlo.parsed(lowered.compile(where.options or None).as_text())
 
 
@@ -81,11 +83,14 @@ def main() -> None:
     for where in map(targets.target, asked.targets):
         for name in LAYERS:
             for gradients in (False, True):
-                for trained in (False, True):
-                    found = program(where, name, gradients=gradients, trained=trained)
+                for form in ("", *FORMS):
+                    if form == "kernel" and where.platform != "cuda":
+                        continue
+                    with fused.form(form or None):
+                        found = program(where, name, gradients=gradients, trained=form != "")
                     work = hlo.work(found)
                     least = targets.seconds(where.device, work)
-                    what = f"{'with' if trained else 'no'} factors"
+                    what = f"factors: {FORMS[form]}" if form != "" else "no factors"
                     what += ", and gradients" if gradients else ""
                     rows.append(
                         f"| {name} | {where.name} | {what} | {work.kernels:g} "

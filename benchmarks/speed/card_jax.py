@@ -11,6 +11,7 @@ import workloads
 from jaxfed.simulation import engine, flops, tuning
 
 NARROW = {"dtype": jnp.bfloat16, "compute": jnp.bfloat16}
+FUSED = ("W3", "W6", "W8")  # also with the kernel of lowrank.fused
 LARGEST = {"W6": 20, "W7": 10, "W8": 4}  # clients at once that surely fit
 _compiling: list[float] = []
 
@@ -70,8 +71,10 @@ def cases(
 ) -> Iterator[tuple[dict, Callable]]:
     """(a label, a function that makes a round, which returns the norm) for each way to run it.
 
-    The most clients at once come last, so that the peak memory is each way's own.
+    The most clients at once come last, so that the peak memory is each way's own, and after them
+    the kernel for low-rank terms, with as many.
     """
+    forms = [] if scaling else _forms(name)
     at_once = tuning.chunk_candidates(LARGEST.get(name, clients))
     sizes = 1 if scaling or name in LARGEST else 2
     at_once = [n for n in at_once[:sizes][::-1] if n > 1] or [clients]
@@ -81,13 +84,23 @@ def cases(
         options = NARROW if kind == "bfloat16" else {}
         if name in workloads.DECODERS:
             options = {**options, "remat": True}
-        for chunk in at_once:
+        ways = [("jitted round", chunk, None) for chunk in at_once]
+        ways += [(f"jitted round, {form}", at_once[-1], form) for form in forms]
+        for how, chunk, form in ways:
 
-            def make(chunk: int = chunk, options: dict = options) -> Callable[[], float]:
-                one_round = ours.make(name, clients=clients, chunk=chunk, **options)
+            def make(chunk=chunk, form=form, options=options) -> Callable[[], float]:
+                one_round = ours.make(name, clients=clients, chunk=chunk, low_rank=form, **options)
                 return lambda: one_round()["norm"]
 
-            yield {"how": "jitted round", "type": kind, "chunk": chunk}, make
+            yield {"how": how, "type": kind, "chunk": chunk}, make
+
+
+def _forms(name: str) -> list[str]:
+    """Other forms of low-rank terms. On a CPU the kernel is interpreted, in tiny workloads."""
+    workload, _, tiny = name.partition(" ")
+    here = jax.devices()[0].platform
+    kernels = ["kernel"] if here == "gpu" else ["interpreted"] if tiny else []
+    return kernels if workload in FUSED else []
 
 
 def work(name: str) -> float:

@@ -20,6 +20,7 @@ from jaxfed.algorithm import Algorithm
 from jaxfed.algorithms import fedavg, pf2lora
 from jaxfed.algorithms.personal.pf2lora import State
 from jaxfed.data.federated import taken
+from jaxfed.lowrank import fused
 from jaxfed.pretrained import layouts
 from jaxfed.simulation import engine, tuning
 
@@ -227,21 +228,29 @@ def running(
 
 
 def make(
-    name: str, *, clients: int | None = None, chunk: int | str | None = "auto", **options
+    name: str,
+    *,
+    clients: int | None = None,
+    chunk: int | str | None = "auto",
+    low_rank: str | None = None,
+    **options,
 ) -> Callable[[], dict]:
     """A function that runs one round from where the last one ended: {"loss", "norm", "chunk"}.
 
-    `options` go to `algorithm`, such as W4's dtype=jnp.bfloat16.
+    `low_rank` is a form of lowrank.fused. `options` go to `algorithm`, such as W4's
+    dtype=jnp.bfloat16.
     """
     workload = workloads.WORKLOADS[name]
     clients = workload.clients if clients is None else clients
     arrays = workloads.arrays(name, clients)
     fed, now = algorithm(name, arrays, **options), plan(clients, workload.examples)
     begun = {"states": states(name, arrays), "most": workload.examples}
-    run = running(fed, examples_of(arrays), now, chunk=chunk, **begun)
+    with fused.form(low_rank):
+        run = running(fed, examples_of(arrays), now, chunk=chunk, **begun)
 
     def one_round() -> dict:
-        server, metrics, chunk = run()
+        with fused.form(low_rank):
+            server, metrics, chunk = run()
         norm = optax.tree.norm(server.theta)
         return {"loss": float(metrics["loss"].mean()), "norm": float(norm), "chunk": chunk}
 

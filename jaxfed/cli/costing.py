@@ -21,7 +21,10 @@ def command(arguments: list[str], watch: Watch) -> None:
     if where is not None and launch.host.devices is not None:
         raise ValueError(f"--for {name} says how many devices there are; leave --devices out")
     devices = launch.host.devices if where is None else 1
-    host = dataclasses.replace(launch.host, devices=devices, chunk=1, fuse=1)
+    low_rank = launch.host.low_rank
+    host = dataclasses.replace(
+        launch.host, devices=devices, chunk=1, fuse=1, low_rank="products"
+    )  # which every device has; what is compiled for the target has the form asked for
     ready = partial(prepare, experiment, host, compiling=False)
     prepared = ready(drawing=False)  # a model may be larger than this computer's memory
     server = prepared.state.server
@@ -46,11 +49,11 @@ def command(arguments: list[str], watch: Watch) -> None:
     ]
     if where is None:
         chunks = sorted({1, most}) if asked == "auto" else [asked]
-        lines.append(describe.working({n: costs.memory(prepared, n) for n in chunks}))
+        lines.append(describe.working({n: costs.memory(prepared, n, low_rank) for n in chunks}))
     else:
         log.info("compiling a round for %s", name)
         chunks = tuning.chunk_candidates(most) if asked == "auto" else [asked]
-        tried = costs.elsewhere(prepared, where, chunks, cost.client.turns)
+        tried = costs.elsewhere(prepared, where, chunks, cost.client.turns, low_rank)
         lines.append(describe.elsewhere(where, tried))
     watch.clear()
     print("\n".join(lines))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,25 +13,27 @@ from flax import traverse_util
 
 from jaxfed import trees
 from jaxfed.algorithm import Leaf
-from jaxfed.lowrank import quantised
+from jaxfed.lowrank import fused, quantised
 from jaxfed.lowrank.factors import STATISTICS, Factors, Layer, Theta, variables
 from jaxfed.lowrank.gates import Gated
 
 Act: TypeAlias = Callable[[nn.Module, str, str, Any, jax.Array], Any]
+Where: TypeAlias = Callable[[nn.Module, str, str], bool]
 
 
-def at_layers(act: Act, without: Collection[str] = ()) -> Callable:
+def at_layers(act: Act, without: Where = lambda module, method, path: False) -> Callable:
     """An interceptor that returns act(module, method, path, y, x) for y = method(x) of each layer.
 
-    `path` is that of the layer's weight. Layers at the paths `without` have none: they are not
-    called, and y is None. A method that calls itself, as by super(), is one call of the layer, the
-    innermost: what a subclass makes of its output, it makes of the low-rank term.
+    `path` is that of the layer's weight. Where `without(module, method, path)` is true, the layer
+    is not called, and y is None. A method that calls itself, as by super(), is one call of the
+    layer, the innermost: what a subclass makes of its output, it makes of the low-rank term.
     """
     acted: list[str] = []
 
     def interceptor(next_fun, args, kwargs, context):
         before, path = len(acted), weight_path(context.module, context.method_name)
-        y = None if path in without else next_fun(*args, **kwargs)
+        alone = path is None or not without(context.module, context.method_name, path)
+        y = next_fun(*args, **kwargs) if alone else None
         if path is None or path in acted[before:]:
             return y
         acted.append(path)
@@ -103,8 +105,14 @@ def apply(
     stored = {p: w for p, w in base.items() if quantised.is_quantised(w)}
     codes = {n: x for p, w in stored.items() for n, x in quantised.beside(p, w).items()}
     plain = {p: w for p, w in base.items() if p not in stored}
-    without = {*theta.factors, *stored} - {*plain, *theta.full}
+    absent = {*theta.factors, *stored} - {*plain, *theta.full}
     held = variables({**plain, **codes, **theta.full, **_beside_weights(stacked)})
+
+    def fuses(module, method, path):
+        return path in theta.factors and path not in absent and fused.suits(module, method)
+
+    def without(module, method, path):
+        return path in absent or fuses(module, method, path)
 
     def add(module, method, path, y, x):
         if path in stored:
@@ -119,6 +127,10 @@ def apply(
         if isinstance(f, Gated):
             weights = _weights(module, method, f, x)
             f, drop = f.factors, partial(_weigh, drop, weights)
+        if fuses(module, method, path):
+            ones = jnp.ones((*x.shape[:-1], f.rank), f.a.dtype)
+            kept = drop(ones)
+            return fused.dense(module, x, f.a, f.b, f.scale, None if kept is ones else kept)
         term = _RULES[method](module, f, x, drop)
         if y is not None:
             return y + term.astype(y.dtype)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxfed.algorithm import Algorithm
+from jaxfed.lowrank import fused
 from jaxfed.models import conv
 from jaxfed.simulation import blocks, engine, participation, tuning
 from jaxfed.simulation.experiment import Experiment
@@ -22,6 +23,7 @@ class Form(NamedTuple):
     chunk: Any  # clients at once; they or rounds may be "auto" until they are measured
     fuse: Any  # rounds in a call
     convolutions: str  # see Host
+    low_rank: str  # see Host
 
 
 def chosen(
@@ -36,7 +38,7 @@ def chosen(
     """(machine, form, jitted rounds): the form as asked for, as before, or as measured."""
     e, machine, people = supply.experiment, supply.machine, supply.population
     moving = supply.examples is None or people.moves  # each round needs what the host prepares
-    asked = Form(host.chunk, 1 if moving else host.fuse, host.convolutions)
+    asked = Form(host.chunk, 1 if moving else host.fuse, host.convolutions, host.low_rank)
     form = _as_before(machine, asked, before)
     # So that what was measured is not compiled again.
     made: dict[tuple, Any] = {}
@@ -45,7 +47,8 @@ def chosen(
         convolutions = "default" if convolutions == "auto" else convolutions
         here = machine.chunk, convolutions
         if here not in made:
-            made[here] = jitted_rounds(algorithm, e, machine, programs, convolutions)
+            lowered = convolutions, form.low_rank
+            made[here] = jitted_rounds(algorithm, e, machine, programs, *lowered)
         return made[here]
 
     first = supply.block(range(1))
@@ -91,7 +94,7 @@ def _measured(
     if fuse == "auto":
         worth = shared or ahead * SAVED > best.compiling
         fuse = participation.fuse(e, host, best.seconds) if worth else 1
-    return Form(best.chunk, int(fuse), convolutions)
+    return Form(best.chunk, int(fuse), convolutions, form.low_rank)
 
 
 SAVED = 2e-3  # seconds that a round in a call of many saves
@@ -130,30 +133,44 @@ def bits(machine: engine.Machine, form: Form) -> dict[str, Any]:
     }
 
 
+def _check(low_rank: str, platform: str) -> None:
+    """Raises ValueError if devices of this platform have no such form of low-rank terms."""
+    if low_rank == "kernel" and platform != "gpu":
+        raise ValueError(
+            f"low_rank='kernel' is a kernel for GPUs, and this is a {platform.upper()}; use "
+            "'products'"
+        )
+
+
 def jitted_rounds(
     algorithm: Algorithm,
     e: Experiment,
     machine: engine.Machine,
     programs: Programs | None = None,
     convolutions: str = "default",
+    low_rank: str = "products",
 ) -> Any:
     """The jitted rounds on this machine; see engine.rounds. Of `programs`, if there are any."""
+    _check(low_rank, machine.devices[0].platform)
     verb = engine.for_each_client(machine, uniform=e.data.train.uniform)
     most = e.data.train.most
     if programs is None:
-        rounds = _lowered(engine.rounds(algorithm, verb, e.seed, most), convolutions)
+        rounds = engine.rounds(algorithm, verb, e.seed, most)
+        rounds = _lowered(rounds, convolutions, low_rank)
         return engine.compiled(rounds, machine, donate=(0, 1))
     rounds = engine.rounds(algorithm, verb, e.seed, programs.size.most, width=most)
-    return programs.compiled(_lowered(rounds, convolutions), machine, donate=(0, 1))
+    return programs.compiled(_lowered(rounds, convolutions, low_rank), machine, donate=(0, 1))
 
 
-def _lowered(rounds: Callable, convolutions: str) -> Callable:
-    """The rounds, whose convolutions are lowered so."""
-    if convolutions == "default":
+def _lowered(rounds: Callable, convolutions: str, low_rank: str) -> Callable:
+    """The rounds, whose convolutions and low-rank terms are lowered so."""
+    if (convolutions, low_rank) == ("default", "products"):
         return rounds
 
     def run(server, states, examples, plan):
-        with conv.lowering(convolutions):
+        lowering = None if convolutions == "default" else convolutions
+        form = None if low_rank == "products" else "kernel"
+        with conv.lowering(lowering), fused.form(form):
             return rounds(server, states, examples, plan)
 
     return run

@@ -51,24 +51,32 @@ def merges(p: Prepared) -> int:
     return each * (e.data.clients - e.cohort)
 
 
-def memory(p: Prepared, chunk: int) -> int:
+def memory(p: Prepared, chunk: int, low_rank: str) -> int:
     """Bytes that a device needs for one round beside its arguments, as compiled."""
     first = p.supply.block(range(1))
     machine = dataclasses.replace(p.machine, chunk=chunk)
     step = compilation.jitted_rounds(
-        p.algorithm, p.experiment, machine, convolutions=p.form.convolutions
+        p.algorithm,
+        p.experiment,
+        machine,
+        convolutions=p.form.convolutions,
+        low_rank=low_rank,
     )
     program = step.lower(p.state.server, first.states, first.examples, first.plan).compile()
     return tuning.temporary_bytes(program)
 
 
 def elsewhere(
-    p: Prepared, where: targets.Target, chunks: Sequence[int], turns: float
+    p: Prepared, where: targets.Target, chunks: Sequence[int], turns: float, low_rank: str
 ) -> list[targets.Compiled]:
     """A round compiled for devices that are not here; see targets.compiled."""
     first = p.supply.block(range(1))
     arguments = (p.state.server, first.states, first.examples, first.plan)
     make = partial(
-        compilation.jitted_rounds, p.algorithm, p.experiment, convolutions=p.form.convolutions
+        compilation.jitted_rounds,
+        p.algorithm,
+        p.experiment,
+        convolutions=p.form.convolutions,
+        low_rank=low_rank,
     )
     return targets.compiled(where, make, arguments, chunks, turns)

@@ -191,11 +191,12 @@ class _Reading:
                 for o in i.operands
                 if (found := part.instructions.get(o) or around.instructions.get(o))
             ]
-            flops = _flops(i, shapes)
-            if flops and re.match(r"\(?(f32|f64|s32)", shapes[-1]):
-                wide += flops
-            else:
-                narrow += flops
+            for pair in _pairs(i, shapes):
+                flops = _flops(i, pair)
+                if flops and re.match(r"\(?(f32|f64|s32)", pair[-1]):
+                    wide += flops
+                else:
+                    narrow += flops
         return wide, narrow
 
 
@@ -256,8 +257,21 @@ def _library(i: Instruction) -> re.Match[str] | None:
     return re.search(r'custom_call_target="__(cublas|cudnn)\$(\w+)', i.rest)
 
 
+def _added(i: Instruction) -> bool:
+    """True for lowrank/kernel.py, of operands x, W, S, B and maybe a bias: x W + S B."""
+    return i.kind == "custom-call" and "low_rank_sum" in i.rest
+
+
+def _pairs(i: Instruction, shapes: list[str]) -> list[list[str]]:
+    """The operands of each product that an instruction computes."""
+    pairs = zip(shapes[::2], shapes[1::2], strict=False)
+    return [list(pair) for pair in pairs] if _added(i) else [shapes]
+
+
 def _flops(i: Instruction, shapes: list[str]) -> float:
     """2 m n k of a product or a convolution, whoever computes it; 0 of all else."""
+    if _added(i):
+        return 2 * math.prod(_dims(i.shape)) * _dims(shapes[0])[-1]
     library = _library(i)
     contracted = re.search(r'lhs_contracting_dim(?:s|ensions)"?[=:][{\[]([\d,"]*)[}\]]', i.rest)
     if contracted and (i.kind == "dot" or library):

@@ -16,6 +16,8 @@ class Host:
         fuse: rounds in one call; auto measures.
         convolutions: their lowering (see models.conv); auto measures whether another one is faster
             than the platform's default.
+        low_rank: how dense layers add low-rank terms: as products of matrices, or by one kernel on
+            a GPU (see lowrank.fused), whose speed nobody has measured.
         stream: prepare each cohort's examples on the host; by default only if they do not fit.
         population: where what clients keep lies; auto is the device if it fits there, then host
             memory, then a file.
@@ -31,6 +33,7 @@ class Host:
     chunk: int | Literal["auto"] = "auto"
     fuse: int | Literal["auto"] = "auto"
     convolutions: Literal["auto", "default", "patches", "winograd", "xla"] = "auto"
+    low_rank: Literal["products", "kernel"] = "products"
     stream: bool | None = None
     population: Literal["auto", "device", "host", "mapped"] = "auto"
     checkpoint_every: int = 50

@@ -46,11 +46,12 @@ SETTINGS: dict[str, tuple] = {
 }
 HOST: dict[str, tuple] = {
     **dict.fromkeys(("chunk", "fuse", "devices", "processes"), (int,)),
-    **dict.fromkeys(("device", "jax", "population", "convolutions"), (str,)),
+    **dict.fromkeys(("device", "jax", "population", "convolutions", "low_rank"), (str,)),
 }
 WORDS = {
     "population": ("device", "host", "mapped"),
     "convolutions": ("default", "patches", "winograd", "xla"),
+    "low_rank": ("products", "kernel"),
 }
 OURS = (
     "settings.json",
@@ -143,7 +144,7 @@ def resumed_settings(folder: Path) -> dict:
 def read_host(folder: Path) -> dict:
     """What host.json holds, {} if it is not there; ValueError, naming it, if it is damaged.
 
-    Runs from before convolutions had a choice have the default.
+    Runs from before there was a choice have its default.
     """
     path = folder / "host.json"
     if not path.exists():
@@ -154,7 +155,7 @@ def read_host(folder: Path) -> dict:
         low = HOST.get(name) == (int,) and value < 1
         if low or value not in WORDS.get(name, (value,)):
             raise ValueError(f"{path} is damaged ({name} is {value!r}); put a copy of it back")
-    return {"convolutions": "default", **found}
+    return {"convolutions": "default", "low_rank": "products", **found}
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -210,9 +210,8 @@ def compiled(
 
 
 def _compiled(where: Target, step: Any, shapes: tuple, chunk: int, turns: float) -> Compiled:
-    lowered = step.trace(*shapes).lower(lowering_platforms=(where.platform,))
     try:
-        program = _program(lowered, where.options)
+        program = _program(lowered(where, step, shapes), where.options)
     except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
         used = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))
         if not used:
@@ -232,6 +231,15 @@ def _compiled(where: Target, step: Any, shapes: tuple, chunk: int, turns: float)
         hlo.local_step(read),
         arguments + temporary <= where.room,
     )
+
+
+def lowered(where: Target, step: Any, shapes: tuple) -> jax.stages.Lowered:
+    """The jitted function of arrays of these shapes, lowered for a target."""
+    kind, platform = where.devices[0].device_kind, where.devices[0].platform
+    device = jax.sharding.AbstractDevice(kind, None, platform)
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):  # which Pallas asks for the kind of GPU
+        return step.trace(*shapes).lower(lowering_platforms=(where.platform,))
 
 
 def _program(lowered: Any, options: Mapping[str, Any]) -> Any:

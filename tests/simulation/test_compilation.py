@@ -84,10 +84,16 @@ def test_rounds_are_fused_where_that_saves_more_than_their_compilation(monkeypat
     host = jaxfed.Host(devices=1, convolutions="default")
     prepared = prepare(experiment(2), host, compiling=False)
     prepared.close()
-    assert prepared.form == (2, fuse, "default")
+    assert prepared.form == (2, fuse, "default", "products")
 
 
 @pytest.mark.quick
 def test_a_lowering_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="convolutions='fft'; use one of"):
         jaxfed.Host(convolutions="fft")
+
+
+@pytest.mark.quick
+def test_a_kernel_for_gpus_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="kernel for GPUs, and this is a CPU; use 'products'"):
+        prepare(experiment(1), jaxfed.Host(devices=1, low_rank="kernel"))

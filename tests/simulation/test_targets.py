@@ -6,6 +6,7 @@ import re
 import elsewhere
 import jax
 import launched
+import lowrank_bytes
 import numpy as np
 import optax
 import pytest
@@ -15,6 +16,7 @@ from jaxfed import local, lowrank, models, tasks, trees
 from jaxfed.algorithms import fedavg
 from jaxfed.cli import main
 from jaxfed.data import images
+from jaxfed.lowrank import fused, kernel
 from jaxfed.simulation import hlo, targets
 
 
@@ -31,6 +33,7 @@ def installed(*modules):
 GPU = pytest.mark.skipif(
     not installed("jax_plugins.xla_cuda13", "nvidia"), reason="without jaxfed[targets]"
 )
+NEW = jax.version.__version_info__ >= (0, 12)
 TPU = pytest.mark.skipif(not installed("libtpu"), reason="without jaxfed[targets]")
 
 
@@ -95,8 +98,13 @@ def test_a_shape_that_no_tpu_has_is_refused():
 
 @pytest.mark.full
 @GPU
-def test_describe_compiles_a_round_for_a_target(capsys):
-    main.main(["describe", str(launched.SMALL), "--for", "h100:2"])
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_describe_compiles_a_round_for_a_target(capsys, monkeypatch):
+    added, used = kernel.added, []
+    monkeypatch.setattr(kernel, "added", lambda *x, **how: used.append(how) or added(*x, **how))
+    asked = ["--for", "h100:2", "--low-rank", "kernel"]
+    main.main(["describe", str(launched.SMALL), *asked])
+    assert used
     printed = capsys.readouterr().out
     assert "h100:2: 2 x NVIDIA H100 80GB HBM3, each with 63.7 GB" in printed
     assert "for 3 clients at once" in printed
@@ -145,3 +153,22 @@ def test_devices_sum_what_is_trained_and_share_one_base(name, optimised):
     assert not re.search(r"f32\[2,(784,1024|1024,784|1024,1024)\]", text)
     batch = workloads.WORKLOADS["W3"].batch
     assert re.search(rf"(f32|bf16)\[({2 * batch},(784|1024)|2,{batch},(784|1024))\]", text)
+
+
+@pytest.mark.full
+@GPU
+@pytest.mark.parametrize(
+    ("form", "forward", "both"), [(None, 5 if NEW else 7, 12 if NEW else 16), ("kernel", 3, 8)]
+)
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_one_kernel_moves_fewer_arrays_than_products_do(form, forward, both):
+    """In units of a layer's input, and 0.3 for the weights; from JAX 0.12 on XLA fuses more."""
+    where, unit = targets.target("h100:1"), lowrank_bytes.unit("W6")
+    clients, rows, d, _ = lowrank_bytes.LAYERS["W6"]
+    for gradients, arrays in ((False, forward), (True, both)):
+        with fused.form(form):
+            found = lowrank_bytes.program(where, "W6", gradients=gradients, trained=True)
+        work = hlo.work(found)
+        assert arrays <= work.bytes / unit < arrays + 0.3
+        base = 2 * clients * rows * d * d * (1 + gradients)
+        assert base <= work.narrow + work.wide < 1.1 * base

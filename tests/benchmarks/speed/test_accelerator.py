@@ -81,8 +81,8 @@ def test_a_rehearsal_has_a_figure_for_everything_and_equal_norms(tmp_path):
     for f in (f for f in kept if "norm" in f and f["workload"] != "peaks"):
         norms.setdefault((f["workload"], f["clients"]), []).append(f["norm"])
     peft = importlib.util.find_spec("peft") is not None
-    assert [len(found) for found in norms.values()] == [5, 2, 2, 3, 3 + peft, 3]
+    assert [len(found) for found in norms.values()] == [5, 2, 2, 4, 4 + peft, 3]
     for found in norms.values():
         assert all(math.isclose(n, found[0], rel_tol=1e-3) for n in found)
     shown = (tmp_path / "accelerator_cpu.md").read_text()
-    assert shown.count("%") == 5 + 4 + 3 + 3 + 3 + peft
+    assert shown.count("%") == 5 + 4 + 4 + 4 + 3 + peft
