@@ -31,7 +31,7 @@ class Together(NamedTuple):
     structures: list[Any]  # of the program's arguments, but for the plan
     axes: tuple[int | None, ...]  # of the leaves
     leaves: list[Any]
-    seats: tuple[int, ...]  # which trial is at each place; several places may be filled up by one
+    seats: tuple[int, ...]  # which trial is at each place; one may fill up several places
 
     def __call__(self, plans: dict[int, engine.Plan]) -> tuple["Together", PyTree]:
         """(the trials after the rounds of their plans, metrics [T, R, ...])."""
@@ -130,7 +130,7 @@ def why_not(p: Prepared) -> str:
 def sharing(p: Prepared, first: Prepared) -> Prepared:
     """The run with the first's arrays in place of its own, where they are equal.
 
-    Those of its server and its examples: so that those of one are in memory.
+    This is for its server and its examples, so that memory holds them once.
     """
     own, theirs = ((q.state.server, q.supply.examples, q.evaluate.examples) for q in (p, first))
     kinds: list[Any] = [jax.tree.structure(x) for x in (own, theirs)]
@@ -147,12 +147,17 @@ def sharing(p: Prepared, first: Prepared) -> Prepared:
 
 def sets(members: Sequence[Prepared]) -> list[list[int]]:
     """Which of the runs can go on together: those of one program, after equally many rounds."""
-    found: dict[Any, list[int]] = {}
+    calls: dict[int, tuple] = {}
     for i, p in enumerate(members):
         rounds = next(p.ranges(), None)
-        key: tuple = (i,)
         if rounds is not None and not why_not(p):
-            program, _ = p.step.latest(*_arguments(p, rounds))
+            calls[i] = _arguments(p, rounds)
+            p.step.latest(*calls[i])  # the last of them may need a program that serves all
+    found: dict[Any, list[int]] = {}
+    for i, p in enumerate(members):
+        key: tuple = (i,)
+        if i in calls:
+            program, _ = p.step.latest(*calls[i])
             e = p.experiment
             key = "", p.state.done, e.rounds, e.evaluate_every, p.form, id(program.step)
         found.setdefault(key, []).append(i)

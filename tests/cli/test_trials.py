@@ -17,7 +17,7 @@ from jaxfed.simulation import engine
 SMALL = launched.SMALL
 QUICK = ("--chunk", 5, "--fuse", 2, "--evaluate-every", 2, "--checkpoint-every", 2)
 RUN = (SMALL, "--method", "fedloru", "--rounds", 6, *QUICK)
-NAMES = [f"learning_rate={rate}" for rate in (0.02, 0.1, 0.2)]
+NAMES = [f"learning_rate={rate}" for rate in (0.02, 0.2)]
 
 
 def command(*arguments):
@@ -34,18 +34,19 @@ def numbers(folder):
 def test_a_sweep_of_trials_at_once_that_was_killed_goes_on_by_the_same_command(tmp_path):
     """Its trials are the single runs, also if some have a checkpoint already and others none."""
     folder = tmp_path / "s"
-    asked = ("sweep", *RUN, "--learning-rate", 0.02, 0.1, 0.2, "--at-once", 3, "--out", folder)
-    launched.finished(Forked(*asked, at=130, folder=folder), -signal.SIGKILL)
+    asked = ("sweep", *RUN, "--learning-rate", 0.02, 0.2, "--at-once", 2, "--out", folder)
+    launched.finished(Forked(*asked, at=95, folder=folder), -signal.SIGKILL)
     assert all((folder / name / "settings.json").exists() for name in NAMES)
-    assert launched.finished(Forked(*asked)).count("finished ") == 3
+    assert launched.finished(Forked(*asked)).count("finished ") == 2
     command("run", *RUN, "--learning-rate", 0.2, "--devices", 1, "--out", tmp_path / "run")
-    assert numbers(folder / NAMES[2]) == pytest.approx(numbers(tmp_path / "run"), rel=1e-4)
-    assert [len(launched.records(folder / name)) for name in NAMES] == [6, 6, 6]
+    assert numbers(folder / NAMES[1]) == pytest.approx(numbers(tmp_path / "run"), rel=1e-4)
+    assert [len(launched.records(folder / name)) for name in NAMES] == [6, 6]
 
 
 @pytest.mark.full
 def test_trials_that_cannot_go_on_at_once_do_so_one_after_another(monkeypatch):
-    members = at_once.prepared([at_once.experiment("fedlora", seed) for seed in (0, 1, 2)])
+    rates = (1.0, 0.3, 0.1)  # the first may seem a number of some formula
+    members = at_once.prepared([at_once.experiment("fedlora", 0, rate) for rate in rates])
     with monkeypatch.context() as patch:
         patch.setattr(engine, "memory_limit", lambda machine: 1)
         with pytest.warns(UserWarning, match="at most 1 go at once"):

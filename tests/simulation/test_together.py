@@ -3,10 +3,14 @@
 import math
 import re
 
+import algorithms
 import at_once
+import jax
+import jax.numpy as jnp
+import pytest
 
 from jaxfed import trees
-from jaxfed.simulation import engine, together
+from jaxfed.simulation import engine, loop, together
 
 
 def test_a_base_that_no_round_changes_and_examples_are_there_once():
@@ -27,3 +31,19 @@ def test_a_base_that_no_round_changes_and_examples_are_there_once():
     shapes = re.findall(r"f32\[([\d,]+)\]", program.as_text())
     most = max(math.prod(map(int, shape.split(","))) for shape in shapes)
     assert most == max(x.size for x in (*server.base.values(), examples["image"]))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "name", ["ditto", "perfedavg", "flora", "hetlora", "fdlora", "fedavg-ef21"]
+)
+def test_a_round_has_a_form_for_several_trials(name):
+    world = algorithms.UNIFORM
+    on = loop.on_engine(algorithms.ALGORITHMS[name](algorithms.RATE), world)
+    plan = jax.tree.map(jnp.asarray, loop.plan(world, algorithms.DRAWS[:1]))
+    server, states, own = jax.tree.map(lambda x: jnp.stack([x, x]), (on.server, on.states, plan))
+    rounds = jax.vmap(on.step, in_axes=(0, 0, None, together.PLAN))
+    found, _, _ = jax.eval_shape(
+        rounds, server, states, on.examples, own._replace(round=plan.round)
+    )
+    assert trees.shapes(found) == trees.shapes(server)
