@@ -52,6 +52,28 @@ def test_values_and_derivatives_of_any_size_are_those_of_products(sizes):
     assert_as_products(*world(*sizes))
 
 
+def test_derivatives_around_vmap_are_those_of_products():
+    """The gradient of a sum over clients, some of whose inputs they share, and its derivative."""
+    model, base, theta, x = world(4, 9, 7, 3)
+    f = theta.factors["kernel"]
+
+    def loss(w, a, b, x):
+        def one(a, b):
+            factors = Factors(a, b, 0.7)
+            return lowrank.apply(model, {**base, "kernel": w}, Theta({}, {"kernel": factors}), x)
+
+        return jnp.sum(jnp.sin(jax.vmap(one, (None, 0))(a, b)))
+
+    def derivatives(*at):
+        return jax.jvp(jax.grad(loss, (0, 1, 2, 3)), at, at)
+
+    at = base["kernel"], f.a[0], f.b, x[0]
+    expected = jax.jit(derivatives)(*at)
+    with fused.form("interpreted"):
+        found = jax.jit(derivatives)(*at)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-3, 1e-4), found, expected)
+
+
 def test_dropout_and_gates_pass_through():
     model, base, theta, x = world(6, 9, 7, 3)
     assert_as_products(model, base, theta, x, dropout=0.4)
