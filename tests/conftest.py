@@ -61,6 +61,7 @@ os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 import jax  # noqa: E402 (it reads the above)
 
 jax.config.update("jax_num_cpu_devices", 4)
+jax.devices()  # now, or a test that asks for other devices first would have its way
 
 
 def pytest_configure(config):

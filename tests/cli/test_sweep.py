@@ -26,7 +26,7 @@ def sentence(capsys, *arguments):
     with pytest.raises(SystemExit) as ended:
         command(*arguments)
     assert ended.value.code == 2
-    return capsys.readouterr().err
+    return launched.without_progress(capsys.readouterr().err)
 
 
 def numbers(folder):

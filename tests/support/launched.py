@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -51,6 +52,11 @@ def finished(process: subprocess.Popen, status: int = 0) -> str:
     if process.returncode != status:
         raise RuntimeError(f"ended with {process.returncode}, not {status}:\n{printed}")
     return printed
+
+
+def without_progress(printed: str) -> str:
+    """What was printed, but for the lines of progress that a slow machine prints."""
+    return re.sub(r"^ +\d+ s  .*\n", "", printed, flags=re.MULTILINE)
 
 
 def records(folder: Path) -> list[dict]:
