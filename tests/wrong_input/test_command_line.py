@@ -313,7 +313,7 @@ CASES = [
         "resume option",
         lambda: command("resume", started(), "--rank", 3),
         ValueError,
-        "jaxfed resume begun has no option --rank; there are --allow",
+        "jaxfed resume begun has no option --rank; did you mean --low-rank? there are --allow",
     ),
     (
         "resume rounds text",
