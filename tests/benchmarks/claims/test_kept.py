@@ -46,6 +46,7 @@ def test_a_page_is_written_beside_its_runs(tmp_path, capsys):
         ("merging", "merging_mlp"),
         ("merging_bias", "merging_bias"),
         ("pf2lora_text", "pf2lora_text"),
+        ("pf2lora_text", "pf2lora_text_mnli"),
         ("speakers", "speakers"),
         ("stable_rank", "stable_rank"),
     ],
