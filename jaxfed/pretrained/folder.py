@@ -8,7 +8,7 @@ parts. The kinds are those of `families.FAMILIES`, by config.json's model_type.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -103,7 +103,10 @@ def configuration(folder: Path) -> tuple[Family, dict]:
     config = files.json_object(path)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ValueError(f"{folder} holds a {kind!r} model; supported are {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"{folder} holds a {kind!r} model; supported are {', '.join(FAMILIES)}; read_decoder "
+            "reads decoders, and read_vit vision transformers"
+        )
     family = FAMILIES[kind]
     wanted = dict(family.wanted)
     if wrong := {k: config[k] for k, v in wanted.items() if config.get(k, v) != v}:
@@ -165,25 +168,53 @@ def _account(
 ) -> Account:
     shapes = shapes_of(model)
     names = {path: tensor_name(family, path) for path in shapes}
+    return matched(
+        folder,
+        family.name,
+        tensors,
+        shapes,
+        names,
+        head=family.head,
+        spare=family.spare,
+        as_ours=as_ours,
+    )
+
+
+def matched(
+    folder: str | Path,
+    kind: str,
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    head: Collection[str],
+    spare: str,
+    as_ours: Callable[[str, np.ndarray], np.ndarray],
+) -> Account:
+    """What becomes of the tensors of a classifier whose weights have these shapes and names.
+
+    Its last layer, or all layers of the `head`, may be absent; a regular expression tells which
+    tensors are `spare`; as_ours(path, tensor) is the weight. ValueError, listing the tensors, if
+    others are absent or left over, or have another shape.
+    """
     found = {path: name for path, name in names.items() if name in tensors}
-    spare = [name for name in tensors if re.search(family.spare, name)]
+    left = [name for name in tensors if re.search(spare, name)]
     absent = [path for path in names if path not in found]
-    drawable = [path for path in names if layer_of(path) in family.head]
+    drawable = [path for path in names if layer_of(path) in head]
     if absent not in ([], [path for path in drawable if layer_of(path) == "head"], drawable):
         lost = [path for path in absent if path not in drawable] or absent
         raise ValueError(f"{folder} lacks {', '.join(names[path] for path in lost)}")
-    if unexpected := sorted(set(tensors) - set(found.values()) - set(spare)):
+    if unexpected := sorted(set(tensors) - set(found.values()) - set(left)):
         raise ValueError(
-            f"{folder} has tensors that a {family.name} classifier does not: "
-            + ", ".join(unexpected)
+            f"{folder} has tensors that a {kind} classifier does not: {', '.join(unexpected)}"
         )
     has = {path: as_ours(path, tensors[name]).shape for path, name in found.items()}
     if wrong := [path for path in found if has[path] != shapes[path].shape]:
         raise ValueError(
-            f"{folder} does not fit its config.json or classes={model.classes}: "
+            f"{folder} does not fit its config.json or classes={shapes['head/bias'].shape[0]}: "
             + ", ".join(f"{names[p]} gives {has[p]}, wanted is {shapes[p].shape}" for p in wrong)
         )
-    return Account(found, spare, absent)
+    return Account(found, left, absent)
 
 
 def shapes_of(model: models.Encoder | models.Decoder) -> dict[str, jax.ShapeDtypeStruct]:

@@ -5,7 +5,6 @@
 A folder holds config.json, and model.safetensors or pytorch_model.bin, whole or in parts.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import numpy as np
 from jaxfed import models, trees, values
 from jaxfed.algorithm import PyTree
 from jaxfed.pretrained import files, layouts
+from jaxfed.pretrained import folder as folders
 
 MODEL = "ViTForImageClassification"
 TABLES = {"first": "cls_token", "position": "position_embeddings"}
@@ -35,7 +35,7 @@ LAYERS = {
     "up": "intermediate.dense",
     "down": "output.dense",
 }
-SPARE = re.compile(r"vit\.pooler\.|vit\.embeddings\.mask_token$|decoder\.")  # other heads
+SPARE = r"^vit\.pooler\.|^vit\.embeddings\.mask_token$|^decoder\."  # other heads
 FIELDS = {
     "patch": "patch_size",
     "width": "hidden_size",
@@ -65,22 +65,12 @@ def read_vit(
     values.choice("head", head, ("kept", "fresh"))
     config = configuration(folder)
     model = vit(config, classes)
-    tensors = _tensors(Path(folder), head)
-    shapes = shapes_of(model, config)
+    shapes, tensors = shapes_of(model, config), _tensors(Path(folder), head)
     names = {path: tensor_name(path) for path in shapes}
-    lost = [name for path, name in names.items() if name not in tensors and not _is_head(path)]
-    if lost:
-        raise ValueError(f"{folder} lacks {', '.join(lost)}")
-    if unexpected := sorted(set(tensors) - set(names.values())):
-        raise ValueError(f"{folder} has tensors that a ViT does not: {', '.join(unexpected)}")
-    flat = {path: _as_ours(path, tensors[n]) for path, n in names.items() if n in tensors}
-    if wrong := [path for path, w in flat.items() if w.shape != shapes[path].shape]:
-        raise ValueError(
-            f"{folder} does not fit its config.json or classes={classes}: "
-            + ", ".join(
-                f"{names[p]} gives {flat[p].shape}, wanted is {shapes[p].shape}" for p in wrong
-            )
-        )
+    account = folders.matched(
+        folder, "vit", tensors, shapes, names, head=("head",), spare=SPARE, as_ours=_as_ours
+    )
+    flat = {path: _as_ours(path, tensors[name]) for path, name in account.found.items()}
     flat = layouts.stacked(flat) if scanned else flat
     return model.clone(scanned=scanned), layouts.nested(flat, "float")
 
@@ -158,12 +148,7 @@ def _tensors(folder: Path, head: str) -> dict[str, np.ndarray]:
             name if name.startswith("classifier.") else f"vit.{name}": x
             for name, x in loaded.items()
         }
-    left = {name: x for name, x in loaded.items() if not SPARE.match(name)}
-    return {n: x for n, x in left.items() if head == "kept" or not n.startswith("classifier.")}
-
-
-def _is_head(path: str) -> bool:
-    return path.startswith("head/")
+    return {n: x for n, x in loaded.items() if head == "kept" or not n.startswith("classifier.")}
 
 
 def _image_size(config: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -133,8 +133,9 @@ def bits(machine: engine.Machine, form: Form) -> dict[str, Any]:
     }
 
 
-def _check(low_rank: str, platform: str) -> None:
-    """Raises ValueError if devices of this platform have no such form of low-rank terms."""
+def check(low_rank: str, machine: engine.Machine) -> None:
+    """Raises ValueError if devices of this kind have no such form of low-rank terms."""
+    platform = machine.devices[0].platform
     if low_rank == "kernel" and platform != "gpu":
         raise ValueError(
             f"low_rank='kernel' is a kernel for GPUs, and this is a {platform.upper()}; use "
@@ -151,7 +152,7 @@ def jitted_rounds(
     low_rank: str = "products",
 ) -> Any:
     """The jitted rounds on this machine; see engine.rounds. Of `programs`, if there are any."""
-    _check(low_rank, machine.devices[0].platform)
+    check(low_rank, machine)
     verb = engine.for_each_client(machine, uniform=e.data.train.uniform)
     most = e.data.train.most
     if programs is None:

@@ -125,6 +125,7 @@ def prepare(
     if resume and folder is None:
         raise ValueError("resume=True needs the directory of a run")
     boards.check(host.log, folder)
+    compilation.check(host.low_rank, machine)
     with contextlib.ExitStack() as undo:
         held = None if folder is None else _claim(folder, resume, machine)
         if held is not None:
@@ -253,10 +254,8 @@ def _begin(
         rounds = {"experiment": {**found["experiment"], "rounds": p.experiment.rounds}}
         settings = {**(saved or origin.about), **found, **rounds}
         if changed:
-            settings["changes"] = [
-                *settings.get("changes", []),
-                {"from_round": p.state.done + 1, **changed},
-            ]
+            now_changed = {"from_round": p.state.done + 1, **changed}
+            settings["changes"] = [*settings.get("changes", []), now_changed]
         if p.state.done < p.experiment.rounds:
             now = compilation.bits(p.machine, p.form)
             now["population"] = p.population.name  # which has no part in the bits

@@ -102,7 +102,7 @@ WRONG = {
         7,
         r"classes=7: .* gives \(8, 5\), wanted",
     ),
-    "a tensor too many": ({}, {"x": np.zeros(1)}, 5, "tensors that a ViT does not: x"),
+    "a tensor too many": ({}, {"x": np.zeros(1)}, 5, "tensors that a vit classifier does not: x"),
     "a tensor too few": ({}, {"vit.layernorm.bias": None}, 5, r"lacks vit\.layernorm\.bias"),
     "another activation": ({"hidden_act": "relu"}, {}, 5, "'hidden_act': 'relu'.*supported is"),
     "no biases": ({"qkv_bias": False}, {}, 5, "'qkv_bias': False"),
