@@ -22,8 +22,10 @@ class Report:
         runs: the runs' folders; a sweep's stands for its trials.
         group: settings, such as seed, in which runs of one group differ: a line is then a group,
             with mean, standard deviation and 95 % interval, and groups are compared in pairs.
-        accuracy: the level at which rounds and megabytes are compared, of accuracy or, for a task
-            without it, of its first measure; by default 95 % of the best.
+        measure: what runs are compared by, such as f1 or, for clients' own models,
+            personal/accuracy/mean; by default accuracy or, without it, the task's first measure.
+        accuracy: the level of that measure at which rounds and megabytes are compared; by default
+            95 % of the best.
         csv: a .csv file for the table's numbers.
         latex: a .tex file for the table as a tabular.
         html: an .html file for one page with curves, tables and settings, which needs nothing else.
@@ -32,6 +34,7 @@ class Report:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     group: tuple[str, ...] = ()
+    measure: str | None = None
     accuracy: float | None = None
     csv: Path | None = None
     latex: Path | None = None
@@ -103,7 +106,8 @@ Args:
 SWEEP = """A setting that is given several values, as in --seed 0 1 2, has a trial for each.
 
 Beside the options below, --tune NAME chooses that setting on a validation set first, and
---successive-halving [ETA] ends trials early: of every ETA (2), the best goes on at each rung.
+--successive-halving [ETA] ends trials early: of every ETA (2), the best goes on at each rung. Both
+compare accuracy, of clients' own models if they deploy such, or --measure NAME.
 --at-once N runs N (1) trials that differ in numbers only as one array, for a GPU of small models.
 """
 DESCRIBE = """With --for h100:1, h100:8, a100:1 or tpu:v5e:2x2, a round is compiled for devices that

@@ -16,13 +16,13 @@ from jaxfed import trees
 from jaxfed.cli import describe, plots, recorded, studies, tables
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.watching import Watch
-from jaxfed.simulation import signals
+from jaxfed.simulation import records, signals
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.lockstep import Turn
 from jaxfed.simulation.prepare import Prepared, prepare
 from jaxfed.simulation.run import run_blocks
 
-MEASURES = ("matthews", "f1")  # of an evaluation, beside accuracy
+SHOWN = ("accuracy", "own", "matthews", "f1", "loss")  # own: the mean of clients' own accuracies
 
 
 def go(experiment: Experiment, launch: Launch, path: Path, watch: Watch, **how: Any) -> None:
@@ -79,7 +79,8 @@ def follow(
         for record in itertools.chain.from_iterable(work):
             done.append(record["round"])
             sent += record["down"] + record["up"] + record["broadcast"]
-            shown |= {n: f"{record[n]:.4f}" for n in ("accuracy", *MEASURES, "loss") if n in record}
+            last = {**record, "own": records.at(record, "personal/accuracy/mean")}
+            shown |= {n: f"{last[n]:.4f}" for n in SHOWN if last.get(n) is not None}
             progress.set_postfix(shown | {"sent": f"{sent / 1e6:,.1f} MB"}, refresh=False)
             progress.update()
             due = "accuracy" in record or record["round"] == rounds

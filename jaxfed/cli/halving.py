@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxfed.cli import recorded
+from jaxfed.cli import recorded, scoring
 from jaxfed.cli.product import Trial
 
 
@@ -44,23 +44,19 @@ def setting(trial: Trial) -> str:
     return repr({n: v for n, v in trial.settings.items() if n != "seed"})
 
 
-def scores(trials: Sequence[Trial], rung: int, diverged: Sequence[Path]) -> dict[str, float]:
-    """{setting: mean over seeds of the accuracy, or else the negative test loss, at a rung}."""
+def scores(
+    trials: Sequence[Trial],
+    rung: int,
+    diverged: Sequence[Path],
+    by: Sequence[str] = scoring.COMMON,
+) -> dict[str, float]:
+    """{setting: mean over seeds of the score at a rung, by these measures; see scoring.py}."""
     found: dict[str, list[float]] = {}
     for trial in trials:
         lost = trial.folder in diverged
-        value = -math.inf if lost else _score(recorded.read(trial.folder), rung)
+        value = -math.inf if lost else scoring.score(recorded.read(trial.folder), by, rung)
         found.setdefault(setting(trial), []).append(value)
     return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-def _score(run: recorded.Run, rung: int) -> float:
-    for name, sign in (("accuracy", 1), ("test_loss", -1)):
-        rounds, values = recorded.series(run, name)
-        if (rounds <= rung).any():
-            value = sign * float(values[rounds <= rung][-1])
-            return value if math.isfinite(value) else -math.inf
-    return -math.inf
 
 
 def until(

@@ -39,11 +39,11 @@ class Axis(NamedTuple):
         return np.asarray(self.begin + (x - low) / (high - low) * (self.end - self.begin))
 
 
-def page(groups: Sequence[Group], goal: float | None = None) -> str:
+def page(groups: Sequence[Group], goal: float | None = None, measure: str | None = None) -> str:
     """The page of these groups of runs, as HTML."""
     runs = [run for group in groups for run in group.runs]
-    measure = studies.main_measure(runs)
-    drawn = plots.curves(measure, groups)
+    main = studies.main_measure(runs, measure)
+    drawn = plots.curves(main, groups)
     going = sum(len(r.records) < (r.settings.get("rounds") or 0) for r in runs)
     about = [f"{len(runs)} run{'s' * (len(runs) > 1)}"]
     about += [f"{len(groups)} groups"] if len(groups) < len(runs) else []
@@ -51,11 +51,11 @@ def page(groups: Sequence[Group], goal: float | None = None) -> str:
     several = any(len(group.runs) > 1 for group in groups)
     parts = [
         _legend(groups),
-        f'<div class="charts">{"".join(_figures(measure, groups, drawn))}</div>',
+        f'<div class="charts">{"".join(_figures(main, groups, drawn))}</div>',
         '<p class="note">Bands are 95 % intervals of the mean over runs; over clients, the 10th to '
         "90th percentile.</p>",
-        f"<h2>{'Groups' if several else 'Runs'}</h2>{_runs(groups, goal)}",
-        _pairs(groups),
+        f"<h2>{'Groups' if several else 'Runs'}</h2>{_runs(groups, goal, measure)}",
+        _pairs(groups, measure),
         labels.cards(groups),
         _settings(groups),
     ]
@@ -83,12 +83,12 @@ def _legend(groups: Sequence[Group]) -> str:
 
 def _figures(measure: str, groups: Sequence[Group], drawn: dict[str, list[Curve]]) -> Iterable[str]:
     """A figure for each kind of curve that the runs hold."""
-    name = studies.in_words(measure)
+    name, title = studies.in_words(measure), studies.title(measure)
     share = studies.is_share(measure, [run for group in groups for run in group.runs])
     numbers = {group.name: i for i, group in enumerate(groups)}
     captions = {
-        "by_round": (f"Test {name}", "round", share),
-        "by_megabytes": (f"Test {name} by communication", "MB sent by all clients", share),
+        "by_round": (title, "round", share),
+        "by_megabytes": (f"{title} by communication", "MB sent by all clients", share),
         "loss": ("Training loss", "round", False),
         "over_clients": (f"{name.capitalize()} over clients: median", "round", share),
         "by_client": (f"{name.capitalize()} of each client", "share of clients", share),
@@ -236,8 +236,8 @@ def decades(low: float, high: float) -> list[float]:
 # ---------------------------------------------------------------------- tables
 
 
-def _runs(groups: Sequence[Group], goal: float | None) -> str:
-    found = tables.table(groups, goal)
+def _runs(groups: Sequence[Group], goal: float | None, measure: str | None) -> str:
+    found = tables.table(groups, goal, measure)
     head = list(found.rows[0])
     shown = [line.values() for line in tables.cells(found)]
     body = [
@@ -266,10 +266,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]], sorta
     return f'<div class="card">{table}</div>'
 
 
-def _pairs(groups: Sequence[Group]) -> str:
+def _pairs(groups: Sequence[Group], measure: str | None) -> str:
     if all(len(group.runs) == 1 for group in groups):
         return ""
-    head, rows = tables.pairs(groups)
+    head, rows = tables.pairs(groups, measure)
     if not rows:
         return ""
     body = [

@@ -16,7 +16,7 @@ from jaxfed.analysis.look import COLOURS, DASHES, written
 from jaxfed.cli import recorded, studies
 from jaxfed.cli.recorded import Run, megabytes, series
 from jaxfed.cli.studies import Group
-from jaxfed.simulation import stored
+from jaxfed.simulation import records, stored
 
 
 class Curve(NamedTuple):
@@ -29,7 +29,7 @@ class Curve(NamedTuple):
     faint: np.ndarray | None = None  # [n] before it was smoothed
 
 
-def draw(groups: Sequence[Group], directory: str | Path) -> list[Path]:
+def draw(groups: Sequence[Group], directory: str | Path, measure: str | None = None) -> list[Path]:
     """The PNG files written to `directory`: those for which the runs hold something to show.
 
     Several groups share one plot. Of a group of several runs it shows the mean, and behind it the
@@ -37,11 +37,11 @@ def draw(groups: Sequence[Group], directory: str | Path) -> list[Path]:
     """
     plots: list[tuple[str, Callable[[], Figure]]] = []
     runs = [run for group in groups for run in group.runs]
-    measure = studies.main_measure(runs)
+    measure = studies.main_measure(runs, measure)
     share = studies.is_share(measure, runs)
     many = any(len(group.runs) > 1 for group in groups)
     for kind, shown in curves(measure, groups).items():
-        name = "loss_by_round" if kind == "loss" else f"{measure}_{kind}"
+        name = "loss_by_round" if kind == "loss" else f"{measure.replace('/', '_')}_{kind}"
         over = many and kind in ("by_round", "by_megabytes", "loss")
         plots.append((name, partial(_titled, partial(PLOTS[kind], measure, share, shown), over)))
     several = len(runs) > 1
@@ -123,9 +123,9 @@ def _smooth(y: np.ndarray, width: int) -> np.ndarray:
 
 
 def _over_clients(measure: str, group: Group) -> Curve:
-    name = "loss" if measure == "test_loss" else measure
+    name = "loss" if measure == "test_loss" else records.named(measure)
     p10, p50, p90 = (
-        studies.common([series(run, "personal", name, p) for run in group.runs])
+        studies.common([series(run, f"personal/{name}/{p}") for run in group.runs])
         for p in ("p10", "p50", "p90")
     )
     band = (p10[1].mean(0), p90[1].mean(0))
@@ -133,22 +133,24 @@ def _over_clients(measure: str, group: Group) -> Curve:
 
 
 def _measure_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
-    name = _named(measure)
-    return _lines(f"{name} by round", "round", f"{name.lower()}, test set", curves, share=share)
+    title = f"{studies.title(measure)} by round"
+    return _lines(title, "round", _of_test_set(measure), curves, share=share)
 
 
-def _named(measure: str) -> str:
-    """The name of a measure as titles have it: "Test accuracy"."""
-    return f"Test {studies.in_words(measure)}"
+def _of_test_set(measure: str) -> str:
+    """What is on the axis of a measure."""
+    if measure.startswith("personal/"):
+        return f"{studies.in_words(measure)}, clients' own test data"
+    return f"{studies.title(measure).lower()}, test set"
 
 
 def _sent_plot(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
     ends = [curve.x[-1] for curve in curves]
     unit, size = ("GB", 1e3) if max(ends) >= 1e4 else ("MB", 1.0)
     figure = _lines(
-        f"{_named(measure)} by communication",
+        f"{studies.title(measure)} by communication",
         f"sent up and down by all clients together ({unit})",
-        f"{_named(measure).lower()}, test set",
+        _of_test_set(measure),
         [curve._replace(x=curve.x / size) for curve in curves],
         share=share,
     )
@@ -184,7 +186,7 @@ def _spread(measure: str, share: bool, curves: Sequence[Curve]) -> Figure:
 
 def _by_client(measure: str, group: Group) -> Curve:
     """The clients of all runs of a group, from the worst to the best, in the newest evaluation."""
-    name = "loss" if measure == "test_loss" else measure
+    name = "loss" if measure == "test_loss" else records.named(measure)
     y = np.sort([x for run in group.runs for x in run.clients.get(name, []) if x is not None])
     return Curve(group.name, (np.arange(len(y)) + 0.5) / max(1, len(y)), y)
 

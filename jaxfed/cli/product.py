@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, get_args, get_origin
 from jaxfed.cli import calling, launching, options
 from jaxfed.cli.options import Config
 
+FURTHER = ("tune", "successive_halving", "at_once", "measure")  # options of a sweep alone
+
 
 class Trial(NamedTuple):
     """One run of a sweep."""
@@ -22,6 +24,10 @@ def trials(config: Config, given: dict[str, list[str]]) -> tuple[Path, list[Tria
     """(the sweep's folder, a trial for each combination of the values that settings are given)."""
     function = options.function(options.load(config.path, config.text))
     own, changes = launching.settings_of(config, function)
+    if clash := sorted(set(own) & set(FURTHER)):
+        raise ValueError(
+            f"{config.path}: the settings {clash} are options of jaxfed sweep; rename them"
+        )
     fields = {**own, **changes}
     kinds = {n: kind for n, (kind, _) in fields.items()}
     axes = {n: words for n, words in given.items() if n in kinds and _is_axis(kinds[n], words)}

@@ -154,8 +154,12 @@ def _labels(path: Path) -> np.ndarray:
     return labels
 
 
-def series(run: Run, *path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(rounds [n], values [n]) of the records that hold a number at `path`."""
+def series(run: Run, measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """(rounds [n], values [n]) of the records that hold a number there.
+
+    "personal/accuracy/mean" stands at record["personal"]["accuracy"]["mean"].
+    """
+    path = tuple(measure.split("/"))
     found = [
         (record["round"], value)
         for record in run.records
@@ -208,6 +212,16 @@ def measures(run: Run) -> list[str]:
             _check_names(mine, _line(run, record))
             found |= dict.fromkeys(mine)
     return [*found, "test_loss"] if any("test_loss" in r for r in run.records) else [*found]
+
+
+def personal(run: Run) -> list[str]:
+    """The measures of clients' own models on their own tests: "personal/accuracy/mean", ..."""
+    found: dict[str, None] = {}
+    for record in run.records:
+        if isinstance(own := record.get("personal"), dict):
+            paths = [path for path, _ in run_folder.scalars(own)]
+            found |= dict.fromkeys(p for p in paths if all(map(records.is_name, p.split("/"))))
+    return [f"personal/{path}" for path in found]
 
 
 def best(run: Run, measure: str = "accuracy") -> float | None:

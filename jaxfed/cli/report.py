@@ -22,16 +22,16 @@ def command(arguments: list[str], watch: Watch) -> None:
         values.number("accuracy", asked.accuracy)
     runs = recorded.folders(asked.runs)
     groups = studies.grouped([recorded.read(run) for run in runs], asked.group)
-    found = tables.table(groups, asked.accuracy)
+    found = tables.table(groups, asked.accuracy, asked.measure)
     print(tables.text(found))
-    if asked.group and (paired := tables.paired(groups)):
+    if asked.group and (paired := tables.paired(groups, asked.measure)):
         print(f"\n{paired}\n")
     for path, write in ((asked.csv, tables.as_csv), (asked.latex, tables.as_latex)):
         if path is not None:
             print(stored.save(path, write(found)))
     if asked.html is not None:
-        print(stored.save(asked.html, page.page(groups, asked.accuracy)))
-    for picture in plots.draw(groups, asked.to or plots.place(runs[0])):
+        print(stored.save(asked.html, page.page(groups, asked.accuracy, asked.measure)))
+    for picture in plots.draw(groups, asked.to or plots.place(runs[0]), asked.measure):
         print(picture)
 
 

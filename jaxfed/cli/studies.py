@@ -97,17 +97,40 @@ def legend(runs: Sequence[Run], without: Sequence[str] = ()) -> list[str]:
     )
 
 
-def main_measure(runs: Sequence[Run]) -> str:
-    """The measure by which runs are compared: accuracy where there is one, else their first own."""
-    found = [name for run in runs for name in measures(run)]
+def main_measure(runs: Sequence[Run], asked: str | None = None) -> str:
+    """The measure by which runs are compared: the one that is asked for, which some run must have.
+
+    By default it is accuracy where there is one, else their first own.
+    """
+    found = dict.fromkeys(name for run in runs for name in measures(run))
+    if asked is not None:
+        found |= dict.fromkeys(name for run in runs for name in recorded.personal(run))
+        if asked not in found:
+            raise ValueError(
+                f"--measure {asked}: no run has it; they have {', '.join(found) or 'none yet'}"
+            )
+        return asked
     if "accuracy" in found or not found:
         return "accuracy"
-    return found[0]
+    return next(iter(found))
+
+
+def of_own_models(measure: str) -> str:
+    """The mean over clients of what a measure of the common model is of."""
+    return f"personal/{'loss' if measure == 'test_loss' else measure}/mean"
 
 
 def in_words(measure: str) -> str:
-    """A measure as titles name it: "perplexity" for test_perplexity."""
-    return measure.removeprefix("test_").replace("_", " ")
+    """What a measure is of, as titles name it: "perplexity" for test_perplexity."""
+    return records.named(measure).removeprefix("test_").replace("_", " ")
+
+
+def title(measure: str) -> str:
+    """A measure as titles begin: "Test accuracy", "Accuracy of clients' own models (mean)"."""
+    name = in_words(measure)
+    if not measure.startswith("personal/"):
+        return f"Test {name}"
+    return f"{name.capitalize()} of clients' own models ({measure.rpartition('/')[2]})"
 
 
 def is_share(measure: str, runs: Sequence[Run]) -> bool:

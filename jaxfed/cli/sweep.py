@@ -21,6 +21,7 @@ from jaxfed.cli import (
     options,
     product,
     recorded,
+    scoring,
     studies,
     tables,
     trials,
@@ -31,7 +32,8 @@ from jaxfed.cli.trials import How
 from jaxfed.cli.watching import Watch
 from jaxfed.simulation import lock, run_folder, stored
 
-SWEEP: dict[str, tuple] = {"text": (str,), "trials": (dict,)}  # of sweep.json
+OWN = "own_models"  # whether clients of a trial deploy models of their own
+SWEEP: dict[str, tuple] = {"text": (str,), "trials": (dict,), OWN: (bool, type(None))}  # sweep.json
 ENDED = "ended.json"  # {folder: True for a trial that came to its end, False if it diverged}
 
 
@@ -40,8 +42,9 @@ def command(arguments: list[str], watch: Watch) -> None:
 
     With `--tune NAME`, first a trial for each value of that setting is scored on a validation set,
     for each combination of the others but the seed; then trials with the best run for all seeds.
-    With `--successive-halving [ETA]`, trials that fall behind end early; see halving.py. With
-    `--at-once N`, N trials run in lockstep; see trials.py.
+    With `--successive-halving [ETA]`, trials that fall behind end early; see halving.py.
+    `--measure NAME` is what both compare by; see scoring.py. With `--at-once N`, N trials run in
+    lockstep; see trials.py.
     """
     config = calling.config_of(arguments, "sweep", watch)
     if jax.process_count() > 1:
@@ -53,31 +56,33 @@ def command(arguments: list[str], watch: Watch) -> None:
     tuned = given.pop("tune", None)
     eta = product.eta(given.pop("successive_halving", None), tuned)
     at_once = product.at_once(given.pop("at_once", None))
+    measure = scoring.measure(given.pop("measure", None))
     with options.at_home(config), errors.reading():
         grid, tuning = product.for_tuning(given, tuned)
         out, found = product.trials(config, given)
         if tuning:
             folder, rated = product.trials(config, {**grid, "out": ["--out", str(out / "tune")]})
-    how = How(config, arguments[0], watch, at_once, eta)
+    how = How(config, arguments[0], watch, at_once, eta, measure)
     with _held(out):
         _check(out, config, found)
         if tuning:
             with _held(folder):
                 _run(folder, rated, how._replace(eta=None))
-            best = _best(rated, tuning)
+            best = _best(rated, tuning, _scored_by(folder, how))
             found = [t for t in found if t.settings[tuning] == best[_rest(t, tuning)]]
         _run(out, found, how)
     groups = studies.grouped([recorded.read(trial.folder) for trial in found])
-    print(tables.text(tables.table(groups)))
+    print(tables.text(tables.table(groups, measure=measure)))
 
 
 def _run(out: Path, found: list[Trial], how: How) -> None:
     """Runs those of the trials that are not finished, and with `eta` drops some at each rung."""
     here = _check(out, how.config, found)
     left = [trial for trial in found if not _has_ended(trial)]
-    shared, lengths = trials.sharing(how, left if how.eta is None else found)
-    rungs = [] if how.eta is None else _rungs(found, lengths, how.eta)
-    run_folder.write_json(out / "sweep.json", {"text": how.config.text, "trials": here})
+    built = trials.built(how, left if how.eta is None else found)
+    rungs = [] if how.eta is None else _rungs(found, built.lengths, how.eta)
+    content = {"text": how.config.text, "trials": here, OWN: built.own or _deploys_own(out)}
+    run_folder.write_json(out / "sweep.json", content)
     how.watch.clear()
     print(f"folder   {out}")
     print(f"trials   {len(found)}, {len(found) - len(left)} of them finished", flush=True)
@@ -85,12 +90,14 @@ def _run(out: Path, found: list[Trial], how: How) -> None:
     for rung in (*rungs, None):
         due = [t for t in going if not _has_ended(t) and not _has_reached(t, rung)]
         for group in trials.groups(due, how.at_once):
-            for trial, fate in trials.go(group, shared[trials.kind(group[0])], how, rung):
+            for trial, fate in trials.go(group, built.shared[trials.kind(group[0])], how, rung):
                 if fate is not None:
                     content = {**_ended(out), trial.folder.name: fate}
                     run_folder.write_json(out / ENDED, content)
+                    if how.measure:  # one that no run has is an error after the first
+                        scoring.score(recorded.read(trial.folder), (how.measure,))
         if rung is not None and how.eta is not None:
-            going = _kept(going, rung, how.eta)
+            going = _kept(going, rung, how.eta, _scored_by(out, how))
 
 
 def _rungs(trials: Sequence[Trial], lengths: set[tuple[int, int]], eta: int) -> list[int]:
@@ -106,11 +113,11 @@ def _rungs(trials: Sequence[Trial], lengths: set[tuple[int, int]], eta: int) -> 
     return halving.rungs(len({halving.setting(t) for t in trials}), rounds, every, eta)
 
 
-def _kept(trials: Sequence[Trial], rung: int, eta: int) -> list[Trial]:
+def _kept(trials: Sequence[Trial], rung: int, eta: int, by: Sequence[str]) -> list[Trial]:
     """Those of the trials that go on after a rung."""
     ended = _ended(trials[0].folder.parent)
     lost = [t.folder for t in trials if ended.get(t.folder.name) is False]
-    scores = halving.scores(trials, rung, lost)
+    scores = halving.scores(trials, rung, lost, by)
     kept = halving.kept(scores, eta)
     for trial in trials:
         if (name := halving.setting(trial)) not in kept:
@@ -121,12 +128,12 @@ def _kept(trials: Sequence[Trial], rung: int, eta: int) -> list[Trial]:
 # ---------------------------------------------------------------------- what is tuned
 
 
-def _best(trials: Sequence[Trial], name: str) -> dict[str, Any]:
-    """{the other settings: the value of `name` with the best last score}."""
+def _best(trials: Sequence[Trial], name: str, by: Sequence[str]) -> dict[str, Any]:
+    """{the other settings: the value of `name` with the best last score, by these measures}."""
     scores: dict[str, dict[Any, float]] = {}
     for trial in trials:
         scored = scores.setdefault(_rest(trial, name), {})
-        scored[trial.settings[name]] = _score(trial)
+        scored[trial.settings[name]] = _score(trial, by)
     for rest, scored in scores.items():
         if max(scored.values()) == -math.inf:
             raise ValueError(
@@ -152,16 +159,25 @@ def _rest(trial: Trial, name: str) -> str:
     return repr({n: v for n, v in trial.settings.items() if n not in (name, "seed", "on")})
 
 
-def _score(trial: Trial) -> float:
-    """The last accuracy, or else the negative test loss; lowest for a trial that diverged."""
+def _score(trial: Trial, by: Sequence[str]) -> float:
+    """The last score by these measures; lowest for a trial that diverged."""
     run = recorded.read(trial.folder)
-    accuracy, loss = (recorded.series(run, n)[1] for n in ("accuracy", "test_loss"))
     if not _ended(trial.folder.parent)[trial.folder.name]:
         return -math.inf
-    if not loss.size and not accuracy.size:
+    if not recorded.series(run, "test_loss")[0].size:
         raise ValueError("--tune needs an evaluation at least after the last round; none was made")
-    last = accuracy[-1] if accuracy.size else -loss[-1]
-    return float(last) if math.isfinite(last) else -math.inf
+    return scoring.score(run, by)
+
+
+def _scored_by(out: Path, how: How) -> tuple[str, ...]:
+    """The measures by which the trials of this folder are compared."""
+    return scoring.measures(how.measure, _deploys_own(out))
+
+
+def _deploys_own(out: Path) -> bool:
+    """Whether clients of a trial there deploy models of their own; False for a new folder."""
+    path = out / "sweep.json"
+    return path.exists() and bool(stored.object_of(path).get(OWN))
 
 
 # ---------------------------------------------------------------------- the sweep's folder

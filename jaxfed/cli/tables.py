@@ -30,15 +30,15 @@ class Table(NamedTuple):
     runs: list[int]  # how many each row is of
 
 
-def table(groups: Sequence[Group], goal: float | None = None) -> Table:
+def table(groups: Sequence[Group], goal: float | None = None, measure: str | None = None) -> Table:
     """One row a group.
 
-    When runs first reached `goal` (of the accuracy, or of the task's own measure), in rounds and
-    megabytes, is what makes them comparable; by default see studies.goal_of. Seconds a round are
-    the median of a run.
+    When runs first reached `goal` (of the measure, by default accuracy or else the task's first),
+    in rounds and megabytes, is what makes them comparable; by default see studies.goal_of. "own" is
+    the mean over clients of what their own models end with. Seconds a round are a run's median.
     """
     runs = [run for group in groups for run in group.runs]
-    measure = studies.main_measure(runs)
+    measure = studies.main_measure(runs, measure)
     goal = studies.goal_of(runs, measure) if goal is None else goal
     others = [n for n in dict.fromkeys(n for r in runs for n in measures(r)) if n != measure]
     others = [n for n in others if n != "test_loss"]
@@ -48,6 +48,8 @@ def table(groups: Sequence[Group], goal: float | None = None) -> Table:
         Column("best", write, False, _over(lambda run: best(run, measure))),
         Column("last", write, False, _over(lambda run: studies.last(run, measure))),
     ]
+    if not measure.startswith("personal/"):
+        ends.append(Column("own", write, False, _last(studies.of_own_models(measure))))
     costs = [
         Column(f"round of {reached}", "{:.4g}".format, True, _to(goal, measure, 0)),
         Column(f"MB to {reached}", _number, True, _to(goal, measure, 1)),
@@ -59,7 +61,7 @@ def table(groups: Sequence[Group], goal: float | None = None) -> Table:
     own = [Column(n, _kind(m, runs), False, _last(m)) for n, m in _apart(others, taken).items()]
     columns = [*ends, *own, *costs]
     rows = [_names(group) | {c.name: c.of(group) for c in columns} for group in groups]
-    some = ("method", *(c.name for c in own))
+    some = ("method", *(c.name for c in (*ends[2:], *own)))
     empty = {n for n in some if not any(row.get(n) for row in rows)}
     rows = [{n: v for n, v in row.items() if n not in empty} for row in rows]
     return Table(rows, {c.name: c for c in columns}, [len(group.runs) for group in groups])
@@ -160,23 +162,25 @@ def _some(value: Statistic, of: int) -> str:
     return f" ({value.size} of {of})" if value.size < of else ""
 
 
-def pairs(groups: Sequence[Group]) -> tuple[list[str], list[tuple[Statistic, list[str]]]]:
+def pairs(
+    groups: Sequence[Group], measure: str | None = None
+) -> tuple[list[str], list[tuple[Statistic, list[str]]]]:
     """(head, [(difference, its row in words)]): other groups less the best, in the last evaluation.
 
     Paired as studies.differences has it; there is no row without a pair. Differences of shares are
     in percentage points.
     """
     runs = [run for group in groups for run in group.runs]
-    measure = studies.main_measure(runs)
+    measure = studies.main_measure(runs, measure)
     top, found = studies.differences(groups, measure)
     points = studies.is_share(measure, runs)
     head = [f"{measure} less that of {top}", "pairs", "mean", "95 % interval"]
     return head, [(s, [name, f"{s.size}", *_difference(s, points)]) for name, s in found.items()]
 
 
-def paired(groups: Sequence[Group]) -> str:
+def paired(groups: Sequence[Group], measure: str | None = None) -> str:
     """`pairs` in columns of plain text; "" if there is no pair."""
-    head, rows = pairs(groups)
+    head, rows = pairs(groups, measure)
     return aligned([head, *(words for _, words in rows)], left=(head[0],)) if rows else ""
 
 

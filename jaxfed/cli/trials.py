@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxfed.cli import calling, following, halving, recorded
+from jaxfed.cli import calling, following, halving, recorded, scoring
 from jaxfed.cli.launching import Launch
 from jaxfed.cli.options import Config
 from jaxfed.cli.product import Trial
 from jaxfed.cli.watching import Watch
 from jaxfed.data.federated import Size
-from jaxfed.simulation import engine, lockstep, run_folder, signals, together
+from jaxfed.simulation import engine, evaluate, lockstep, run_folder, signals, together
 from jaxfed.simulation.host import Host
 from jaxfed.simulation.prepare import Origin, Prepared, compile_all, prepare
 from jaxfed.simulation.programs import Programs
@@ -38,22 +38,31 @@ class How(NamedTuple):
     watch: Watch
     at_once: int
     eta: int | None  # of successive halving
+    measure: str | None = None  # by which trials are compared; see scoring.py
 
 
-def sharing(how: How, trials: Sequence[Trial]) -> tuple[dict[str, Shared], set[tuple[int, int]]]:
-    """({kind: what trials of that kind share}, their rounds and evaluate_every).
+class Built(NamedTuple):
+    """What is known of trials once each of them was built."""
 
-    Each of them could be built then.
-    """
+    shared: dict[str, Shared]  # {kind: what trials of that kind share}
+    lengths: set[tuple[int, int]]  # their rounds and evaluate_every
+    own: bool  # whether clients of one deploy models of their own
+
+
+def built(how: How, trials: Sequence[Trial]) -> Built:
+    """What the trials share, once each of them could be built."""
     sizes: dict[str, Size] = {}
-    lengths = set()
+    lengths, own = set(), {}
     if trials and how.at_once > 1:
         _check_at_once(calling.parsed(how.config, trials[0].arguments, "sweep")[2].host)
     for trial in trials:  # what is wrong with the last is an error before the first
         experiment, _, _ = calling.call(how.config, trial.arguments, "sweep")
         sizes[kind(trial)] = experiment.data.size.or_more(sizes.get(kind(trial)))
         lengths.add((experiment.rounds, experiment.evaluate_every))
-    return {kind: Shared(Programs(size), []) for kind, size in sizes.items()}, lengths
+        if kind(trial) not in own:
+            own[kind(trial)] = evaluate.deploys_own(experiment.algorithm)
+    shared = {kind: Shared(Programs(size), []) for kind, size in sizes.items()}
+    return Built(shared, lengths, any(own.values()))
 
 
 def kind(trial: Trial) -> str:
@@ -243,6 +252,7 @@ def _fate(trial: Trial, error: FloatingPointError | None, rung: int | None) -> b
 
 
 def _scores(run: recorded.Run) -> list[str]:
-    """The last accuracy and loss of a run: ["accuracy 0.9512", "loss 0.1201"]."""
-    last = {n: recorded.series(run, n)[1][-1:] for n in ("accuracy", "loss")}
+    """A run's last numbers: ["accuracy 0.9512", "own 0.9633", "loss 0.1201"]."""
+    shown = {"accuracy": "accuracy", "own": scoring.OWN[0], "loss": "loss"}
+    last = {n: recorded.series(run, measure)[1][-1:] for n, measure in shown.items()}
     return [f"{n} {v[0]:.4f}" for n, v in last.items() if v.size]

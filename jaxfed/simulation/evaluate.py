@@ -88,6 +88,31 @@ def global_model(
     return run
 
 
+def deploys_own(algorithm: Algorithm) -> bool:
+    """True if the model that a client deploys depends on what it keeps, as in PF2LoRA."""
+    found = False
+
+    @jax.custom_batching.custom_vmap
+    def seen(model: PyTree) -> PyTree:
+        return model
+
+    @seen.def_vmap
+    def _(size: int, batched: list, model: PyTree) -> tuple[PyTree, PyTree]:
+        nonlocal found
+        found = any(jax.tree.leaves(batched))
+        return model, batched[0]
+
+    def deployed(key: jax.Array) -> PyTree:
+        server = algorithm.init(key)
+        states = jax.vmap(algorithm.init_client, (None, 0))(server, jax.random.split(key, 2))
+        if not jax.tree.leaves(states):
+            return ()
+        return jax.vmap(lambda state: seen(algorithm.deploy(server, state)))(states)
+
+    jax.eval_shape(deployed, jax.random.key(0))
+    return found
+
+
 def personal_models(
     algorithm: Algorithm, task: Task, verb: ForEachClient, most: int, batch_size: int
 ) -> Callable:

@@ -1,6 +1,8 @@
 """The record of a round: who took part, means over clients, bytes on the wire."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -45,4 +47,17 @@ def is_name(measure: str) -> bool:
 
 def falls(measure: str) -> bool:
     """True if less of a measure is better, as its name says."""
-    return measure.endswith(("loss", "perplexity", "error", "mse", "mae"))
+    return named(measure).endswith(("loss", "perplexity", "error", "mse", "mae"))
+
+
+def at(record: Mapping, measure: str) -> Any:
+    """What stands at record["personal"]["accuracy"]["mean"], and so on; None where nothing does."""
+    value: Any = record
+    for name in measure.split("/"):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def named(measure: str) -> str:
+    """What a measure is of, wherever it stands: "accuracy" for "personal/accuracy/mean"."""
+    return measure.split("/")[1] if measure.startswith("personal/") else measure

@@ -14,7 +14,8 @@ def patience(
     """A `stop_when`: true once that many evaluations in a row were no better than the best before.
 
     `measure` is a name of the records, such as "test_loss", of which less is better, as of all
-    whose names end in loss, perplexity, error, mse or mae. Better is by more than `least`.
+    whose names end in loss, perplexity, error, mse or mae; "personal/accuracy/mean" is of clients'
+    own models. Better is by more than `least`.
     """
     values.kind("measure", measure, str, 'a name of the records, such as "accuracy"')
     evaluations = values.whole("evaluations", evaluations, 1)
@@ -22,8 +23,8 @@ def patience(
     sign = -1 if recording.falls(measure) else 1
 
     def stop_when(records: Sequence[dict]) -> bool:
-        given = [r[measure] for r in records if r.get(measure) is not None]
-        if records and not any(measure in r for r in records):
+        given = [x for r in records if (x := recording.at(r, measure)) is not None]
+        if not given and records and not any(measure in r for r in records):
             raise ValueError(f"no record has {measure!r}; they have {', '.join(records[-1])}")
         if given and not isinstance(given[-1], int | float):
             raise ValueError(f"{measure!r} is no number in a record; it is {given[-1]!r}")

@@ -14,7 +14,7 @@ from jaxfed import lowrank, trees
 from jaxfed.algorithms import zoo
 from jaxfed.analysis.certify import contract
 from jaxfed.analysis.certify.subject import HEARD, listening
-from jaxfed.simulation import ledger
+from jaxfed.simulation import evaluate, ledger
 from jaxfed.templates import Server
 
 UNEQUAL = "unequal"
@@ -272,6 +272,27 @@ def test_what_is_deployed_is_a_model_that_the_task_can_run(name):
     } | {"mask": jax.ShapeDtypeStruct((4,), jnp.float32)}
     sums = jax.eval_shape(fed.task.evaluate, base, theta, batch)
     assert {n: s.shape for n, s in sums.items()} == {"loss": (), "accuracy": ()}
+
+
+def test_clients_deploy_models_of_their_own_where_what_they_keep_changes_them(name):
+    """The same server's model, deployed with the states that two clients have after two rounds."""
+    fed = ALGORITHMS[name](RATE)
+    server = fed.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 2)
+    states = [fed.init_client(server, key) for key in keys]
+    first, second = (
+        fed.deploy(server, jax.tree.map(lambda x, i=i: _moved(x, i), state))
+        for i, state in enumerate(states)
+    )
+    differ = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), first, second)
+    assert evaluate.deploys_own(fed) is any(jax.tree.leaves(differ))
+
+
+def _moved(x, by):
+    """A leaf of a state as it might be later on."""
+    if x.dtype == bool:
+        return x ^ bool(by)
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x + by
 
 
 def test_a_round_can_be_weighed_without_running_it(name):

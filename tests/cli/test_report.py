@@ -9,7 +9,7 @@ from launched import recorded_folder as folder
 from matplotlib import image
 
 import jaxfed
-from jaxfed.cli import main, plots, recorded, studies, tables
+from jaxfed.cli import main, page, plots, recorded, studies, tables
 from jaxfed.simulation import by_client
 
 
@@ -80,6 +80,7 @@ def test_the_table_holds_what_the_run_holds(tmp_path):
             "rounds": "20/40",
             "best": "87.84%",
             "last": "87.84%",
+            "own": "87.84%",
             "round of 60.00%": "10",
             "MB to 60.00%": "30",
             "MB up": "20",
@@ -95,7 +96,7 @@ def test_other_measures_have_a_column_where_a_run_has_them(tmp_path):
     first, second = table([with_it, without]).split("\n")[1:]
     assert "50.00%" in first
     assert "f1" not in (head := table([with_it, without]).split("\n")[0])
-    assert head.split().index("matthews") == head.split().index("last") + 1
+    assert head.split().index("matthews") == head.split().index("own") + 1
     assert second.split()[head.split().index("matthews")] == "-"
 
 
@@ -474,3 +475,24 @@ def test_a_measure_called_labels_has_a_picture_beside_that_of_labels(tmp_path):
     run.clients["labels"] = [0.5, 1.0]
     names = [p.stem for p in draw([run], tmp_path / "plots")]
     assert names[-2:] == ["labels_by_client", "labels_by_client (2)"]
+
+
+def test_runs_are_compared_by_the_measure_that_is_asked_for(study, tmp_path, capsys):
+    """Of clients' own models, whose 10th percentile is .1 below the accuracy."""
+    own = "personal/accuracy/p10"
+    main.main(["report", *map(str, study), "--group", "seed", "--measure", own,
+               "--csv", str(tmp_path / "t.csv"), "--to", str(tmp_path / "plots")])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert f"{own} less that of method=fedloru" in printed
+    groups = studies.grouped([recorded.read(p) for p in study], ["seed"])
+    rows = tables.table(groups, measure=own).rows
+    for row, rates in zip(rows, ENDS.values(), strict=True):
+        np.testing.assert_allclose(row["last"].mean, np.mean([end(rate) for rate in rates]) - 0.1)
+        assert "own" not in row
+    assert {p.stem for p in (tmp_path / "plots").glob("personal*")} == {
+        f"personal_accuracy_p10_{kind}" for kind in ("by_round", "by_megabytes", "over_clients")
+    }
+    words = page.page(groups, measure=own)
+    assert "Accuracy of clients&#x27; own models (p10)" in words
+    with pytest.raises(ValueError, match=r"--measure f1: no run has it; they have accuracy, "):
+        tables.table(groups, measure="f1")

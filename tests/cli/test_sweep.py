@@ -9,7 +9,7 @@ import launched
 import pytest
 from forked import Forked
 
-from jaxfed.cli import main, options, product, sweep
+from jaxfed.cli import main, options, product, scoring, sweep
 
 SMALL = launched.SMALL
 QUICK = ("--chunk", "5", "--fuse", "2", "--devices", "1")
@@ -75,21 +75,23 @@ def test_the_best_value_is_that_of_trials_that_ended(swept, tmp_path, capsys):
         options.read(SMALL), product.given([str(word) for word in (*ASKED[1:], "--out", folder)])
     )
     trials = [t for t in trials if t.settings["seed"] == 0]
-    scores = {t.settings["learning_rate"]: sweep._score(t) for t in trials}
+    scores = {t.settings["learning_rate"]: sweep._score(t, scoring.COMMON) for t in trials}
     good = max(scores, key=lambda rate: scores[rate])
     for trial in trials:  # as if stop_when had ended them
         path = trial.folder / "settings.json"
         content = json.loads(path.read_text())
         content["experiment"]["rounds"] = 6
         path.write_text(json.dumps(content))
-    assert set(sweep._best(trials, "learning_rate").values()) == {good}
+    assert set(sweep._best(trials, "learning_rate", scoring.COMMON).values()) == {good}
     (folder / "ended.json").write_text(
         json.dumps({t.folder.name: t.settings["learning_rate"] != good for t in trials})
     )
-    assert set(sweep._best(trials, "learning_rate").values()) == set(scores) - {good}
+    assert set(sweep._best(trials, "learning_rate", scoring.COMMON).values()) == set(scores) - {
+        good
+    }
     (folder / "ended.json").write_text(json.dumps({t.folder.name: False for t in trials}))
     with pytest.raises(ValueError, match=r"--tune learning_rate: every trial of 0\.01, 0\.1 div"):
-        sweep._best(trials, "learning_rate")
+        sweep._best(trials, "learning_rate", scoring.COMMON)
     capsys.readouterr()
 
 
@@ -137,6 +139,8 @@ def test_a_folder_that_holds_something_else_is_refused(swept, capsys, tmp_path):
         ((SMALL, 3, "--seed", 0, 1), "cannot read"),
         ((SMALL, "--tune", "rank", "--seed", 0, 1), "name one setting that has several values"),
         ((SMALL, "--tune", "seed", "--on", "test", "--seed", 0, 1), "leave --on out"),
+        ((SMALL, "--measure", "a b/c", "--seed", 0, 1), "--measure a b/c: give one measure"),
+        ((SMALL, "--measure", "--seed", 0, 1), "--measure : give one measure"),
         ((SMALL, "--seed", 0, 1, "--name", "n"), "--out and --name both name"),
         ((SMALL, "--learning-rate", 0.1, "nan"), "learning_rate"),
         ((SMALL, "--rank", 4, 0), "rank"),
@@ -165,6 +169,47 @@ def test_a_rate_is_chosen_on_validation_and_run_for_all_seeds(tmp_path, capsys):
     }
     tuned = json.loads((tmp_path / "s/tune/learning_rate=0.1/settings.json").read_text())
     assert (tuned["settings"]["on"], tuned["settings"]["seed"]) == ("validation", 0)
+
+
+PERSONAL = """
+import dataclasses, runpy
+import optax
+from jaxfed import Experiment, local
+from jaxfed.algorithms import fedper
+
+small = runpy.run_path({small!r})["experiment"]
+
+def experiment(rounds: int = 4, learning_rate: float = 0.1, seed: int = 0) -> Experiment:
+    made = small(rounds=rounds, seed=seed)
+    work, sgd = local.Work(10, epochs=1), optax.sgd(learning_rate)
+    algorithm = fedper(made.task, work, personal="^full/", client_optimizer=sgd)
+    return dataclasses.replace(made, algorithm=algorithm)
+"""
+
+
+@pytest.mark.full
+def test_a_method_with_models_of_clients_own_is_tuned_by_them(tmp_path, capsys):
+    config = tmp_path / "personal.py"
+    config.write_text(PERSONAL.format(small=str(SMALL)))
+    rates = (1e-3, 0.01, 0.1, 1.0)
+    asked = ("sweep", config, *QUICK, "--learning-rate", *rates, "--seed", 0, 1)
+    command(*asked, "--tune", "learning_rate", "--out", tmp_path / "s")
+    folders = [tmp_path / f"s/tune/learning_rate={rate}" for rate in rates]
+    last = [launched.records(folder)[-1] for folder in folders]
+    own = [record["personal"]["accuracy"]["mean"] for record in last]
+    best = rates[max(range(len(rates)), key=lambda i: own[i])]
+    assert f"chosen   learning_rate={best}," in capsys.readouterr().out
+    assert (tmp_path / f"s/learning_rate={best},seed=1").exists()
+    assert json.loads((tmp_path / "s/tune/sweep.json").read_text())["own_models"] is True
+
+    common = [record["accuracy"] for record in last]  # asked for, the common model's counts
+    other = rates[max(range(len(rates)), key=lambda i: common[i])]
+    shutil.copytree(tmp_path / "s/tune", tmp_path / "t/tune")
+    asked = (*asked, "--tune", "learning_rate", "--out", tmp_path / "t")
+    command(*asked, "--measure", "accuracy")
+    assert f"chosen   learning_rate={other}," in capsys.readouterr().out
+    printed = sentence(capsys, *asked, "--measure", "f1")
+    assert "has no such measure; it has accuracy, test_loss, personal/loss/mean" in printed
 
 
 @pytest.mark.full

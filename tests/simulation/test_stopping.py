@@ -72,6 +72,8 @@ def test_patience_ends_after_evaluations_without_a_new_best(values, ends):
     losses = [{n: 1 - v if n == "f1" else v for n, v in r.items()} for r in records]
     losses = [{"test_loss" if n == "f1" else n: v for n, v in r.items()} for r in losses]
     assert jaxfed.patience("test_loss", 2)(losses) is ends
+    own = [{"personal": {"f1": {"mean": r.get("f1")}}} for r in records]
+    assert jaxfed.patience("personal/f1/mean", 2)(own) is ends
 
 
 @pytest.mark.quick
