@@ -55,7 +55,7 @@ ADAMW = (3e-4, 1e-3, 3e-3, 1e-2)
 SGD = (0.01, 0.1, 1.0)
 COMMON = {"learning_rate": ADAMW}
 BELOW = {"method": "pf2lora", "personal_optimizer": "adamw"}
-BOTH = {**COMMON, "personal_learning_rate": ADAMW}
+BOTH = {**COMMON, "personal_learning_rate": (1e-4, *ADAMW)}
 ARMS = {
     "homlora": Arm("HOMLoRA", {"method": "homlora"}, COMMON),
     "heads": Arm("HOMLoRA, personal heads that start alike", {"method": "fedper"}, COMMON),

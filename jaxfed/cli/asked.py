@@ -29,7 +29,7 @@ class Report:
         csv: a .csv file for the table's numbers.
         latex: a .tex file for the table as a tabular.
         html: an .html file for one page with curves, tables and settings, which needs nothing else.
-        to: where the plots go; by default the plots folder of the (first) run.
+        to: where the plots go; by default the plots folder of the (first) run or sweep.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

@@ -16,15 +16,10 @@ LEAST = 0.005  # share of a client's examples that is drawn
 
 def cards(groups: Sequence[Group]) -> str:
     """A figure for each table of labels among the runs, under a heading; "" without any."""
-    found: dict[tuple, tuple[str, np.ndarray]] = {}
-    for group in groups:
-        for run in group.runs:
-            if run.labels is not None and run.labels.sum():
-                key = (run.labels.shape, run.labels.tobytes())
-                found.setdefault(key, (run.name, run.labels))
+    found = plots.tables_of_labels(groups)
     if not found:
         return ""
-    figures = (_figure(name if len(found) > 1 else "", table) for name, table in found.values())
+    figures = (_figure(run.name if len(found) > 1 else "", run.labels) for run, _ in found)
     return f'<h2>Labels by client</h2><div class="charts">{"".join(figures)}</div>'
 
 

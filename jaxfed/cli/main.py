@@ -60,9 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxfed", "jax"))
         print(f"{packages}, Python {platform.python_version()}")
         return
-    warnings.showwarning = lambda message, *_, **__: print(
-        f"warning: {_plain(str(message))}", file=sys.stderr
-    )
+    warned: set[str] = set()  # what a sweep's trials all warn of is printed once
+
+    def warn(message: Warning | str, *_: object, **__: object) -> None:
+        words = _plain(str(message))
+        if words not in warned:
+            warned.add(words)
+            print(f"warning: {words}", file=sys.stderr)
+
+    warnings.showwarning = warn
     try:
         if arguments[1:] in (["-h"], ["--help"]):
             _help(arguments[0])

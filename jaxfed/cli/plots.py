@@ -44,13 +44,11 @@ def draw(groups: Sequence[Group], directory: str | Path, measure: str | None = N
         name = "loss_by_round" if kind == "loss" else f"{measure.replace('/', '_')}_{kind}"
         over = many and kind in ("by_round", "by_megabytes", "loss")
         plots.append((name, partial(_titled, partial(PLOTS[kind], measure, share, shown), over)))
-    several = len(runs) > 1
-    for group in groups:
-        for run in group.runs:
-            if run.labels is not None and run.labels.sum():
-                name = f"labels_by_client_{run.name}" if several else "labels_by_client"
-                title = group.name if several else ""
-                plots.append((name, partial(_labels_plot, run.labels, title)))
+    tables = tables_of_labels(groups)
+    for run, group in tables:
+        name = f"labels_by_client_{run.name}" if len(tables) > 1 else "labels_by_client"
+        title = group.name if len(tables) > 1 else ""
+        plots.append((name, partial(_labels_plot, run.labels, title)))
     directory = look.place(directory)
     names = recorded.numbered([name for name, _ in plots])  # a measure may be called "labels"
     return [
@@ -246,6 +244,16 @@ PLOTS: dict[str, Callable[[str, bool, Sequence[Curve]], Figure]] = {
     "over_clients": _spread,
     "by_client": _sorted,
 }
+
+
+def tables_of_labels(groups: Sequence[Group]) -> list[tuple[Run, Group]]:
+    """The first run, and its group, with each table of who has which labels."""
+    found: dict[tuple, tuple[Run, Group]] = {}
+    for group in groups:
+        for run in group.runs:
+            if run.labels is not None and run.labels.sum():
+                found.setdefault((run.labels.shape, run.labels.tobytes()), (run, group))
+    return list(found.values())
 
 
 def by_label(labels: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -69,6 +69,11 @@ def folders(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def is_sweep(place: Path) -> bool:
+    """True if this is the folder of a sweep that has begun."""
+    return bool(_trials(place))
+
+
 def _trials(place: Path) -> list[Path]:
     """The folders of a sweep's trials that have begun, if this is a sweep's folder."""
     if not (place / "sweep.json").is_file():

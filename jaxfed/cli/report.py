@@ -21,6 +21,7 @@ def command(arguments: list[str], watch: Watch) -> None:
     if asked.accuracy is not None:
         values.number("accuracy", asked.accuracy)
     runs = recorded.folders(asked.runs)
+    first = asked.runs[0] if recorded.is_sweep(asked.runs[0]) else runs[0]
     groups = studies.grouped([recorded.read(run) for run in runs], asked.group)
     found = tables.table(groups, asked.accuracy, asked.measure)
     print(tables.text(found))
@@ -31,7 +32,7 @@ def command(arguments: list[str], watch: Watch) -> None:
             print(stored.save(path, write(found)))
     if asked.html is not None:
         print(stored.save(asked.html, page.page(groups, asked.accuracy, asked.measure)))
-    for picture in plots.draw(groups, asked.to or plots.place(runs[0]), asked.measure):
+    for picture in plots.draw(groups, asked.to or plots.place(first), asked.measure):
         print(picture)
 
 

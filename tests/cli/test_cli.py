@@ -242,6 +242,19 @@ def test_run_then_resume_further_then_report(tmp_path, capsys, monkeypatch):
     assert "go on with `jaxfed resume r`" in capsys.readouterr().err
 
 
+def test_a_warning_that_recurs_is_printed_once(tmp_path, capsys, monkeypatch):
+    """As a sweep's trials repeat it, each of which executes the config's text anew."""
+
+    def repeated(arguments, watch):
+        for i in (1, 1, 2, 1):
+            exec(f"import warnings; warnings.warn('rows left out: {i}')", {})
+
+    monkeypatch.setattr(main, "_command", lambda name: repeated)
+    main.main(["run", "config.py"])
+    printed = launched.without_progress(capsys.readouterr().err)
+    assert printed == "warning: rows left out: 1\nwarning: rows left out: 2\n"
+
+
 def test_nan_ends_in_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command("run", SMALL, "--learning-rate", "1e30", "--out", tmp_path / "r", *QUICK)

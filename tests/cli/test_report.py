@@ -152,12 +152,18 @@ def test_many_runs_share_a_plot_and_keep_their_own_labels(tmp_path):
     labels = np.eye(5, dtype=int)
     runs = [
         recorded.read(
-            folder(tmp_path / f"r{s}", rounds=150, seed=s, megabyte=10.0**s, labels=labels)
+            folder(tmp_path / f"r{s}", rounds=150, seed=s, megabyte=10.0**s, labels=s * labels)
         )
-        for s in range(3)
+        for s in (1, 2, 3)
     ]
     plots = draw(runs, tmp_path / "plots")
-    assert [p.stem for p in plots] == [*LINES, *(f"labels_by_client_r{s}" for s in range(3))]
+    assert [p.stem for p in plots] == [*LINES, *(f"labels_by_client_r{s}" for s in (1, 2, 3))]
+
+
+def test_labels_that_runs_have_alike_are_drawn_once(tmp_path):
+    labels = np.eye(5, dtype=int)
+    runs = [recorded.read(folder(tmp_path / f"r{s}", seed=s, labels=labels)) for s in range(3)]
+    assert [p.stem for p in draw(runs, tmp_path / "plots")] == [*LINES, "labels_by_client"]
 
 
 @pytest.mark.parametrize("plot", ["accuracy_by_round", "accuracy_over_clients"])
@@ -431,7 +437,7 @@ def test_a_number_that_a_group_lacks_is_empty_in_its_own_column(study):
 def test_runs_of_one_name_are_numbered_and_none_is_lost(tmp_path):
     labels = np.eye(3, dtype=int)
     places = [
-        folder(tmp_path / p / "run", rate=0.1 + i / 10, labels=labels, seed=0)
+        folder(tmp_path / p / "run", rate=0.1 + i / 10, labels=(i + 1) * labels, seed=0)
         for i, p in enumerate("pqr")
     ]
     groups = studies.grouped([recorded.read(place) for place in places])

@@ -99,6 +99,12 @@ def test_report_and_resume_read_a_trial(swept, capsys):
     command("report", *(swept / name for name in NAMES))
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES)
+    command("report", swept, "--group", "seed")
+    printed = capsys.readouterr().out
+    assert f"{swept / 'plots' / 'accuracy_by_round.png'}" in printed
+    command("report", *swept.iterdir())
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
     command("resume", swept / NAMES[0])
     assert [r["round"] for r in launched.records(swept / NAMES[0])] == [1, 2]
 
