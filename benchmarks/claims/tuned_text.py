@@ -4,18 +4,17 @@
     python benchmarks/claims/tuned_text.py --data-dir DIR --out runs/tuned_text
 
 pf2lora_text.py has the paper's rates; here each arm has its own best ones, chosen on held-out
-examples with a seed that is not reported. Every step is one `jaxfed sweep` of
-configs/pf2lora/glue.py: for each rate of an arm in turn a sweep over its grid, on validation, then
-one over the seeds. Trials are scored by the mean accuracy of clients' own models. A sweep goes on
-where it was killed, and so does this script.
+examples with a seed that is not reported. An arm is one command, `jaxfed sweep
+configs/pf2lora/glue.py --tune learning_rate --tune-seed 9 --seed 0 1 2 ...`, whose trials are
+compared by the mean accuracy of clients' own models. A sweep goes on where it was killed, and so
+does this script.
 """
 
 import argparse
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import glue_table
@@ -38,6 +37,7 @@ SETTINGS = {
     "evaluate_every": 32,
 }
 TINY = {"rounds": 1, "clients": 2, "local_steps": 2, "batch_size": 2, "max_length": 8}
+TINY |= {"evaluate_every": 1}
 TUNED_BY, SEEDS = 9, (0, 1, 2)
 SCORE = "personal/accuracy/mean"
 
@@ -47,8 +47,7 @@ class Arm(NamedTuple):
 
     words: str
     settings: dict[str, Any]
-    rates: dict[str, Sequence[float]]  # {name: its grid}, tuned in this order
-    first: Mapping[str, float] = MappingProxyType({})  # a rate until its turn comes
+    rates: dict[str, tuple[float, ...]]  # {name: its grid}, tuned in this order
 
 
 ADAMW = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -62,60 +61,42 @@ ARMS = {
     "deployed": Arm(
         "HOMLoRA, scored after 10 local steps", {"method": "homlora", "deploy_steps": 10}, COMMON
     ),
-    "adamw": Arm(
-        "PF2LoRA, common head, AdamW below", BELOW, BOTH, {"personal_learning_rate": 1e-3}
-    ),
+    "adamw": Arm("PF2LoRA, common head, AdamW below", BELOW, BOTH),
     "alone": Arm("local training alone", {"method": "alone"}, {"personal_learning_rate": ADAMW}),
     "sgd": Arm(
         "PF2LoRA, common head, SGD below",
         {"method": "pf2lora"},
         {**COMMON, "personal_learning_rate": SGD},
-        {"personal_learning_rate": 0.1},
     ),
     "centralised": Arm("all data in one place", {"method": "centralised"}, COMMON),
-    "head adamw": Arm(
-        "PF2LoRA, personal head, AdamW below",
-        BELOW | {"personal_head": True},
-        BOTH,
-        {"personal_learning_rate": 1e-3},
-    ),
+    "head adamw": Arm("PF2LoRA, personal head, AdamW below", BELOW | {"personal_head": True}, BOTH),
 }
 
 
-def sweep(asked: argparse.Namespace, out: pathlib.Path, settings: Mapping[str, Any]) -> Any:
-    """The last records of a sweep's trials, as a frame; settings that are lists are its axes."""
-    command = [sys.executable, "-m", "jaxfed.cli", "sweep", "configs/pf2lora/glue.py"]
-    given = {"model": asked.model, "data_dir": asked.data_dir, "out": out.resolve(), **settings}
-    for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
-        values = value if isinstance(value, list | tuple) else [value]
-        command += [option] if value is True else [option, *map(str, values)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    records = jaxfed.results(out)
+def last(folder: pathlib.Path) -> Any:
+    """The last records of a sweep's trials, as a frame."""
+    records = jaxfed.results(folder)
     return records[records["round"] == records.groupby("run")["round"].transform("max")]
 
 
-def tuned(asked: argparse.Namespace, name: str, arm: Arm, settings: Mapping[str, Any]) -> dict:
-    """The arm's rates: each the best of its grid, beside those that were chosen before it."""
-    chosen = dict(arm.first)
-    for rate, grid in arm.rates.items():
-        others = {n: v for n, v in chosen.items() if n != rate}
-        asks = {**settings, **arm.settings, **others, rate: list(grid), "on": "validation"}
-        found = sweep(asked, asked.out / f"{name}, {rate}", {**asks, "seed": TUNED_BY})
-        scores = dict(zip(found[rate], found[SCORE], strict=True))
-        chosen[rate] = max(scores, key=lambda value: scores[value])
-        asked.scores.setdefault(name, {})[rate] = {f"{r:g}": s for r, s in scores.items()}
-    return chosen
-
-
 def one(asked: argparse.Namespace, name: str, arm: Arm, settings: Mapping[str, Any]) -> dict:
-    """An arm's rates and what its seeds end with."""
-    rates = tuned(asked, name, arm, settings)
-    asks = {**settings, **arm.settings, **rates, "seed": list(SEEDS)}
-    found = sweep(asked, asked.out / f"{name}, seeds", asks).sort_values("seed")
+    """An arm's rates, the scores that chose them, and what its seeds end with."""
+    out = (asked.out / name).resolve()
+    given = {"model": asked.model, "data_dir": asked.data_dir, "out": out, "seed": SEEDS}
+    given |= {"measure": SCORE, "tune": tuple(arm.rates), "tune_seed": TUNED_BY}
+    command = [sys.executable, "-m", "jaxfed.cli", "sweep", "configs/pf2lora/glue.py"]
+    for option, value in {**given, **settings, **arm.settings, **arm.rates}.items():
+        values = value if isinstance(value, tuple) else (value,)
+        command.append(f"--{option.replace('_', '-')}")
+        command += [] if value is True else map(str, values)
+    subprocess.run(command, cwd=ROOT, check=True)
+    tried, found = last(out / "tune"), last(out).sort_values("seed")
     return {
-        "rates": rates,
-        "scores": asked.scores[name],
+        "rates": {rate: float(found[rate].iloc[0]) for rate in arm.rates},
+        "scores": {  # of each value the best, beside the values that the other rates had
+            rate: {f"{v:g}": float(s) for v, s in tried.groupby(rate)[SCORE].max().items()}
+            for rate in arm.rates
+        },
         "personal": found[SCORE].tolist(),
         "accuracy": found["accuracy"].tolist(),
         "loss": found["loss"].tolist(),
@@ -183,14 +164,15 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="where runs are kept")
     parser.add_argument("--model", type=pathlib.Path, help="a folder; by default MiniLM's package")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--task", default=SETTINGS["task"])
     parser.add_argument("--tiny", action="store_true", help="a round of two steps, as a test")
     parser.add_argument(
         "--results", default="tuned_text", help="name in benchmarks/claims/results/"
     )
     asked = parser.parse_args()
     asked.model = glue_table.minilm() if asked.model is None else asked.model
-    settings = {**SETTINGS, **(TINY | {"evaluate_every": 1} if asked.tiny else {})}
-    found, asked.scores = kept.Kept(kept.path(asked.results), settings, data={}), {}
+    settings = {**SETTINGS, "task": asked.task, **(TINY if asked.tiny else {})}
+    found = kept.Kept(kept.path(asked.results), settings, data={})
     if not found.content["data"]:
         config = glue_table.runpy.run_path(str(glue_table.CONFIG))
         of = {n: v for n, v in settings.items() if n != "evaluate_every"}

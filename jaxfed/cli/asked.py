@@ -105,9 +105,10 @@ Args:
 """
 SWEEP = """A setting that is given several values, as in --seed 0 1 2, has a trial for each.
 
-Beside the options below, --tune NAME chooses that setting on a validation set first, and
---successive-halving [ETA] ends trials early: of every ETA (2), the best goes on at each rung. Both
-compare accuracy, of clients' own models if they deploy such, or --measure NAME.
+Beside the options below, --tune NAME ... chooses these settings on a validation set first, one
+after another, with the first seed or --tune-seed N. --successive-halving [ETA] ends trials early:
+of every ETA (2), the best goes on at each rung. Both compare accuracy, of clients' own models if
+they deploy such, or --measure NAME.
 --at-once N runs N (1) trials that differ in numbers only as one array, for a GPU of small models.
 """
 DESCRIBE = """With --for h100:1, h100:8, a100:1 or tpu:v5e:2x2, a round is compiled for devices that

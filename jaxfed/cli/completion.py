@@ -12,7 +12,7 @@ from jaxfed.cli import asked
 Words = tuple[str, ...] | None  # that an option takes, () if they are not listed; None is a path
 
 FURTHER = {
-    "sweep": ("--tune", "--successive-halving", "--at-once", "--measure"),
+    "sweep": ("--tune", "--tune-seed", "--successive-halving", "--at-once", "--measure"),
     "describe": ("--for",),
 }
 BARE = ("--successive-halving",)  # may stand without its value

@@ -19,7 +19,7 @@ def cards(groups: Sequence[Group]) -> str:
     found = plots.tables_of_labels(groups)
     if not found:
         return ""
-    figures = (_figure(run.name if len(found) > 1 else "", run.labels) for run, _ in found)
+    figures = (_figure(run if len(found) > 1 else "", table) for run, _, table in found)
     return f'<h2>Labels by client</h2><div class="charts">{"".join(figures)}</div>'
 
 

@@ -45,10 +45,10 @@ def draw(groups: Sequence[Group], directory: str | Path, measure: str | None = N
         over = many and kind in ("by_round", "by_megabytes", "loss")
         plots.append((name, partial(_titled, partial(PLOTS[kind], measure, share, shown), over)))
     tables = tables_of_labels(groups)
-    for run, group in tables:
-        name = f"labels_by_client_{run.name}" if len(tables) > 1 else "labels_by_client"
-        title = group.name if len(tables) > 1 else ""
-        plots.append((name, partial(_labels_plot, run.labels, title)))
+    for run, group, labels in tables:
+        name = f"labels_by_client_{run}" if len(tables) > 1 else "labels_by_client"
+        title = group if len(tables) > 1 else ""
+        plots.append((name, partial(_labels_plot, labels, title)))
     directory = look.place(directory)
     names = recorded.numbered([name for name, _ in plots])  # a measure may be called "labels"
     return [
@@ -246,13 +246,14 @@ PLOTS: dict[str, Callable[[str, bool, Sequence[Curve]], Figure]] = {
 }
 
 
-def tables_of_labels(groups: Sequence[Group]) -> list[tuple[Run, Group]]:
-    """The first run, and its group, with each table of who has which labels."""
-    found: dict[tuple, tuple[Run, Group]] = {}
+def tables_of_labels(groups: Sequence[Group]) -> list[tuple[str, str, np.ndarray]]:
+    """(the first run that has it, its group, who has which labels [N, classes]) of each table."""
+    found: dict[tuple, tuple[str, str, np.ndarray]] = {}
     for group in groups:
         for run in group.runs:
             if run.labels is not None and run.labels.sum():
-                found.setdefault((run.labels.shape, run.labels.tobytes()), (run, group))
+                key = run.labels.shape, run.labels.tobytes()
+                found.setdefault(key, (run.name, group.name, run.labels))
     return list(found.values())
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, get_args, get_origin
 from jaxfed.cli import calling, launching, options
 from jaxfed.cli.options import Config
 
-FURTHER = ("tune", "successive_halving", "at_once", "measure")  # options of a sweep alone
+# The options of a sweep alone.
+FURTHER = ("tune", "tune_seed", "successive_halving", "at_once", "measure")
 
 
 class Trial(NamedTuple):
@@ -60,21 +61,37 @@ def trials(config: Config, given: dict[str, list[str]]) -> tuple[Path, list[Tria
     ]
 
 
-def for_tuning(given: dict[str, list[str]], tuned: list[str] | None) -> tuple[dict, str]:
-    """(the options of the trials that choose a setting's value, its name); "" if none is tuned."""
+class Tuning(NamedTuple):
+    """How a sweep chooses the values of settings."""
+
+    names: tuple[str, ...]  # of the settings, which are tuned in this order
+    given: dict[str, list[str]]  # the options of the trials that choose, but for their folder
+
+
+def for_tuning(
+    given: dict[str, list[str]], tuned: list[str] | None, seed: list[str] | None
+) -> Tuning | None:
+    """What --tune and --tune-seed ask for; None without --tune."""
     if tuned is None:
-        return given, ""
-    name = tuned[1].replace("-", "_") if len(tuned) == 2 else ""
-    if not name or len(given.get(name, ())) < 3:
+        if seed is not None:
+            raise ValueError("--tune-seed is the seed of the trials of --tune; give both")
+        return None
+    names = tuple(word.replace("-", "_") for word in tuned[1:])
+    if not names or any(len(given.get(n, ())) < 3 for n in names) or len({*names}) < len(names):
         raise ValueError(
-            f"--tune {' '.join(tuned[1:])}: name one setting that has several values, as in "
+            f"--tune {' '.join(tuned[1:])}: name settings that have several values, as in "
             "--tune learning_rate --learning-rate .01 .03 .1"
         )
+    if "seed" in names:
+        raise ValueError("--tune seed: a seed is nothing to tune; give --seed several values alone")
     if given.pop("on", ["--on", "validation"])[1:] != ["validation"]:
         raise ValueError("--tune chooses on a validation set: leave --on out, or give validation")
-    once = {"seed": given["seed"][:2]} if "seed" in given else {}
+    if seed is not None and len(seed) != 2:
+        raise ValueError(f"--tune-seed {' '.join(seed[1:])}: give one seed, as in --tune-seed 9")
+    once = {"seed": ["--seed", *seed[1:]]} if seed else {}
+    once = once or ({"seed": given["seed"][:2]} if "seed" in given else {})
     rest = {n: words for n, words in given.items() if n not in ("out", "name")}
-    return {**rest, **once, "on": ["--on", "validation"]}, name
+    return Tuning(names, {**rest, **once, "on": ["--on", "validation"]})
 
 
 def eta(words: list[str] | None, tuned: list[str] | None) -> int | None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,9 @@ ENDED = "ended.json"  # {folder: True for a trial that came to its end, False if
 def command(arguments: list[str], watch: Watch) -> None:
     """Runs the trials that are not finished; prints a line for each, and a table of them all.
 
-    With `--tune NAME`, first a trial for each value of that setting is scored on a validation set,
-    for each combination of the others but the seed; then trials with the best run for all seeds.
+    With `--tune NAME ...`, first a trial for each value of that setting is scored on a validation
+    set, for each combination of the others but the seed; then trials with the best run for all
+    seeds.
     With `--successive-halving [ETA]`, trials that fall behind end early; see halving.py.
     `--measure NAME` is what both compare by; see scoring.py. With `--at-once N`, N trials run in
     lockstep; see trials.py.
@@ -53,31 +54,34 @@ def command(arguments: list[str], watch: Watch) -> None:
             "in each of them alone, in folders of their own"
         )
     given = product.given(arguments[1:])
-    tuned = given.pop("tune", None)
+    tuned, tune_seed = given.pop("tune", None), given.pop("tune_seed", None)
     eta = product.eta(given.pop("successive_halving", None), tuned)
     at_once = product.at_once(given.pop("at_once", None))
     measure = scoring.measure(given.pop("measure", None))
     with options.at_home(config), errors.reading():
-        grid, tuning = product.for_tuning(given, tuned)
+        tuning = product.for_tuning(given, tuned, tune_seed)
         out, found = product.trials(config, given)
         if tuning:
-            folder, rated = product.trials(config, {**grid, "out": ["--out", str(out / "tune")]})
+            place = {"out": ["--out", str(out / "tune")]}
+            folder, rated = product.trials(config, {**tuning.given, **place})
     how = How(config, arguments[0], watch, at_once, eta, measure)
     with _held(out):
         _check(out, config, found)
         if tuning:
             with _held(folder):
-                _run(folder, rated, how._replace(eta=None))
-            best = _best(rated, tuning, _scored_by(folder, how))
-            found = [t for t in found if t.settings[tuning] == best[_rest(t, tuning)]]
+                best = _tuned(folder, rated, tuning.names, how._replace(eta=None))
+            found = [t for t in found if _has(t, best[_rest(t, tuning.names)])]
         _run(out, found, how)
     groups = studies.grouped([recorded.read(trial.folder) for trial in found])
     print(tables.text(tables.table(groups, measure=measure)))
 
 
-def _run(out: Path, found: list[Trial], how: How) -> None:
-    """Runs those of the trials that are not finished, and with `eta` drops some at each rung."""
-    here = _check(out, how.config, found)
+def _run(out: Path, found: list[Trial], how: How, listed: Sequence[Trial] = ()) -> None:
+    """Runs those of the trials that are not finished, and with `eta` drops some at each rung.
+
+    The folder's list of trials has those that are `listed`; by default these.
+    """
+    here = _check(out, how.config, listed or found)
     left = [trial for trial in found if not _has_ended(trial)]
     built = trials.built(how, left if how.eta is None else found)
     rungs = [] if how.eta is None else _rungs(found, built.lengths, how.eta)
@@ -128,11 +132,38 @@ def _kept(trials: Sequence[Trial], rung: int, eta: int, by: Sequence[str]) -> li
 # ---------------------------------------------------------------------- what is tuned
 
 
-def _best(trials: Sequence[Trial], name: str, by: Sequence[str]) -> dict[str, Any]:
-    """{the other settings: the value of `name` with the best last score, by these measures}."""
+def _tuned(
+    out: Path, grid: Sequence[Trial], names: Sequence[str], how: How
+) -> dict[str, dict[str, Any]]:
+    """{the other settings: {name: its best value}}, after the trials of the grid that tell.
+
+    One name is tuned after another, beside the best values of those before it; those after it are
+    at the middle of their values.
+    """
+    each: dict[str, dict[str, Any]] = {}
+    for trial in grid:
+        each.setdefault(_rest(trial, names), {n: _middle(grid, n) for n in names})
+    for name in names:
+        fixed = {rest: {n: v for n, v in at.items() if n != name} for rest, at in each.items()}
+        tried = [trial for trial in grid if _has(trial, fixed[_rest(trial, names)])]
+        _run(out, tried, how, grid)
+        for rest, value in _best(tried, name, names, _scored_by(out, how)).items():
+            each[rest] = {**each[rest], name: value}
+    return each
+
+
+def _middle(grid: Sequence[Trial], name: str) -> Any:
+    values = list(dict.fromkeys(trial.settings[name] for trial in grid))
+    return values[(len(values) - 1) // 2]
+
+
+def _best(
+    trials: Sequence[Trial], name: str, names: Sequence[str], by: Sequence[str]
+) -> dict[str, Any]:
+    """{the settings but those tuned: the value of `name` with the best last score by measures}."""
     scores: dict[str, dict[Any, float]] = {}
     for trial in trials:
-        scored = scores.setdefault(_rest(trial, name), {})
+        scored = scores.setdefault(_rest(trial, names), {})
         scored[trial.settings[name]] = _score(trial, by)
     for rest, scored in scores.items():
         if max(scored.values()) == -math.inf:
@@ -142,21 +173,26 @@ def _best(trials: Sequence[Trial], name: str, by: Sequence[str]) -> dict[str, An
             )
     best = {rest: max(scored, key=lambda v: scored[v]) for rest, scored in scores.items()}
     for trial in trials:
-        value, tried = trial.settings[name], scores[_rest(trial, name)]
-        if value == best[_rest(trial, name)]:
+        value, tried = trial.settings[name], scores[_rest(trial, names)]
+        if value == best[_rest(trial, names)]:
             print(f"chosen   {trial.folder.name}, of {', '.join(map(str, tried))}", flush=True)
             if isinstance(value, int | float) and value in (min(tried), max(tried)):
                 warnings.warn(
-                    f"{name}={value} is the best at an end of what was tried; a value beyond it "
-                    "may be better",
+                    f"{trial.folder.name}: {name} is the best at an end of what was tried; a value "
+                    "beyond it may be better",
                     stacklevel=1,
                 )
     return best
 
 
-def _rest(trial: Trial, name: str) -> str:
-    """Equal for trials that differ in this setting and in the seed alone."""
-    return repr({n: v for n, v in trial.settings.items() if n not in (name, "seed", "on")})
+def _has(trial: Trial, values: Mapping[str, Any]) -> bool:
+    return all(trial.settings[n] == value for n, value in values.items())
+
+
+def _rest(trial: Trial, names: Sequence[str]) -> str:
+    """Equal for trials that differ in these settings and in the seed alone."""
+    rest = {n: v for n, v in trial.settings.items() if n not in (*names, "seed", "on")}
+    return repr(rest)
 
 
 def _score(trial: Trial, by: Sequence[str]) -> float:

@@ -82,16 +82,15 @@ def test_the_best_value_is_that_of_trials_that_ended(swept, tmp_path, capsys):
         content = json.loads(path.read_text())
         content["experiment"]["rounds"] = 6
         path.write_text(json.dumps(content))
-    assert set(sweep._best(trials, "learning_rate", scoring.COMMON).values()) == {good}
+    asked = trials, "learning_rate", ["learning_rate"], scoring.COMMON
+    assert set(sweep._best(*asked).values()) == {good}
     (folder / "ended.json").write_text(
         json.dumps({t.folder.name: t.settings["learning_rate"] != good for t in trials})
     )
-    assert set(sweep._best(trials, "learning_rate", scoring.COMMON).values()) == set(scores) - {
-        good
-    }
+    assert set(sweep._best(*asked).values()) == set(scores) - {good}
     (folder / "ended.json").write_text(json.dumps({t.folder.name: False for t in trials}))
     with pytest.raises(ValueError, match=r"--tune learning_rate: every trial of 0\.01, 0\.1 div"):
-        sweep._best(trials, "learning_rate", scoring.COMMON)
+        sweep._best(*asked)
     capsys.readouterr()
 
 
@@ -143,8 +142,13 @@ def test_a_folder_that_holds_something_else_is_refused(swept, capsys, tmp_path):
         ((SMALL, "--sed", 0, 1), "no option --sed; did you mean --seed?"),
         ((SMALL, "--chunk", 1, 2), "--chunk wants int or auto, not '1 2'"),
         ((SMALL, 3, "--seed", 0, 1), "cannot read"),
-        ((SMALL, "--tune", "rank", "--seed", 0, 1), "name one setting that has several values"),
-        ((SMALL, "--tune", "seed", "--on", "test", "--seed", 0, 1), "leave --on out"),
+        ((SMALL, "--tune", "rank", "--seed", 0, 1), "name settings that have several values"),
+        ((SMALL, "--tune", "--seed", 0, 1), "name settings that have several values"),
+        ((*ASKED, "--tune", "learning_rate", "learning-rate"), "name settings that have several"),
+        ((*ASKED, "--tune", "seed"), "a seed is nothing to tune"),
+        ((*ASKED, "--tune", "learning_rate", "--tune-seed", 7, 8), "give one seed"),
+        ((*ASKED, "--tune-seed", 7), "give both"),
+        ((*ASKED, "--tune", "learning_rate", "--on", "test"), "leave --on out"),
         ((SMALL, "--measure", "a b/c", "--seed", 0, 1), "--measure a b/c: give one measure"),
         ((SMALL, "--measure", "--seed", 0, 1), "--measure : give one measure"),
         ((SMALL, "--seed", 0, 1, "--name", "n"), "--out and --name both name"),
@@ -175,6 +179,29 @@ def test_a_rate_is_chosen_on_validation_and_run_for_all_seeds(tmp_path, capsys):
     }
     tuned = json.loads((tmp_path / "s/tune/learning_rate=0.1/settings.json").read_text())
     assert (tuned["settings"]["on"], tuned["settings"]["seed"]) == ("validation", 0)
+
+
+@pytest.mark.full
+def test_several_settings_are_tuned_in_turn_with_a_seed_of_their_own(tmp_path, capsys):
+    """The rate beside the rank in the middle, then the rank beside the best rate."""
+    asked = (SMALL, "--rounds", 3, *QUICK, "--seed", 0, 1, "--learning-rate", 1e-4, 0.1, 0.03)
+    asked = ("sweep", *asked, "--rank", 4, 2, "--out", tmp_path / "s")
+    asked = (*asked, "--tune", "learning_rate", "rank", "--tune-seed", 7)
+    command(*asked)
+    tune = tmp_path / "s" / "tune"
+    ran = {name: launched.records(tune / name)[-1]["accuracy"] for name in sweep._ended(tune)}
+    rates = {rate: ran[f"learning_rate={rate},rank=4"] for rate in (0.0001, 0.1, 0.03)}
+    rate = max(rates, key=lambda r: rates[r])
+    ranks = {rank: ran[f"learning_rate={rate},rank={rank}"] for rank in (4, 2)}
+    rank = max(ranks, key=lambda r: ranks[r])
+    assert len(ran) == 4
+    assert f"chosen   learning_rate={rate},rank={rank}, of 4, 2" in capsys.readouterr().out
+    settings = json.loads((tune / next(iter(ran)) / "settings.json").read_text())["settings"]
+    assert (settings["on"], settings["seed"]) == ("validation", 7)
+    names = [f"seed={seed},learning_rate={rate},rank={rank}" for seed in (0, 1)]
+    assert sorted(sweep._ended(tmp_path / "s")) == names
+    command(*asked)
+    assert "trials   3, 3 of them finished" in capsys.readouterr().out
 
 
 PERSONAL = """
