@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 
 from jaxfed.cli import recorded
@@ -45,6 +46,12 @@ def score(run: recorded.Run, by: Sequence[str], until: int | None = None) -> flo
     if found and not set(by) & set(found):
         raise ValueError(
             f"--measure {by[0]}: {run.name} has no such measure; it has {', '.join(found)}"
+        )
+    if found and by[0] in OWN and not recorded.personal(run):
+        warnings.warn(
+            "clients deploy models of their own, but have no test examples of their own: trials are "
+            "compared by the common model; give federate a personal_fraction",
+            stacklevel=1,
         )
     for name in by:
         rounds, values = recorded.series(run, name)
