@@ -49,8 +49,8 @@ def score(run: recorded.Run, by: Sequence[str], until: int | None = None) -> flo
         )
     if found and by[0] in OWN and not recorded.personal(run):
         warnings.warn(
-            "clients deploy models of their own, but have no test examples of their own: trials are "
-            "compared by the common model; give federate a personal_fraction",
+            "clients deploy models of their own, but have no test examples of their own: trials "
+            "are compared by the common model; give federate a personal_fraction",
             stacklevel=1,
         )
     for name in by:
