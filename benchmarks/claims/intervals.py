@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy import special
 
 
 class Interval(NamedTuple):
@@ -20,7 +20,7 @@ def student(by_seed: Sequence[float] | np.ndarray) -> Interval:
     mean = float(by_seed.mean())
     if len(by_seed) < 2:
         return Interval(mean, np.nan, np.nan)
-    half = scipy.stats.t.ppf(0.975, len(by_seed) - 1) * scipy.stats.sem(by_seed)
+    half = special.stdtrit(len(by_seed) - 1, 0.975) * by_seed.std(ddof=1) / len(by_seed) ** 0.5
     return Interval(mean, float(mean - half), float(mean + half))
 
 
