@@ -49,6 +49,7 @@ def test_a_page_is_written_beside_its_runs(tmp_path, capsys):
         ("pf2lora_text", "pf2lora_text_mnli"),
         ("speakers", "speakers"),
         ("stable_rank", "stable_rank"),
+        ("tuned_text", "tuned_text"),
     ],
 )
 def test_a_stored_page_is_what_its_script_says_of_the_stored_runs(script, name):
