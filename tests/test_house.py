@@ -166,7 +166,7 @@ MAY_IMPORT = {
                   "cli.watching", "simulation.experiment", "simulation.host",
                   "simulation.identity", "simulation.prepare", "simulation.run_folder",
                   "simulation.stored"},
-    "cli.product": {"cli.calling", "cli.launching", "cli.options"},
+    "cli.product": {"cli.asked", "cli.calling", "cli.launching", "cli.options"},
     "cli.outlines": {"cli.asked", "cli.launching", "cli.options"},
     "cli.scoring": {"cli.recorded", "simulation.records"},
     "cli.halving": {"cli.product", "cli.recorded", "cli.scoring"},

@@ -108,6 +108,18 @@ def at_edge(run: Mapping[str, Any], arm: Arm) -> list[str]:
     return [n for n, grid in arm.rates.items() if run["rates"][n] in (grid[0], grid[-1])]
 
 
+def grids(content: Mapping[str, Any]) -> str:
+    """Which rates were tried, by the names of the settings."""
+    tried: dict[tuple[str, ...], list[str]] = {}
+    for name, run in content["runs"].items():
+        for rate, scores in run["scores"].items():
+            tried.setdefault((rate, *scores), []).append(ARMS[name].words)
+    return " ".join(
+        f"`{rate}` was one of {', '.join(values)} ({'; '.join(arms)})."
+        for (rate, *values), arms in tried.items()
+    )
+
+
 def table(content: Mapping[str, Any]) -> str:
     """Markdown: a row an arm, in percent."""
     runs, rows = content["runs"], []
@@ -146,12 +158,11 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         kept.head(content, settings),
         f"MiniLM-L6; {settings['rounds']} rounds, so {steps} local steps of "
         f"{settings['batch_size']} short sentences. Each arm's rates are the best of a grid on "
-        f"held-out examples of seed {TUNED_BY}, which is not reported: AdamW's of "
-        f"{', '.join(f'{r:g}' for r in ADAMW)}, those of SGD below of "
-        f"{', '.join(f'{r:g}' for r in SGD)}; where there are two, the common one first. "
-        f"{inside} Accuracy is each client's own model on its own test, in percent: mean and "
-        f"standard deviation over {len(SEEDS)} seeds; differences are paired by seed, with "
-        "Student's 95 % interval. `server's accuracy` is the common model's on all tests.",
+        f"held-out examples of seed {TUNED_BY}, which is not reported; of two rates the common one "
+        f"is tuned first. {grids(content)} {inside} Accuracy is each client's own model on its own "
+        f"test, in percent: mean and standard deviation over {len(SEEDS)} seeds; differences are "
+        "paired by seed, with Student's 95 % interval. `server's accuracy` is the common model's "
+        "on all tests.",
         glue_table.sizes(content["data"]),
         table(content),
     ]

@@ -103,6 +103,10 @@ is what `jaxfed {command} mine.py --rank 8 --learning-rate .1` calls, with seed 
 {more}
 Args:
 """
+FURTHER = {  # {command: its options beside those below}
+    "sweep": ("tune", "tune-seed", "successive-halving", "at-once", "measure"),
+    "describe": ("for",),
+}
 SWEEP = """A setting that is given several values, as in --seed 0 1 2, has a trial for each.
 
 Beside the options below, --tune NAME ... chooses these settings on a validation set first, one

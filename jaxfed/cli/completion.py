@@ -11,10 +11,6 @@ from jaxfed.cli import asked
 
 Words = tuple[str, ...] | None  # that an option takes, () if they are not listed; None is a path
 
-FURTHER = {
-    "sweep": ("--tune", "--tune-seed", "--successive-halving", "--at-once", "--measure"),
-    "describe": ("--for",),
-}
 BARE = ("--successive-halving",)  # may stand without its value
 
 
@@ -36,8 +32,8 @@ def words() -> dict[str, dict[str, Words]]:
         }
         for name, (_, kind) in asked.options().items()
     }
-    for name, options in FURTHER.items():
-        with_fields[name] |= dict.fromkeys(options, ())
+    for name, options in asked.FURTHER.items():
+        with_fields[name] |= dict.fromkeys((f"--{option}" for option in options), ())
     return with_fields | {name: {} for name in asked.TEXTS}
 
 

@@ -48,7 +48,7 @@ def scores(
     trials: Sequence[Trial],
     rung: int,
     diverged: Sequence[Path],
-    by: Sequence[str] = scoring.COMMON,
+    by: Sequence[str],
 ) -> dict[str, float]:
     """{setting: mean over seeds of the score at a rung, by these measures; see scoring.py}."""
     found: dict[str, list[float]] = {}

@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
-from jaxfed.cli import calling, launching, options
+from jaxfed.cli import asked, calling, launching, options
 from jaxfed.cli.options import Config
-
-# The options of a sweep alone.
-FURTHER = ("tune", "tune_seed", "successive_halving", "at_once", "measure")
 
 
 class Trial(NamedTuple):
@@ -25,7 +22,8 @@ def trials(config: Config, given: dict[str, list[str]]) -> tuple[Path, list[Tria
     """(the sweep's folder, a trial for each combination of the values that settings are given)."""
     function = options.function(options.load(config.path, config.text))
     own, changes = launching.settings_of(config, function)
-    if clash := sorted(set(own) & set(FURTHER)):
+    further = {name.replace("-", "_") for name in asked.FURTHER["sweep"]}
+    if clash := sorted(set(own) & further):
         raise ValueError(
             f"{config.path}: the settings {clash} are options of jaxfed sweep; rename them"
         )
@@ -88,8 +86,8 @@ def for_tuning(
         raise ValueError("--tune chooses on a validation set: leave --on out, or give validation")
     if seed is not None and len(seed) != 2:
         raise ValueError(f"--tune-seed {' '.join(seed[1:])}: give one seed, as in --tune-seed 9")
-    once = {"seed": ["--seed", *seed[1:]]} if seed else {}
-    once = once or ({"seed": given["seed"][:2]} if "seed" in given else {})
+    chosen = seed or given.get("seed", [])  # one of them, by default the first
+    once = {"seed": ["--seed", chosen[1]]} if chosen else {}
     rest = {n: words for n, words in given.items() if n not in ("out", "name")}
     return Tuning(names, {**rest, **once, "on": ["--on", "validation"]})
 

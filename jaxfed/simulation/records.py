@@ -50,11 +50,16 @@ def falls(measure: str) -> bool:
     return named(measure).endswith(("loss", "perplexity", "error", "mse", "mae"))
 
 
-def at(record: Mapping, measure: str) -> Any:
-    """What stands at record["personal"]["accuracy"]["mean"], and so on; None where nothing does."""
+def at(record: Mapping, measure: str, absent: Any = None) -> Any:
+    """What stands at record["personal"]["accuracy"]["mean"], and so on; `absent` if nothing does.
+
+    A number that is not finite stands there as None.
+    """
     value: Any = record
     for name in measure.split("/"):
-        value = value.get(name) if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping) or name not in value:
+            return absent
+        value = value[name]
     return value
 
 

@@ -7,6 +7,8 @@ from jaxfed.simulation import engine, run_folder
 from jaxfed.simulation import records as recording
 from jaxfed.simulation.prepare import Prepared
 
+ABSENT = object()
+
 
 def patience(
     measure: str = "accuracy", evaluations: int = 5, *, least: float = 0.0
@@ -23,8 +25,9 @@ def patience(
     sign = -1 if recording.falls(measure) else 1
 
     def stop_when(records: Sequence[dict]) -> bool:
-        given = [x for r in records if (x := recording.at(r, measure)) is not None]
-        if not given and records and not any(measure in r for r in records):
+        there = [x for r in records if (x := recording.at(r, measure, ABSENT)) is not ABSENT]
+        given = [x for x in there if x is not None]
+        if records and not there:
             raise ValueError(f"no record has {measure!r}; they have {', '.join(records[-1])}")
         if given and not isinstance(given[-1], int | float):
             raise ValueError(f"{measure!r} is no number in a record; it is {given[-1]!r}")

@@ -9,7 +9,7 @@ import launched
 import pytest
 from forked import Forked
 
-from jaxfed.cli import halving, main, product
+from jaxfed.cli import halving, main, product, scoring
 
 SMALL = launched.SMALL
 RATES = (".0001", "0.03", "0.1", ".001")
@@ -56,7 +56,7 @@ def test_a_score_is_the_mean_over_seeds_of_the_newest_evaluation_by_then(tmp_pat
         folder = tmp_path / f"{rate},{seed}"
         launched.recorded_folder(folder, rate=rate + seed / 10, seed=seed)
         trials.append(product.Trial(folder, [], settings))
-    low, high = halving.scores(trials, 12, [trials[3].folder]).values()
+    low, high = halving.scores(trials, 12, [trials[3].folder], scoring.COMMON).values()
     assert low == pytest.approx(1 - (0.9**10 + 0.8**10) / 2)
     assert high == -math.inf
 

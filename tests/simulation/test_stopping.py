@@ -77,6 +77,15 @@ def test_patience_ends_after_evaluations_without_a_new_best(values, ends):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("measure", ["f1", "personal/f1/mean"])
+def test_a_measure_that_has_not_been_finite_yet_is_no_wrong_name(measure):
+    records = [{"round": 1, "f1": None, "personal": {"f1": {"mean": None}}}]
+    assert jaxfed.patience(measure)(records) is False
+    with pytest.raises(ValueError, match="no record has 'personal/f1/median'"):
+        jaxfed.patience("personal/f1/median")(records)
+
+
+@pytest.mark.quick
 def test_a_wrong_stop_is_refused():
     with pytest.raises(ValueError, match="no record has 'f1'; they have round, loss"):
         jaxfed.patience("f1")([{"round": 1, "loss": 2.0}])

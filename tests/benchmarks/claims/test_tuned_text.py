@@ -39,6 +39,8 @@ def test_the_page_has_differences_in_pairs_and_rates_at_an_end():
     assert "At an end of its grid: PF2LoRA, common head, AdamW below (personal_lea" in page
     assert "HOMLoRA (" not in page
     assert "| each client's commonest label |  | 85.0 |" in page
+    tried = "`learning_rate` was one of 0.001, 0.003 (HOMLoRA; PF2LoRA, common head, AdamW below)."
+    assert tried in page
 
 
 @pytest.mark.full
