@@ -309,7 +309,7 @@ def test_a_mean_of_some_of_the_runs_says_of_how_many_in_latex_too(study):
 
 
 def test_files_for_a_paper_and_a_spreadsheet(study, tmp_path, capsys):
-    where = {n: tmp_path / f"out.{end}" for n, end in (("csv", "csv"), ("latex", "tex"))}
+    where = {n: tmp_path / f"out.{suffix}" for n, suffix in (("csv", "csv"), ("latex", "tex"))}
     files = [word for n, path in where.items() for word in (f"--{n}", path)]
     given = ["report", *study, "--group", "seed", *files, "--to", tmp_path / "plots"]
     main.main([str(word) for word in given])
