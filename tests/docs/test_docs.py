@@ -8,7 +8,7 @@ import re
 import pages
 import pytest
 
-from jaxfed.cli import completion, launching, main
+from jaxfed.cli import asked, launching, main
 
 DOCS = pages.ROOT / "docs"
 WORKLOADS = ("W1", "W2", "W3", "W4", "W5")
@@ -111,8 +111,8 @@ def test_options_that_a_page_gives_to_a_program_exist(page):
     for path, rest in given:
         file = pages.ROOT / path
         beside = "".join(text(other) for other in file.parent.glob("*.py"))
-        further = itertools.chain.from_iterable(completion.FURTHER.values())
-        every = [*launching.NAMES, *launching.CHANGES, *(n.removeprefix("--") for n in further)]
+        further = itertools.chain.from_iterable(asked.FURTHER.values())
+        every = [*launching.NAMES, *launching.CHANGES, *further]
         known = {n.replace("_", "-") for n in [*every, *re.findall(r"(\w+): ", beside)]}
         known |= set(re.findall(r'"--([\w-]+)"', beside))
         assert set(re.findall(r"--([\w-]+)", rest)) <= known, path
