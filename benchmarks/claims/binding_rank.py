@@ -199,7 +199,7 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         f"{of['clip']:g}, {of['rounds']} rounds. Test accuracy in percent after the last round, "
         f"mean and standard deviation over {len(found.seeds)} seeds (of the split, the first "
         "weights and the sampling). Differences are paired by seed, with Student's 95 % interval. "
-        "The learning rate of each cell is the best of the grid, climbed from its middle, on "
+        f"The learning rate of each cell is the best of {sweep.grid(content)} on "
         "held-out examples with seed 0. MB are all that clients send and receive in a run."
     )
     parts = [kept.head(content, of), about, binds(found), which(found), ceiling(found)]
@@ -238,8 +238,8 @@ def draw(content: Mapping[str, Any]) -> Figure:
         strict=True,
     ):
         runs = found.runs[name]
-        sent = np.mean([run["sent"] for run in runs], 0)[1:] / 1e6
-        accuracy = 100 * np.array([run["accuracy"] for run in runs])[:, 1:]
+        sent = np.mean([run["sent"] for run in runs], 0) / 1e6
+        accuracy = 100 * np.array([run["accuracy"] for run in runs])
         by_bytes.plot(sent, accuracy.mean(0), color=colour, label=label)
         by_bytes.fill_between(sent, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.15)
     by_bytes.set_xscale("log")

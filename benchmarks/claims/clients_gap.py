@@ -275,15 +275,15 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         f"every K: {', '.join(f'{n} at C = {c}' for c, n in s['participation'].items())}. FedLoRU "
         f"merges {s['parts'] - 1} times, at equal distances ({s['restart']}); FedLoRA is FedLoRU "
         f"that never merges, at scale {s['scale']:g} as FedLoRU and at {listed(s['scales'])}. "
-        "Learning rates (annealed by a cosine over the rounds) are the best of the grid, climbed "
-        "from its middle, for each method, K and C on "
+        f"Learning rates (annealed by a cosine over the rounds) are the best of "
+        f"{sweep.grid(content)} for each method, K and C on "
         f"{s['scored']:,} held-out training examples, with seed 0. Accuracy is on the first "
         f"{s['scored']:,} test examples, in percent: mean and standard deviation over "
         f"{len(found.seeds)} seeds (of the split, the first weights, the sampling). Gaps are "
         "paired by seed, with Student's 95 % interval. Bytes are up and down, of all clients "
         "together, merges included. `at equal MB` is the accuracy when each method has sent what "
         "the least of them sends in all. The runs took "
-        f"{seconds / 60:.0f} minutes of one device each, compiling included."
+        f"{seconds / 60:.0f} minutes of one device each."
     )
     smaller = (
         "Smaller than the paper's setting (ResNet-18 on CIFAR-100, r = 128, 400 rounds of 5 "
@@ -387,8 +387,8 @@ def draw(found: Found) -> Figure:
                 accuracy = 100 * np.array([run["accuracy"] for run in runs])
                 mine = {"color": colour, "label": f"{name}, K = {clients}"}
                 by_round.plot(runs[0]["round"], accuracy.mean(0), dash, **mine)
-                sent = np.array(runs[0]["sent"][1:]) / 1e6
-                by_bytes.plot(sent, accuracy.mean(0)[1:], dash, **mine)
+                sent = np.array(runs[0]["sent"]) / 1e6
+                by_bytes.plot(sent, accuracy.mean(0), dash, **mine)
             if method != "fedavg":
                 found_gaps = [intervals.student(found.gaps(c, k, method)) for k in found.clients]
                 mean, low, high = 100 * np.array(found_gaps).T

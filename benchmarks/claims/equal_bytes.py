@@ -8,22 +8,26 @@ asked for: with compressors of FedAvg's uploads at equal cost. Here each method 
 as a budget of bytes allows, at a rank that binds: once of all bytes, up and down, once of those
 that clients send. Each method's learning rate is the best of one grid at the end of either budget,
 on held-out examples, with a seed that is not reported. The ceiling is FedAvg without a budget. A
-client that missed merges fetches them when it is drawn next, and never more than the whole model.
-Finished runs are kept in the results' .json, so an interrupted comparison goes on where it stopped.
+client that missed merges fetches them when it is drawn next, at most the whole base. Finished runs
+are kept in the results' .json, so an interrupted comparison goes on where it stopped.
 """
 
+import dataclasses
+import math
+import pathlib
 import statistics
-import time
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import intervals
+import jax
+import jax.numpy as jnp
 import kept
 import numpy as np
 import sweep
 from matplotlib.figure import Figure
 
+from jaxfed import Experiment
 from jaxfed.analysis import look
 
 QUICK: dict[str, Any] = {
@@ -107,61 +111,74 @@ def marks(settings: Mapping[str, Any], axis: str) -> np.ndarray:
     return settings[axis] * 2.0 ** (np.arange(1 - settings["marks"], 1) / 2)
 
 
-def one(run: sweep.Run) -> dict[str, Any]:
+def watched(
+    made: Experiment, problem: sweep.Problem, cell: sweep.Cell, settings: Mapping[str, Any]
+) -> Experiment:
+    """The run, scored in every round until both budgets are spent; the ceiling at its end."""
+    if cell.rounds == settings["ceiling"]:
+        return dataclasses.replace(made, evaluate_every=cell.rounds)
+
+    def stop_when(records: Sequence[dict]) -> bool:
+        up = sum(r["up"] for r in records)
+        total = up + sum(r["down"] + r["broadcast"] for r in records)
+        return total > settings["total"] and up > settings["uplink"]
+
+    return dataclasses.replace(made, evaluate_every=1, stop_when=stop_when)
+
+
+def collected(settings: Mapping[str, Any], records: Sequence[dict], before: float) -> dict:
     """The run's accuracy as it was when it had spent so many bytes, and when it ended.
 
-    It ends with the budgets, the ceiling with its rounds.
+    `before` is that of the model before the first round.
     """
-    started, budgets = time.perf_counter(), {axis: marks(run.settings, axis) for axis in AXES}
-    examples = run.problem.test if run.reported else run.problem.held_out
-    found: dict[str, Any] = {axis: [] for axis in AXES} | {f"rounds, {axis}": 0 for axis in AXES}
-    unbound, last = run.program.cell.rounds == run.settings["ceiling"], None
-
-    def score(server):
-        return run.score(server.base, server.theta, examples)["accuracy"]
-
-    how = {"seed": run.seed, "rate": run.rate, "merges": "lazy"}
-    for t, server, sent in sweep.rounds(run.program, run.problem, **how):
-        spent, known = {"total": sum(sent), "uplink": sent.up}, None
-        for axis, budget in budgets.items():
-            while len(found[axis]) < len(budget) and spent[axis] > budget[len(found[axis])]:
-                known = score(last) if known is None else known
-                found[axis].append(known)
-            if spent[axis] <= budget[-1]:
-                found[f"rounds, {axis}"] = t
-        if not unbound and all(len(found[axis]) == len(budget) for axis, budget in budgets.items()):
-            break
-        last = server
-    end = score(last)
-    for axis, budget in budgets.items():
-        found[axis] += [end] * (len(budget) - len(found[axis]))
-    return {"rate": run.rate, **found, "end": end, "seconds": time.perf_counter() - started}
+    found: dict[str, Any] = {}
+    if "accuracy" in records[0]:  # the ceiling is evaluated once
+        accuracy = [before, *(r["accuracy"] for r in records)]
+        for axis, sent in {"total": "sent", "uplink": "sent up"}.items():
+            spent = [r[sent] for r in records]
+            rounds = np.searchsorted(spent, marks(settings, axis), "right").tolist()
+            found |= {axis: [accuracy[t] for t in rounds], f"rounds, {axis}": rounds[-1]}
+    return {
+        **found,
+        "end": records[-1]["accuracy"],
+        "seconds": math.fsum(r["seconds"] for r in records),
+    }
 
 
-def tuned(found: kept.Kept, problem: sweep.Problem, cells: Mapping, chunk: int, one) -> None:
-    """Makes the missing runs: the grid of rates with seed 0, the seeds at the best of each axis."""
-    settings = found.content["settings"]
+def before(made: Experiment) -> float:
+    """Accuracy on the test set before the first round."""
+    server, test = made.algorithm.init(jax.random.key(made.seed)), made.data.test
+    count = len(test["label"])
+    sums = made.task.evaluate(server.base, server.theta, {**test, "mask": jnp.ones(count)})
+    return float(made.task.summary(jax.device_get(sums), count)["accuracy"])
 
-    def make(name: str, cell: sweep.Cell) -> None:
-        made = sweep.program(problem, cell, chunk, [0, *settings["seeds"]])
-        score = sweep.scorer(problem.task(cell), problem.scored)
 
-        def once(key: str, seed: int, rate: float, reported: bool) -> dict:
-            if key not in found.runs:
-                run = one(sweep.Run(made, problem, score, settings, seed, rate, reported))
-                found.add(key, run)
-                print(key, f"{run['seconds']:.0f} s", run["total"][-1], run["end"], flush=True)
-            return found.runs[key]
+def tuned(found: kept.Kept, cells: Mapping[str, sweep.Cell], how: sweep.How, collect) -> None:
+    """Makes the missing cells: the grid of rates with seed 0, the seeds at the best of each axis.
 
-        def held_out(goal: str, rate: float) -> float:
-            return at_end(once(f"{name}/grid/{rate:g}", 0, rate, False), goal)
+    A rate that is best on one axis is run for the other one, too.
+    """
+    settings = how.settings
+    for name, cell in cells.items():
+        if Found(found.content).done(name):
+            continue
 
-        for goal in goals(name):
-            rate = sweep.climb(settings["rates"], partial(held_out, goal))
-            for seed in settings["seeds"]:
-                once(f"{name}/seed/{seed}/{rate:g}", seed, rate, True)
+        def keep(folder: pathlib.Path, kind: str, *, validated: bool, name=name, cell=cell) -> None:
+            for rate, seed, records in sweep.trials(folder):
+                made = how.experiment(cell, rate, seed)
+                if validated:
+                    made = dataclasses.replace(made, data=made.data.validated())
+                run = {"rate": rate, **collect(settings, records, before(made))}
+                found.add(f"{name}/{kind.format(seed=seed)}/{rate:g}", run)
 
-    sweep.on_devices([partial(make, name, cell) for name, cell in cells.items()])
+        grid, seeds = how.folder(name) / "grid", how.folder(name) / "seeds"
+        options = {"merges": "lazy", "learning_rate": settings["rates"]}
+        how.sweep(name, grid, **options, seed=0, on="validation")
+        keep(grid, "grid", validated=True)
+        best = {Found(found.content).rate(name, goal) for goal in goals(name)}
+        options |= {"learning_rate": sorted(best), "seed": settings["seeds"]}
+        how.sweep(name, seeds, **options)
+        keep(seeds, "seed/{seed}", validated=False)
 
 
 def goals(name: str) -> list[str]:
@@ -189,16 +206,13 @@ class Found:
         """Whether all runs of the arm are there."""
         try:
             return all(len(self.runs(arm, goal)) == len(self.seeds) for goal in goals(arm))
-        except KeyError:
+        except (KeyError, ValueError):
             return False
 
     def rate(self, arm: str, goal: str) -> float:
-        """The best on held-out examples, as `tuned` chose it."""
-
-        def held_out(rate):
-            return at_end(self.all[f"{arm}/grid/{rate:g}"], goal)
-
-        return sweep.climb(self.rates, held_out)
+        """The best on held-out examples of those tried; ValueError if none was."""
+        tried = {x: f"{arm}/grid/{x:g}" for x in self.rates if f"{arm}/grid/{x:g}" in self.all}
+        return max(tried, key=lambda x: at_end(self.all[tried[x]], goal))
 
     def runs(self, arm: str, goal: str) -> list[dict]:
         rate = self.rate(arm, goal)
@@ -317,4 +331,4 @@ def draw(content: Mapping[str, Any]) -> Figure:
 
 if __name__ == "__main__":
     more = {"fashion_mnist": FASHION}
-    sweep.main("equal_bytes", QUICK, None, cells, page, draw, one, make=tuned, more=more)
+    sweep.main("equal_bytes", QUICK, None, cells, page, draw, collected, make=tuned, more=more)

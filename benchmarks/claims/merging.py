@@ -17,17 +17,22 @@ Finished runs are kept in the results' .json, so an interrupted comparison goes 
 with batch norms (running statistics, which are averaged), on unlike clients and for 120 rounds.
 """
 
+import dataclasses
+import functools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import intervals
 import jax
+import jax.numpy as jnp
 import kept
 import numpy as np
 import sweep
 from matplotlib.figure import Figure
 
+from jaxfed import Experiment
 from jaxfed.analysis import look, updates
 from jaxfed.lowrank import restarts
 
@@ -81,6 +86,7 @@ MLP = {
     "layers": ["dense_0/kernel", "dense_1/kernel"],
 }
 MORE = {"mlp": MLP, "batch_norm": {**MLP, "norm": "running"}}
+KINDS = ("stable", "effective", "counted")
 ABOVE = 1e-4  # of the largest: singular values that count as rank
 
 
@@ -100,22 +106,67 @@ def merges(settings: Mapping[str, Any], name: str) -> int:
     return (settings["rounds"] - 1) // tau
 
 
-def one(run: sweep.Run) -> dict[str, Any]:
-    """A run's accuracy and ranks along the way; if it is reported, the loss around each merge."""
-    cell, first = run.program.cell, run.program.init(run.seed)[0]
-    fixed = {n: x[: 2 * sweep.SCORED] for n, x in run.problem.train.items()}
+def watched(
+    made: Experiment, problem: sweep.Problem, cell: sweep.Cell, settings: Mapping[str, Any]
+) -> Experiment:
+    """The run, whose records also hold ranks at each mark, and the loss around each merge."""
+    if cell.method == "fedavg":
+        return made
+    mark, rows = cell.rounds // settings["marks"], min(2 * sweep.SCORED, settings["train"])
+    fixed = {n: x[:rows] for n, x in problem.train.items()}
     restart = jax.jit(getattr(restarts, cell.restart))
-    ranked, around = [], []
 
-    def watch(t: int, server: Any) -> None:
-        here = server.base, server.theta
-        if t % run.every == 0 and cell.method != "fedavg":
-            ranked.append(ranks((first.base, first.theta), here, run.settings["layers"]))
-        if run.reported and cell.every and t and t % cell.every == 0 and t < cell.rounds:
+    @functools.cache
+    def first() -> tuple:
+        server = made.algorithm.init(jax.random.key(made.seed))
+        return server.base, server.theta
+
+    @jax.jit
+    def loss(base, theta):
+        """In batches, as on the test set."""
+
+        def batch(part):
+            return made.task.evaluate(base, theta, {**part, "mask": jnp.ones(len(part["label"]))})
+
+        size = min(problem.scored, rows)
+        cut = {
+            n: x[: rows // size * size].reshape(-1, size, *x.shape[1:]) for n, x in fixed.items()
+        }
+        return jnp.sum(jax.lax.map(batch, cut)["loss"]) / (rows // size * size)
+
+    def measures(server: Any, t: int) -> dict[str, float]:
+        here, found = (server.base, server.theta), {}
+        if t % mark == 0:
+            for path, each in ranks(first(), here, settings["layers"]).items():
+                found |= {measure(kind, path): each[i] for i, kind in enumerate(KINDS)}
+        if cell.every and t and t % cell.every == 0 and t < cell.rounds:
             after = restart(*here, server.start, jax.random.key(t))
-            around.append([t, *(run.score(*model, fixed)["loss"] for model in (here, after))])
+            found |= {"before a merge": loss(*here), "after a merge": loss(*after)}
+        return found
 
-    return {**sweep.one(run, watch), "ranks": ranked, "jumps": around}
+    every = math.gcd(mark, cell.every)
+    return dataclasses.replace(made, evaluate_every=every, server_measures=measures)
+
+
+def measure(kind: str, path: str) -> str:
+    """The name of a rank in the records."""
+    return f"{kind} {path.replace('/', '.')}"
+
+
+def collected(settings: Mapping[str, Any], records: Sequence[dict], reported: bool) -> dict:
+    """A run's accuracy and ranks along the way; if it is reported, the loss around each merge."""
+    run = sweep.collected(settings, records, reported)
+    ranked = [
+        {path: [r[measure(kind, path)] for kind in KINDS] for path in settings["layers"]}
+        for r in records
+        if r["round"] in run["round"] and measure(KINDS[0], settings["layers"][0]) in r
+    ]
+    jumps = [
+        [r["round"], r["before a merge"], r["after a merge"]]
+        for r in records
+        if reported and "before a merge" in r
+    ]
+    return {**run, "ranks": ranked, "jumps": jumps}
 
 
 def ranks(first: tuple, now: tuple, layers: Sequence[str]) -> dict[str, list[float]]:
@@ -304,11 +355,11 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         f"the first {settings['scored']:,} test examples, in percent: mean and standard deviation "
         f"over {len(found.seeds)} seeds (of the split, the first weights, the sampling; the "
         f"{settings['train']:,} training examples are the same). Gains are paired by seed, with "
-        "Student's 95 % interval. The learning rate of each cell is the best of the grid, climbed "
-        "from its middle, on as many held-out training examples, with seed 0. `rise at a merge` "
-        f"is of the loss on the same {2 * sweep.SCORED} training examples just before and just "
-        "after. The runs took "
-        f"{seconds / 60:.0f} minutes of one device each, compiling included."
+        f"Student's 95 % interval. The learning rate of each cell is the best of "
+        f"{sweep.grid(content)} on as many held-out training examples, with seed 0. "
+        f"`rise at a merge` is of the loss on the same {2 * sweep.SCORED} training examples just "
+        "before and just after. The runs took "
+        f"{seconds / 60:.0f} minutes of one device each."
     )
     norms = "with batch norms" if "norm" in settings else "without norms"
     networks = {"fashion_mnist": "the FEMNIST CNN", "fashion_mnist_mlp": f"an MLP {norms}"}
@@ -374,5 +425,12 @@ def curve(axes, found: Found, name: str, colour: str, dash: str) -> None:
 
 if __name__ == "__main__":
     sweep.main(
-        "merging", QUICK, FULL, cells, page, lambda content: draw(Found(content)), one, more=MORE
+        "merging",
+        QUICK,
+        FULL,
+        cells,
+        page,
+        lambda content: draw(Found(content)),
+        collected,
+        more=MORE,
     )

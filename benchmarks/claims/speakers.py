@@ -6,32 +6,27 @@ Each run is one of configs/fedloru/speakers.py with the settings of SETTINGS and
 defaults, at its method's best learning rates: they are chosen on a validation set, a tenth of each
 speaker's training speeches, with a seed that is not reported. The score is the perplexity of each
 speaker's own model on its own held-out speeches, whose floor is the model before any training, and
-training alone. Runs of one method share their compiled program. A finished run is kept in the
-results' .json and not made again, so an interrupted script goes on where it stopped; `--tiny` is a
-test of the script.
+training alone. Each method is one `jaxfed sweep`, which goes on where it was killed; a method that
+is kept in the results' .json is not run again. `--tiny` is a test of the script.
 """
 
 import argparse
 import dataclasses
+import functools
 import math
 import pathlib
 import runpy
 import statistics
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import intervals
-import jax
 import kept
 import numpy as np
 import sweep
 
 from jaxfed import Experiment, Host
-from jaxfed.simulation import run as running
 from jaxfed.simulation.prepare import prepare
-from jaxfed.simulation.programs import Programs
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/fedloru/speakers.py"
 SETTINGS: dict[str, Any] = {
@@ -53,6 +48,7 @@ TINY = {
     **{"rates": [1e-3, 1e-2], "own_rates": [0.1, 1.0], "seeds": [1, 2]},
 }
 NOT_OF_THE_CONFIG = ("rates", "own_rates", "seeds")
+SCORES = ("union", "mean", "p90")  # over clients; the first chooses rates
 TUNED = 0  # the seed of the runs that choose rates
 NAMES = {
     "alone": "each speaker alone",
@@ -70,60 +66,51 @@ BESIDE = "fedlora"  # what the others are compared with
 # ---------------------------------------------------------------------- runs
 
 
-def one(made: Experiment, chunk: int, programs: Programs) -> dict[str, Any]:
+def collected(records: Sequence[Mapping[str, Any]], before: Mapping[str, float]) -> dict[str, Any]:
     """A run's scores before and after, what a client sends in a round, and its seconds."""
-    started = time.perf_counter()
-    host = Host(devices=1, chunk=chunk, fuse=1, checkpoint_every=0, nonfinite="skip")
-    prepared = prepare(made, host, programs=programs)
-    server, states = prepared.state.server, prepared.population.states_of
-    before = prepared.evaluate.measured(server, states)[0]["personal"]
-    *_, last = (record for block in running.run_blocks(prepared) for record in block)
+    last = records[-1]
     return {
-        "before": scores(before),
-        "personal": scores(last["personal"]),
+        "before": before,
+        "personal": {n: last[f"personal/perplexity/{n}"] for n in SCORES},
         "common": last["perplexity"],
         "up": last["up"] / last["clients"],
-        "seconds": time.perf_counter() - started,
+        "seconds": math.fsum(r["seconds"] for r in records),
     }
 
 
-def scores(personal: Mapping[str, Any]) -> dict[str, float]:
-    """Perplexity of all clients' held-out tokens together, and of the clients."""
-    of = personal["perplexity"]
-    return {"union": of["union"], "mean": of["mean"], "p90": of["p90"]}
+def untrained(made: Experiment) -> dict[str, float]:
+    """The scores of the model before the first round."""
+    prepared = prepare(made, Host(devices=1, chunk=1, fuse=1), compiling=False)
+    server, states = prepared.state.server, prepared.population.states_of
+    measured = prepared.evaluate.measured(server, states)[0]["personal"]["perplexity"]
+    prepared.close()
+    return {n: measured[n] for n in SCORES}
 
 
 def tuned(
-    found: kept.Kept, method: str, make: Callable[..., Experiment], run: Callable[..., dict]
+    found: kept.Kept,
+    method: str,
+    sweeping: Callable[..., None],
+    before: Callable[[int, bool], dict[str, float]],
+    out: pathlib.Path,
 ) -> None:
     """Makes the missing runs of a method: those that choose its rates, then its seeds.
 
-    A second rate is chosen after the first, with which it is tried at its grid's middle.
+    `sweeping(**options)` runs its sweep, and `before(seed, validated)` gives the scores of the
+    untrained model. A second rate is chosen after the first.
     """
     settings, two = found.content["settings"], method == "pf2lora"
-    middle = settings["own_rates"][(len(settings["own_rates"]) - 1) // 2] if two else None
-
-    def once(key: str, seed: int, rate: float, own: float | None) -> dict[str, Any]:
-        before = found.runs.get(key, {})
-        if (before.get("rate"), before.get("own_rate")) != (rate, own):  # the grid may have grown
-            tuning = "/grid/" in key
-            own_rate = {} if own is None else {"personal_learning_rate": own}
-            made = make(method=method, seed=seed, learning_rate=rate, **own_rate)
-            data = made.data.validated() if tuning else made.data
-            done = run(dataclasses.replace(made, data=data))
-            found.add(key, {**done, "rate": rate, "own_rate": own})
-            print(key, f"{done['seconds']:.0f} s", done["personal"], flush=True)
-        return found.runs[key]
-
-    def score(rate: float, own: float | None) -> float:
-        name = f"{method}/grid/{rate}" + (f"/{own}" if two else "")
-        union = once(name, TUNED, rate, own)["personal"]["union"]
-        return -union if math.isfinite(union) else -math.inf
-
-    rate = sweep.climb(settings["rates"], partial(score, own=middle))
-    own = sweep.climb(settings["own_rates"], partial(score, rate)) if two else None
-    for seed in settings["seeds"]:
-        once(f"{method}/seed/{seed}", seed, rate, own)
+    if all(f"{method}/seed/{seed}" in found.runs for seed in settings["seeds"]):
+        return
+    rates = {"learning_rate": settings["rates"]}
+    rates |= {"personal_learning_rate": settings["own_rates"]} if two else {}
+    sweeping(method=method, **rates, seed=settings["seeds"], tune=list(rates), out=out)
+    for folder, tuning in ((out / "tune", True), (out, False)):
+        for rate, seed, records in sweep.trials(folder):
+            own = records[0]["personal_learning_rate"] if two else None
+            name = f"grid/{rate}" + (f"/{own}" if two else "") if tuning else f"seed/{seed}"
+            done = collected(records, before(seed, tuning))
+            found.add(f"{method}/{name}", {**done, "rate": rate, "own_rate": own})
 
 
 # ---------------------------------------------------------------------- the page
@@ -156,11 +143,10 @@ def table(content: Mapping[str, Any]) -> str:
     head += [f"against {NAMES[BESIDE]} [95 %]", "common model's", "kB up"]
     there = [m for m in NAMES if reported(content, m)]
     before = [r["before"] for r in reported(content, there[0]).values()]
-    columns = ("union", "mean", "p90")
-    rows = [["before training", "", *(spread([r[c] for r in before]) for c in columns), "", "", ""]]
+    rows = [["before training", "", *(spread([r[c] for r in before]) for c in SCORES), "", "", ""]]
     for method in there:
         runs = list(reported(content, method).values())
-        cells = [spread([r["personal"][c] for r in runs]) for c in columns]
+        cells = [spread([r["personal"][c] for r in runs]) for c in SCORES]
         rate = " / ".join(f"{r:g}" for r in (runs[0]["rate"], runs[0]["own_rate"]) if r is not None)
         compared = reported(content, BESIDE) and method != BESIDE
         gap = f"{intervals.points(change(content, method, BESIDE))} %" if compared else ""
@@ -239,27 +225,29 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--tiny", action="store_true", help="two rounds, as a test")
     parser.add_argument("--least", type=int, default=10, help="speeches of a speaker")
-    parser.add_argument("--chunk", type=int, default=8, help="clients at once")
+    parser.add_argument("--chunk", default=8, help="clients at once, or auto")
+    parser.add_argument("--at-once", type=int, default=1, help="trials at once")
+    parser.add_argument("--out", type=pathlib.Path, help="where runs are; by default runs/speakers")
     parser.add_argument("--results", default="speakers", help="name in benchmarks/claims/results/")
     asked = parser.parse_args()
     settings = {**SETTINGS, **(TINY if asked.tiny else {}), "least": asked.least}
     found = kept.Kept(kept.path(asked.results), settings)
-    config = runpy.run_path(str(CONFIG))["experiment"]
+    out = (asked.out or pathlib.Path("runs", pathlib.Path(asked.results).name)).resolve()
     given = {n: v for n, v in settings.items() if n not in NOT_OF_THE_CONFIG}
-    files = {"model": asked.model, "speeches": asked.speeches}
+    given |= {"model": asked.model, "speeches": asked.speeches, "evaluate_every": given["rounds"]}
+    options = {"measure": f"personal/perplexity/{SCORES[0]}", "tune_seed": TUNED}
+    options |= {"chunk": asked.chunk, "at_once": asked.at_once, "nonfinite": "skip"}
+    config = runpy.run_path(str(CONFIG))["experiment"]
 
-    def make(**more: Any) -> Experiment:
-        made = config(**files, **given, evaluate_every=settings["rounds"], **more)
-        return dataclasses.replace(made, evaluate_batch=16)
+    @functools.cache
+    def before(seed: int, validated: bool) -> dict[str, float]:
+        made = config(**given, seed=seed)
+        data = made.data.validated() if validated else made.data
+        return untrained(dataclasses.replace(made, data=data, evaluate_batch=16))
 
-    size = None
-    for seed in (TUNED, *settings["seeds"]):
-        data = make(method="full", seed=seed).data
-        size = data.size.or_more(data.validated().size).or_more(size)
     for method in asked.methods:
-        run = partial(one, chunk=asked.chunk, programs=Programs(size))
-        tuned(found, method, make, run)
-        jax.clear_caches()  # or the programs of all methods stay in memory
+        sweeping = functools.partial(sweep.run_sweep, CONFIG, **given, **options)
+        tuned(found, method, sweeping, before, out / method)
     found.publish(page)
 
 

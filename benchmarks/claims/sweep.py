@@ -1,45 +1,40 @@
-"""Many short runs of FedAvg and its low-rank kin, on one problem: a program for each shape.
+"""FedAvg and its low-rank kin on one problem: a cell of a claim's table is one `jaxfed sweep`.
 
-`jaxfed.run` compiles the seed and the learning rate into the rounds, and measures how many clients
-to take at once: right for one long run, but here compiling would take longer than running. So a
-`Program` has both as arguments of one jitted round, made of the same parts (engine, plans, ledger).
+    sweep.main("binding_rank", QUICK, None, cells, page, draw)
 
-    program = sweep.program(problem, sweep.Cell("fedloru", clients=100, cohort=10, rounds=120,
-                                                every=15, restart="reinit"), chunk=4)
-    for t, server, sent in sweep.rounds(program, problem, seed=1, rate=0.1):
-        ...  # after round t, from 0, which is before the first
-
-Where many rounds are short, `fuse` of them are one call.
+A cell is a run of cell.py, the config of all claims. Its sweep tries each learning rate of the grid
+with seed 0 on held-out examples, and runs the seeds with the best one on the test set. A sweep that
+was killed goes on by the same command, and cells that are kept in the results are not run again.
 """
 
 import argparse
 import dataclasses
 import functools
+import json
+import math
 import os
-import queue
-import time
+import pathlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import kept
 import numpy as np
 import optax
 
-from jaxfed import Experiment, combine, local, lowrank, models, tasks, trees
-from jaxfed.algorithm import ACCOUNT, Algorithm
+import jaxfed
+from jaxfed import Experiment, combine, local, lowrank, models, tasks
 from jaxfed.algorithms import fedavg, fedlora, fedprox, scaffold
 from jaxfed.algorithms.general import fedopt
 from jaxfed.combine import compress
 from jaxfed.data import federate, images, partition, sources
 from jaxfed.data.sources import Examples
 from jaxfed.lowrank import restarts, rules
-from jaxfed.simulation import engine, ledger, participation
 
 NAMES = {"fedavg": "FedAvg", "fedlora": "FedLoRA", "fedloru": "FedLoRU"}
+CELL = pathlib.Path(__file__).with_name("cell.py")
 SCORED = 250  # examples in a batch of an evaluation, where they share no statistics
 
 
@@ -71,7 +66,7 @@ class Problem:
 
 
 class Cell(NamedTuple):
-    """The settings that a program is compiled for."""
+    """The settings of a cell, but for the rate and the seed."""
 
     method: str
     clients: int
@@ -87,13 +82,6 @@ class Cell(NamedTuple):
     density: float | None = None  # of the entries that are sent then
     constant: float | None = None  # of `AROUND`: FedProx's mu, FedAdam's server rate
     whole: bool = False  # those of `AROUND` then train every weight
-
-
-class Program(NamedTuple):
-    cell: Cell
-    init: Callable  # seed -> (server, what each client keeps)
-    step: Callable  # (server, kept, examples, plan, seed, rate) -> (server, kept, Account)
-    broadcast: Callable  # (server, t) -> bytes
 
 
 # ---------------------------------------------------------------------- problems
@@ -183,23 +171,13 @@ AROUND = {  # (task, work, optimizer, cell, rate) -> what a merge may stand arou
     "fedprox": lambda task, work, optimizer, cell, rate: fedprox(
         task, work, mu=cell.constant, client_optimizer=optimizer
     ),
-    "scaffold": lambda task, work, optimizer, cell, rate: at_rate(rate, task, work, cell.clients),
+    "scaffold": lambda task, work, optimizer, cell, rate: scaffold(
+        task, work, learning_rate=rate, clients=cell.clients
+    ),
     "fedadam": lambda task, work, optimizer, cell, rate: fedopt.fedopt(
         task, work, client_optimizer=optimizer, server_optimizer=fedopt.adam(cell.constant)
     ),
 }
-
-
-def at_rate(rate: Any, task: tasks.Task, work: local.Work, clients: int) -> Algorithm:
-    """SCAFFOLD whose learning rate may be traced: that of rate 1 on the loss times the rate.
-
-    Its control variates are then times the rate, too, and everything else is the same.
-    """
-
-    def loss(*given):
-        return rate * task.loss(*given)
-
-    return scaffold(task._replace(loss=loss), work, learning_rate=1.0, clients=clients)
 
 
 OPTIMIZERS = {
@@ -271,8 +249,15 @@ def _problem(source, settings, made, optimizer) -> Problem:
 # ---------------------------------------------------------------------- one run
 
 
-def algorithm(problem: Problem, cell: Cell, rate: Any):
-    """The cell's algorithm at this learning rate, which may be traced.
+@functools.cache
+def problem(settings: str, data_dir: str | None) -> Problem:
+    """The problem of a claim's settings, as JSON."""
+    given = json.loads(settings)
+    return PROBLEMS[given["data"]](data_dir, given)
+
+
+def algorithm(problem: Problem, cell: Cell, rate: float) -> jaxfed.Algorithm:
+    """The cell's algorithm at this learning rate.
 
     A client whose numbers are not finite is left out, so a rate that diverges ends in a bad score.
     """
@@ -297,208 +282,130 @@ def algorithm(problem: Problem, cell: Cell, rate: Any):
     return combine.skip_nonfinite(fed)
 
 
-def experiment(problem: Problem, cell: Cell, seed: int) -> Experiment:
-    """The cell as an Experiment of the library; the seed deals the clients."""
+def experiment(problem: Problem, cell: Cell, *, rate: float, seed: int, marks: int) -> Experiment:
+    """A run that is evaluated `marks` times; the seed deals the clients."""
     label, concentration = problem.train["label"], problem.concentration
     if concentration is None:
         parts = partition.iid(len(label), cell.clients, seed=seed)
     else:
         parts = partition.dirichlet(label, cell.clients, concentration=concentration, seed=seed)
-    data = federate(sources.Source(problem.train, problem.test), parts, seed=seed)
-    made = algorithm(problem, cell, 1.0)
-    return Experiment(data, made, rounds=cell.rounds, cohort=cell.cohort, seed=seed)
-
-
-def program(problem: Problem, cell: Cell, chunk: int, seeds: Sequence[int] = (0,)) -> Program:
-    """The cell's rounds with these seeds, not compiled yet.
-
-    `chunk` clients are vmapped at once, on JAX's default device.
-    """
-    machine = engine.machine(1, chunk)
-    first = experiment(problem, cell, 0)
-    train = first.data.train
-    verb = engine.for_each_client(machine, uniform=train.uniform)
-    most = max(experiment(problem, cell, seed).data.train.most for seed in seeds)
-
-    @jax.jit
-    def init(seed):
-        server = first.algorithm.init(jax.random.key(seed))
-        keys = jax.random.split(jax.random.key(seed), cell.clients)
-        return server, jax.vmap(partial(first.algorithm.init_client, server))(keys)
-
-    @jax.jit
-    def step(server, kept, examples, plan, seed, rate):
-        fed = algorithm(problem, cell, rate)
-        done = engine.rounds(fed, verb, seed, most)(server, kept, examples, plan)
-        return *done[:2], done[2][ACCOUNT]
-
-    return Program(cell, init, step, first.algorithm.broadcast)
-
-
-def rounds(
-    program: Program,
-    problem: Problem,
-    *,
-    seed: int,
-    rate: float,
-    fuse: int = 1,
-    merges: str = "eager",
-) -> Iterator[tuple[int, Any, ledger.Wire]]:
-    """Yields (t, server after round t, bytes that all clients received and sent until then).
-
-    That is after each `fuse` rounds, which must divide the cell's. Who pays when for a merge is as
-    in ledger.MERGES; a client never receives more than the whole model at once. The server before
-    the first round comes first, with t = 0.
-    """
-    cell, sent = program.cell, np.zeros(2, np.int64)
-    made = experiment(problem, cell, seed)
-    examples = jax.device_put(made.data.train.examples)
-    server, kept = program.init(seed)
-    pay, owed = ledger.MERGES[merges], np.zeros(cell.clients, np.int64)
-    base, whole = (trees.nbytes(x) for x in (server.base, (server.base, server.theta)))
-    yield 0, server, ledger.Wire(0, 0)
-    for begin in range(0, cell.rounds, fuse):
-        block = range(begin, begin + fuse)
-        plan = participation.make(made, 1, block)
-        server, kept, account = program.step(server, kept, examples, plan, seed, rate)
-        down, up = (trees.as_number(x) for x in (account.down, account.up))  # [R, K]
-        for i, t in enumerate(block):
-            late = owed[plan.id[i]]
-            extra, owed = pay(owed, plan.id[i], program.broadcast(server, t), base)
-            twice = np.maximum(down[i] + late - whole, 0).sum() if late.any() else 0
-            sent += np.array([down[i].sum() + extra - twice, up[i].sum()])
-        yield block.stop, server, ledger.Wire(*sent.tolist())
-
-
-def scorer(of: tasks.Task, size: int = SCORED) -> Callable[[Any, Any, Examples], dict[str, float]]:
-    """(base, theta, examples) -> the task's means over the examples, in batches of `size`.
-
-    The last batch has what is left, without padding: it may be that a batch shares statistics.
-    """
-
-    @jax.jit
-    def summed(base, theta, examples):
-        def batch(part):
-            return of.evaluate(base, theta, {**part, "mask": jnp.ones(len(part["label"]))})
-
-        whole = len(examples["label"]) // size * size
-        cut = {n: x[:whole].reshape(-1, size, *x.shape[1:]) for n, x in examples.items()}
-        sums = jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(batch, cut))
-        if whole == len(examples["label"]):
-            return sums
-        return jax.tree.map(jnp.add, sums, batch({n: x[whole:] for n, x in examples.items()}))
-
-    def score(base, theta, examples):
-        sums = jax.device_get(summed(base, theta, examples))
-        return {n: float(v) for n, v in of.summary(sums, len(examples["label"])).items()}
-
-    return score
-
-
-class Run(NamedTuple):
-    """A run to be made: reported on the test set, or for the choice of a rate on held-out rows."""
-
-    program: Program
-    problem: Problem
-    score: Callable  # of `scorer`
-    settings: Mapping[str, Any]
-    seed: int
-    rate: float
-    reported: bool
-
-    @property
-    def every(self) -> int:
-        """Rounds between scores: `marks` in a reported run, else one score at the end."""
-        rounds = self.program.cell.rounds
-        return rounds // self.settings["marks"] if self.reported else rounds
-
-
-def one(run: Run, watch: Callable[[int, Any], None] = lambda t, server: None) -> dict[str, Any]:
-    """The run's accuracy and the bytes sent, along the way; watch(t, server) sees every round."""
-    started = time.perf_counter()
-    examples = run.problem.test if run.reported else run.problem.held_out
-    found: dict[str, Any] = {"rate": run.rate, "round": [], "accuracy": [], "sent": []}
-    found["up"] = []  # of the bytes sent, those of clients
-    how = {"seed": run.seed, "rate": run.rate, "fuse": run.settings.get("fuse", 1)}
-    for t, server, sent in rounds(run.program, run.problem, **how):
-        if t % run.every == 0:
-            found["round"].append(t)
-            found["accuracy"].append(run.score(server.base, server.theta, examples)["accuracy"])
-            found["sent"].append(sum(sent))
-            found["up"].append(sent.up)
-        watch(t, server)
-    return {**found, "seconds": time.perf_counter() - started}
+    source = sources.Source(problem.train, problem.test)
+    return Experiment(
+        federate(source, parts, validation=problem.held_out, seed=seed),
+        algorithm(problem, cell, rate),
+        rounds=cell.rounds,
+        cohort=cell.cohort,
+        seed=seed,
+        evaluate_every=cell.rounds // marks,
+        evaluate_batch=problem.scored,
+    )
 
 
 # ---------------------------------------------------------------------- many runs
 
 
-def climb(rates: Sequence[float], score: Callable[[float], float]) -> float:
-    """The rate of the grid with the highest score, if the scores rise to it and fall from there.
+class How(NamedTuple):
+    """How the sweeps of a claim are made."""
 
-    The two in the middle are tried first, then neighbours of the best until none is untried.
+    claim: str  # the script's name
+    settings: Mapping[str, Any]
+    data_dir: str | None
+    out: pathlib.Path
+    options: Mapping[str, Any]  # of `jaxfed sweep`
+
+    def sweep(self, name: str, out: pathlib.Path, **given: Any) -> None:
+        """Runs `jaxfed sweep` for a cell; several values of an option are a sequence."""
+        about = {"claim": self.claim, "cell": name, "settings": json.dumps(self.settings)}
+        about |= {} if self.data_dir is None else {"data_dir": self.data_dir}
+        run_sweep(CELL, **about, **self.options, **given, out=out)
+
+    def experiment(self, cell: Cell, rate: float, seed: int) -> Experiment:
+        """A trial of such a sweep, as `experiment` makes it."""
+        found = problem(json.dumps(self.settings), self.data_dir)
+        return experiment(found, cell, rate=rate, seed=seed, marks=self.settings["marks"])
+
+    def folder(self, name: str) -> pathlib.Path:
+        """Where a cell's sweep is."""
+        return self.out / name.replace("/", "_")
+
+
+def run_sweep(config: pathlib.Path, **given: Any) -> None:
+    """`jaxfed sweep CONFIG`; several values of an option are a sequence, and True is no value."""
+    words = []
+    for option, value in given.items():
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        words.append(f"--{option.replace('_', '-')}")
+        words += map(str, value if several else [] if value is True else [value])
+    command("sweep", str(config), *words)
+
+
+def command(*words: str) -> None:
+    """`jaxfed WORDS`, in a process of its own."""
+    subprocess.run([sys.executable, "-m", "jaxfed.cli", *words], check=True)
+
+
+def trials(folder: pathlib.Path) -> Iterator[tuple[float, int, list[dict]]]:
+    """(rate, seed, records) of each trial in the folder of a sweep.
+
+    Records lack what was not measured in their round; "sent" is the sum of bytes up to it.
     """
-    middle = (len(rates) - 1) // 2
-    found = {i: score(rates[i]) for i in range(middle, min(middle + 2, len(rates)))}
-    while True:
-        best = max(found, key=lambda i: found[i])
-        beside = (i for i in (best - 1, best + 1) if 0 <= i < len(rates) and i not in found)
-        new = next(beside, None)
-        if new is None:
-            return rates[best]
-        found[new] = score(rates[new])
+    for _, frame in jaxfed.results(folder).groupby("run", sort=False):
+        rows = frame.sort_values("round").to_dict("records")
+        records: list[dict] = [
+            {n: v for n, v in row.items() if v is not None and v == v} for row in rows
+        ]
+        sent = up = 0
+        for record in records:
+            sent += record["down"] + record["up"] + record["broadcast"]
+            up += record["up"]
+            record |= {"sent": int(sent), "sent up": int(up)}
+        yield float(rows[0]["learning_rate"]), int(rows[0]["seed"]), records
+
+
+def collected(settings: Mapping[str, Any], records: Sequence[dict], reported: bool) -> dict:
+    """What is kept of a run: accuracy and bytes along the way, in a trial of a rate at the end."""
+    marked = records[-1]["round"] // settings["marks"]
+    shown = [r for r in records if r["round"] % marked == 0] if reported else [records[-1]]
+    return {
+        "round": [r["round"] for r in shown],
+        "accuracy": [r["accuracy"] for r in shown],
+        "sent": [r["sent"] for r in shown],
+        "up": [r["sent up"] for r in shown],
+        "seconds": math.fsum(r["seconds"] for r in records),
+    }
 
 
 def tuned(
-    found: kept.Kept,
-    problem: Problem,
-    cells: Mapping[str, Cell],
-    chunk: int,
-    one: Callable[[Run], dict] = one,
+    found: kept.Kept, cells: Mapping[str, Cell], how: How, collect: Callable = collected
 ) -> None:
-    """Makes the missing runs: each cell's grid of rates with seed 0, then its seeds at the best.
-
-    `one(run)` makes a run. Those of the grid are not reported, and scored on held-out examples.
-    """
-    settings = found.content["settings"]
-    score_of = functools.cache(partial(scorer, size=problem.scored))
-
-    def make(name: str, cell: Cell) -> None:
-        made = program(problem, cell, chunk, [0, *settings["seeds"]])
-        score = score_of(problem.task(cell))
-
-        def once(key: str, seed: int, rate: float, reported: bool) -> float:
-            if key not in found.runs or found.runs[key]["rate"] != rate:
-                how = seed, rate, reported
-                found.add(key, run := one(Run(made, problem, score, settings, *how)))
-                print(key, f"{run['seconds']:.0f} s", run["accuracy"][-1], flush=True)
-            return found.runs[key]["accuracy"][-1]
-
+    """Makes the missing cells: their rate is chosen on held-out examples, then their seeds run."""
+    settings = how.settings
+    for name, cell in cells.items():
+        if all(f"{name}/seed/{seed}" in found.runs for seed in settings["seeds"]):
+            continue
         rates = settings.get(f"rates_{cell.optimizer}", settings["rates"])
-        rate = climb(rates, lambda rate: once(f"{name}/grid/{rate}", 0, rate, False))
-        for seed in settings["seeds"]:
-            once(f"{name}/seed/{seed}", seed, rate, True)
+        given = {"learning_rate": rates, "seed": settings["seeds"]}
+        out = how.folder(name)
+        how.sweep(name, out, **given, tune="learning_rate", tune_seed=0)
+        for rate, _, records in trials(out / "tune"):
+            run = {"rate": rate, **collect(settings, records, False)}
+            found.add(f"{name}/grid/{rate}", run)
+        for rate, seed, records in trials(out):
+            run = {"rate": rate, **collect(settings, records, True)}
+            found.add(f"{name}/seed/{seed}", run)
 
-    on_devices([partial(make, name, cell) for name, cell in cells.items()])
 
+def grid(content: Mapping[str, Any]) -> str:
+    """In words what rates were chosen from.
 
-def on_devices(jobs: Sequence[Callable[[], None]]) -> None:
-    """Does the jobs, as many at a time as there are devices, each with one to itself."""
-    free: queue.SimpleQueue = queue.SimpleQueue()
-    for device in jax.local_devices():
-        free.put(device)
-
-    def one(job):
-        device = free.get()
-        try:
-            with jax.default_device(device):
-                job()
-        finally:
-            free.put(device)
-
-    with futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
-        for done in [pool.submit(one, job) for job in jobs]:
-            done.result()
+    Runs made before each cell was a sweep tried the middle of the grid, and then neighbours of the
+    best until none was untried.
+    """
+    runs, settings = content["runs"], content["settings"]
+    cells = {name.rpartition("/grid/")[0] for name in runs if "/grid/" in name}
+    tried = {c: sum(name.startswith(f"{c}/grid/") for name in runs) for c in cells}
+    whole = all(n >= len(settings["rates"]) for n in tried.values())
+    return "the grid" if whole else "the grid, climbed from its middle,"
 
 
 def main(
@@ -508,7 +415,7 @@ def main(
     cells: Callable,
     page: Callable,
     draw: Callable | None = None,
-    one: Callable[[Run], dict] = one,
+    collect: Callable = collected,
     *,
     make: Callable = tuned,
     more: Mapping[str, Mapping] | None = None,
@@ -524,8 +431,10 @@ def main(
         parser.add_argument("--full", action="store_true", help="the paper's sizes, for a GPU")
     if more:
         parser.add_argument("--on", choices=list(more), help=f"instead of {quick['data']}")
-    parser.add_argument("--chunk", type=int, default=5, help="clients at once on a device")
+    parser.add_argument("--chunk", default=5, help="clients at once on a device, or auto")
+    parser.add_argument("--at-once", type=int, default=1, help="trials at once")
     parser.add_argument("--devices", type=int, help="of a CPU; by default one a core")
+    parser.add_argument("--out", type=pathlib.Path, help="where runs are; by default runs/NAME")
     parser.add_argument("--results", help="name in benchmarks/claims/results/")
     asked = parser.parse_args()
     other = asked.on if more else None
@@ -533,10 +442,10 @@ def main(
     if settings["data"] != "digits" and asked.data_dir is None:
         parser.error(f"--on {other} reads files; give --data-dir")
     cores = len(os.sched_getaffinity(0))
-    devices = cores if asked.devices is None else asked.devices
-    jax.config.update("jax_num_cpu_devices", devices)
+    options = {"chunk": asked.chunk, "at_once": asked.at_once, "fuse": settings.get("fuse", 1)}
+    options |= {"cpu_devices": cores if asked.devices is None else asked.devices}
     results = asked.results or (f"{name}_{other}" if other else name)
+    out = (asked.out or pathlib.Path("runs", pathlib.Path(results).name)).resolve()
     found = kept.Kept(kept.path(results), settings)
-    problem = PROBLEMS[settings["data"]](asked.data_dir, settings)
-    make(found, problem, cells(settings), asked.chunk, one)
+    make(found, cells(settings), How(name, settings, asked.data_dir, out, options), collect)
     found.publish(page, draw)

@@ -12,18 +12,16 @@ does this script.
 
 import argparse
 import pathlib
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import glue_table
 import intervals
 import kept
+import sweep
 
 import jaxfed
 
-ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
     "task": "sst2",
     "clients": 8,
@@ -84,12 +82,7 @@ def one(asked: argparse.Namespace, name: str, arm: Arm, settings: Mapping[str, A
     out = (asked.out / name).resolve()
     given = {"model": asked.model, "data_dir": asked.data_dir, "out": out, "seed": SEEDS}
     given |= {"measure": SCORE, "tune": tuple(arm.rates), "tune_seed": TUNED_BY}
-    command = [sys.executable, "-m", "jaxfed.cli", "sweep", "configs/pf2lora/glue.py"]
-    for option, value in {**given, **settings, **arm.settings, **arm.rates}.items():
-        values = value if isinstance(value, tuple) else (value,)
-        command.append(f"--{option.replace('_', '-')}")
-        command += [] if value is True else map(str, values)
-    subprocess.run(command, cwd=ROOT, check=True)
+    sweep.run_sweep(glue_table.CONFIG, **given, **settings, **arm.settings, **arm.rates)
     tried, found = last(out / "tune"), last(out).sort_values("seed")
     return {
         "rates": {rate: float(found[rate].iloc[0]) for rate in arm.rates},

@@ -76,8 +76,8 @@ class Changes:
         evaluate_every: rounds between evaluations; 0 is never.
         split_seed: the config's `seed`, by which it deals the data, while --seed decides the first
             weights, who is drawn and in which order examples come.
-        on: evaluate on the test set, or on a validation set in its place: a tenth of each client's
-            training examples, which it then does not train on.
+        on: evaluate on the test set, or on a validation set in its place: the data's own, or else
+            a tenth of each client's training examples, which it then does not train on.
     """
 
     rounds: int | None = None

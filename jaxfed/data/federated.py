@@ -59,6 +59,7 @@ class Federated:
     personal: Split
     test: Examples
     names: tuple[Hashable, ...] | None = None  # of the clients, if their parts had any
+    validation: Examples | None = None  # for choices, in place of the test set
 
     @property
     def clients(self) -> int:
@@ -72,13 +73,17 @@ class Federated:
         return Size(rows, self.train.most, own_rows, self.personal.most, tested)
 
     def validated(self) -> "Federated":
-        """The data with a validation set for a test set: a tenth of each client's training rows.
+        """The data with a validation set for a test set: `validation`, if it was given.
 
-        Of n rows floor(n / 10) are held out of the training, and that part of each label to within
-        one row. Where clients have test examples of their own, they get their held-out rows in the
-        place of those. A row that clients share is held out of all of them or of none, and counts
-        once. ValueError if no client has ten rows.
+        Else it is a tenth of each client's training rows: of n rows floor(n / 10) are held out of
+        the training, and that part of each label to within one row. Where clients have test
+        examples of their own, they get their held-out rows in the place of those, whatever was
+        given. A row that clients share is held out of all of them or of none, and counts once.
+        ValueError if rows are held out and no client has ten.
         """
+        given, own = self.validation, self.personal
+        if given is not None and not own.count.any():
+            return dataclasses.replace(self, test=given)
         owner, row = np.repeat(np.arange(self.clients), self.train.count), self.train.row
         held = _held(owner, _labels(self.train.examples), 0.1, 0, row)
         if not held.any():
@@ -88,13 +93,12 @@ class Federated:
             )
         examples = self.train.examples
         train = _part(self.train, ~held, owner)
-        own = self.personal
         if own.count.any():
             own = _part(self.train, held, owner)
         once = np.flatnonzero(held)
         if row is not None:
             once = once[np.unique(row[once], return_index=True)[1]]
-        test = {name: x[once] for name, x in examples.items()}
+        test = {name: x[once] for name, x in examples.items()} if given is None else given
         return dataclasses.replace(self, train=train, test=test, personal=own)
 
     def number(self, client: Hashable) -> int:
@@ -120,6 +124,7 @@ def federate(
     personal_fraction: float = 0.0,
     personal_parts: Sequence[np.ndarray] | None = None,
     shared: bool = False,
+    validation: Examples | None = None,
     seed: int = 0,
 ) -> Federated:
     """The source with rows parts[k] of its training set owned by client k.
@@ -129,13 +134,16 @@ def federate(
     rows `personal_parts[k]` of the test set. If both parts have names, as by `partition.natural`,
     clients get the test rows of their own name (some may have none), whatever the order. Rows that
     no client owns are left out. With `shared`, a row may belong to several clients, each of whom
-    has a copy; with personal_fraction it is then held out of all of them or of none. Raises
-    ValueError if rows are out of range or owned twice, a client has none to train on, a name has
-    test rows and does not train, or the source does not hold finite numbers of one kind in both
+    has a copy; with personal_fraction it is then held out of all of them or of none. `validation`
+    is a set like the test set, for `--on validation`; without it rows of the clients will do.
+    Raises ValueError if rows are out of range or owned twice, a client has none to train on, a name
+    has test rows and does not train, or the source does not hold finite numbers of one kind in all
     sets.
     """
     values.kind("source", source, Source, "a Source, as sources.arrays(train, test) makes it")
     sources.check_numbers(source)
+    if validation is not None:
+        validation = sources.another("validation", validation, source)
     for name, given in (("parts", parts), ("personal_parts", personal_parts)):
         if given is not None or name == "parts":
             _check_parts(name, given)
@@ -169,7 +177,7 @@ def federate(
         personal = _split(source.test, rows, owner, len(parts), shared)
     else:
         raise ValueError(f"{len(personal_parts)} personal_parts for {len(parts)} clients")
-    return Federated(train, personal, source.test, names)
+    return Federated(train, personal, source.test, names, validation)
 
 
 def _check_parts(name: str, parts: Any) -> None:

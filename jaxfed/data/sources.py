@@ -176,6 +176,18 @@ def check_numbers(source: Source) -> None:
             )
 
 
+def another(name: str, given: Examples, source: Source) -> Examples:
+    """A set beside the source's two, as arrays; ValueError or TypeError unless it is like them."""
+    try:
+        like = arrays(source.train, given)
+        check_numbers(like)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}, as a test set: {error}") from None
+    if not len(next(iter(like.test.values()))):
+        raise ValueError(f"{name} has no row; give some, or leave it out")
+    return like.test
+
+
 def _check_array(where: str, x: np.ndarray) -> None:
     if x.dtype.kind in "OSUMmc":
         raise ValueError(

@@ -22,10 +22,9 @@ from jaxfed.algorithm import (
     ForEachClient,
     PyTree,
     Reply,
-    check_names,
 )
 from jaxfed.data.federated import Federated, Split, filled_up, length
-from jaxfed.simulation import engine, records
+from jaxfed.simulation import engine, measures
 from jaxfed.simulation.experiment import Experiment
 from jaxfed.simulation.programs import Programs
 from jaxfed.tasks.task import Task, check_sums
@@ -178,27 +177,6 @@ def overall(summary: Callable, sums: dict, count: int | np.ndarray) -> dict:
     return {n: float(v) for n, v in summary(total, count).items()}
 
 
-def check_measures(summary: Callable, sums: dict) -> None:
-    """Raises ValueError if a measure's name is reserved or no name, or there is no loss.
-
-    `sums` have shapes [pieces, ...].
-    """
-    zeros = {n: np.zeros(s.shape[1:]) for n, s in sums.items()}
-    with np.errstate(all="ignore"):
-        names = set(summary(zeros, 1))
-    if "loss" not in names:
-        raise ValueError(
-            f"the task's evaluation gives {sorted(names)}; let `evaluate` return the sum of the "
-            'losses too, as "loss"'
-        )
-    check_names(names - {"accuracy", "loss"})
-    if wrong := sorted(name for name in names if not records.is_name(name)):
-        raise ValueError(
-            f"a measure is called {wrong[0]!r}, and reports make it part of a file's name; rename "
-            "it: a letter or digit, then up to 99 letters, digits, spaces and _ . + -"
-        )
-
-
 def spread(summary: Callable, sums: dict, count: np.ndarray) -> dict:
     """{name: {mean, min, p10, p50, p90, union}} over the clients that have their own test examples.
 
@@ -239,6 +217,7 @@ class Evaluation:
     data: Federated
     parts: list[np.ndarray]  # each part's clients are evaluated at once
     summary: Callable  # the task's function of sums and count
+    server_measures: Callable | None = None  # the experiment's
 
     def __call__(self, server: Any, states_of: Callable) -> dict:
         return self.measured(server, states_of)[0]
@@ -265,6 +244,16 @@ class Evaluation:
                 stacklevel=2,
             )
         return numbers, each
+
+    def of_server(self, server: Any, done: int) -> dict[str, float]:
+        """The experiment's own measures of a server, after so many rounds."""
+        return measures.of_server(self.server_measures, server, done)
+
+    def check(self, server: Any, done: int) -> None:
+        """Raises the errors of the task and of the experiment's measures, before any round."""
+        sums = jax.eval_shape(self.sums["test"], server, self.examples["test"])
+        names = measures.check(self.summary, sums)
+        measures.of_server(self.server_measures, server, done, names)
 
     def compile(self, server: Any, states_of: Callable) -> None:
         """Compiles what a call with these would."""
@@ -319,4 +308,5 @@ def evaluation(
         e.data,
         parts(order, devices, width) if len(has) else [],
         e.task.summary,
+        e.server_measures,
     )

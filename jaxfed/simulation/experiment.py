@@ -1,7 +1,7 @@
 """What is run: the settings that decide the result, checked as they are made."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxfed import values
@@ -26,6 +26,8 @@ class Experiment:
     evaluate_batch: int = 250
     stop_when: Callable[[Sequence[dict]], bool] | None = None
     """Sees all records so far after each evaluation, and ends the run by True; see `patience`."""
+    server_measures: Callable[[Any, int], Mapping[str, float]] | None = None
+    """(server, round) -> {name: number} of each evaluation, beside the task's measures."""
     participation: Callable | None = None
     """(rng, round, count [N], cohort) -> (ids [K], shares [K]); None: uniform, by examples. See
     jaxfed.simulation.participation, whose `weighted` and `available` make one."""
@@ -66,13 +68,18 @@ class Experiment:
             self.task.check(examples)
         if self.participation is not None:
             values.function("participation", self.participation, "a function, or None")
-        if self.stop_when is not None:
-            values.function("stop_when", self.stop_when, "a function of the records, or None")
-            if not self.evaluate_every:
-                raise ValueError(
-                    "stop_when is asked after each evaluation, and evaluate_every=0 has none; give "
-                    "evaluate_every=1 or more"
-                )
+        at_evaluations = {
+            "stop_when": "a function of the records, or None",
+            "server_measures": "a function of server and round, or None",
+        }
+        for name, wanted in at_evaluations.items():
+            if (given := getattr(self, name)) is not None:
+                values.function(name, given, wanted)
+                if not self.evaluate_every:
+                    raise ValueError(
+                        f"{name} is asked after each evaluation, and evaluate_every=0 has none; "
+                        "give evaluate_every=1 or more"
+                    )
         if self.evaluate_every and not length(self.data.test):
             raise ValueError("the test set is empty; give some rows, or evaluate_every=0")
 

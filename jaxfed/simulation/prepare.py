@@ -335,8 +335,7 @@ def compile_all(p: Prepared, compiling: bool = True) -> None:
     """Traces the evaluation, which raises a task's errors; compiles all if rounds are left."""
     e, server = p.experiment, p.state.server
     if e.evaluate_every:
-        sums = jax.eval_shape(p.evaluate.sums["test"], server, p.evaluate.examples["test"])
-        evaluate.check_measures(p.evaluate.summary, sums)
+        p.evaluate.check(server, p.state.done)
     rounds = next(p.ranges(), None)
     if not compiling or rounds is None:
         return

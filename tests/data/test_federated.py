@@ -272,6 +272,38 @@ def test_with_a_validation_set_nothing_is_measured_on_test_rows(own):
     }
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize("own", [0.0, 0.2])
+def test_a_validation_set_that_is_given_is_that_of_all(own):
+    """Clients with test examples of their own still get others for them."""
+    parts, given = [np.arange(30), np.arange(30, 60)], source(7).test
+    plain, made = (
+        data.federate(source(), parts, personal_fraction=own, validation=v) for v in (None, given)
+    )
+    held = made.validated()
+    for name, x in given.items():
+        np.testing.assert_array_equal(held.test[name], x)
+    assert made.test["row"].tolist() == plain.test["row"].tolist()
+    want = plain.validated() if own else plain
+    for k in range(2):
+        for split in ("train", "personal"):
+            assert rows(getattr(held, split), k) == rows(getattr(want, split), k)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {"row": x["row"]}, "validation, as a test set: train has .* and test has"),
+        (lambda x: {n: v[:0] for n, v in x.items()}, "validation has no row; give some"),
+        (lambda x: 3, "validation, as a test set: test is a int; give arrays"),
+        (lambda x: {**x, "row": x["row"].astype(float)}, "validation, as a test set: 'row' is int"),
+    ],
+)
+def test_a_wrong_validation_set_is_named(change, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        data.federate(source(), [np.arange(6)], validation=change(source(7).test))
+
+
 # ---------------------------------------------------------------------- clients that share rows
 
 SHARED = [np.arange(30), np.arange(10, 40), np.arange(20, 60), np.array([59, 0, 25, 61])]

@@ -139,12 +139,3 @@ def test_a_measure_that_is_not_finite_is_named():
     )
     with pytest.warns(UserWarning, match=r"^test_loss: not finite.* outputs on some test examples"):
         assert measured(None, None)["accuracy"] == 1
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("name", ["f1/macro", "../f1", "a\nb", ""])
-def test_a_measure_has_a_name_that_a_file_can_have(name):
-    sums = {"loss": np.zeros((1,))}
-    evaluate.check_measures(lambda sums, count: {"loss": 0.0, "top-5 of 10": 1.0}, sums)
-    with pytest.raises(ValueError, match=r"a measure is called .* rename it"):
-        evaluate.check_measures(lambda sums, count: {"loss": 0.0, name: 1.0}, sums)

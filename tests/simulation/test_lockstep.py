@@ -4,6 +4,7 @@ import itertools
 
 import at_once
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxfed.simulation import engine, lockstep, run, together
@@ -29,9 +30,13 @@ def alone(experiment, programs):
 
 
 def test_each_has_the_records_of_its_run_alone_whatever_becomes_of_the_others():
-    """The second diverges at once, and the third stops early."""
+    """The second diverges at once, and the third stops early; the first measures its server."""
+
+    def norm(server, done):
+        return {"norm": jnp.linalg.norm(jax.tree.leaves(server.theta)[0])}
+
     experiments = [
-        at_once.experiment(rate=0.1, seed=0),
+        at_once.experiment(rate=0.1, seed=0, server_measures=norm),
         at_once.experiment(rate=1e30, seed=1),
         at_once.experiment(rate=0.3, seed=1, stop_when=lambda records: len(records) >= 4),
     ]

@@ -3,13 +3,15 @@
 import json
 import sys
 
+import kept
+import launched
 import numpy as np
-import optax
 import pytest
 import sweep
 import trained
+from forked import Forked
 
-from jaxfed import local, lowrank, models, tasks
+from jaxfed import models
 
 SMALL = ["--networks", "mlp", "--data", "fashion_mnist", "--seeds", "2", "--workers", "1"]
 
@@ -43,44 +45,36 @@ def called(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def sizes():
-    """Settings of a run of `problem` that takes seconds."""
+def small():
+    """Settings of digits that take seconds; a claim has others beside them."""
     return {
-        "train": 500,
-        "scored": 250,
-        "epochs": 1,
-        "batch": 25,
-        "rank": 1,
-        "rates": [0.3, 1.0],
-        "seeds": [1, 2],
-        "marks": 2,
+        **{"data": "digits", "widths": [8], "concentration": 0.5, "train": 300, "scored": 250},
+        **{"clients": 6, "cohort": 3, "rounds": 4, "epochs": 1, "batch": 10},
+        **{"rank": 2, "scale": 2.0, "clip": 1.0, "rates": [0.3, 1.0], "seeds": [1, 2], "marks": 2},
     }
 
 
 @pytest.fixture
-def problem(sizes):
-    """Three classes that differ in their brightest pixel, and one hidden layer."""
-    rng = np.random.default_rng(0)
+def forking(monkeypatch):
+    """Sweeps run in forked processes, which need not import anew."""
 
-    def examples(n):
-        label = rng.integers(3, size=n).astype(np.int32)
-        image = rng.normal(size=(n, 3)) + 3 * np.eye(3)[label]
-        return {"image": image.astype(np.float32), "label": label}
+    def command(*words):
+        launched.finished(Forked(*words))
 
-    train, held_out, test = (examples(sizes[n]) for n in ("train", "scored", "scored"))
-    factored = lowrank.Select(
-        factors="dense_0/kernel", full="head|bias", rank=1, base="zero", up="random"
-    )
-    whole, factored = (
-        tasks.classification(models.MLP((4,), 3), test, select=select)
-        for select in (lowrank.everything, factored)
-    )
-    return sweep.Problem(
-        train=train,
-        held_out=held_out,
-        test=test,
-        whole=whole,
-        factored=factored,
-        work=local.Work(sizes["batch"], epochs=sizes["epochs"]),
-        optimizer=lambda rate, rounds: optax.sgd(rate),
-    )
+    monkeypatch.setattr(sweep, "command", command)
+
+
+@pytest.fixture
+def swept(tmp_path, forking):
+    """swept(script, settings, names) makes these cells of a claim: its kept runs."""
+
+    def make(script, settings, names):
+        made, cells = kept.Kept(tmp_path / "found.json", settings), script.cells(settings)
+        options = {"chunk": 3, "cpu_devices": 1}
+        how = sweep.How(script.__name__, settings, None, tmp_path / "runs", options)
+        collect = getattr(script, "collected", sweep.collected)
+        tuned = getattr(script, "tuned", sweep.tuned)
+        tuned(made, {n: cells[n] for n in names}, how, collect)
+        return made
+
+    return make

@@ -1,43 +1,25 @@
 """Where the rank binds, and what merges are worth around other rules, with tiny runs."""
 
 import binding_rank
-import kept
 import merging_bias
 import pytest
-import sweep
 
 pytestmark = pytest.mark.full
 
-TINY = {
-    "train": 300,
-    "clients": 6,
-    "cohort": 3,
-    "rounds": 4,
-    "fuse": 2,
-    "widths": [8],
-    "epochs": 1,
-    "rates": [0.3, 1.0, 3.0],
-    "seeds": [1, 2],
-    "marks": 2,
-}
 
-
-def found(script, tmp_path, settings, names):
-    """Kept runs of these cells, and one of them in the place of every other."""
-    cells = script.cells(settings)
-    made = kept.Kept(tmp_path / "found.json", settings)
-    problem = sweep.digits(None, settings)
-    sweep.tuned(made, problem, {n: cells[n] for n in names}, 2)
-    for seed in settings["seeds"]:
-        for name in cells:
-            made.runs.setdefault(f"{name}/seed/{seed}", made.runs[f"{names[0]}/seed/{seed}"])
+def filled_up(made, script, name):
+    """Kept runs in which those of one cell stand in the place of every other."""
+    for seed in made.content["settings"]["seeds"]:
+        for other in script.cells(made.content["settings"]):
+            made.runs.setdefault(f"{other}/seed/{seed}", made.runs[f"{name}/seed/{seed}"])
     return made
 
 
-def test_ranks_restarts_and_ceiling(tmp_path):
-    settings = {**binding_rank.QUICK, **TINY, "ranks": [1, 2], "tau": [2]}
-    made = found(binding_rank, tmp_path, settings, ["fedavg", "2/balanced/2"])
-    whole = [made.runs[f"{n}/seed/1"]["sent"][-1] for n in ("fedavg", "2/balanced/2")]
+def test_ranks_restarts_and_ceiling(swept, small, tmp_path):
+    settings = {**binding_rank.QUICK, **small, "ranks": [1, 2], "tau": [2]}
+    names = ["fedavg", "2/balanced/2"]
+    made = filled_up(swept(binding_rank, settings, names), binding_rank, "fedavg")
+    whole = [made.runs[f"{n}/seed/1"]["sent"][-1] for n in names]
     layer, rest = 64 * 8, 8 + 8 * 10 + 10  # all clients of a round, both ways, four bytes a number
     assert whole[0] == 4 * 3 * 2 * 4 * (layer + rest)
     factors = 2 * (64 + 8)
@@ -47,16 +29,18 @@ def test_ranks_restarts_and_ceiling(tmp_path):
     assert (tmp_path / "found.png").stat().st_size > 1000
 
 
-def test_merges_around_an_exact_rule(tmp_path):
-    settings = {**merging_bias.QUICK, **TINY, "tau": [2], "cohorts": [2], "local": [2]}
-    made = found(merging_bias, tmp_path, settings, ["fedex/balanced", "adamw/never"])
+def test_merges_around_an_exact_rule(swept, small, tmp_path):
+    settings = {**merging_bias.QUICK, **small, "tau": [2], "cohorts": [2], "local": [2]}
+    settings["rates_adamw"] = settings["rates_adamw"][:2]
+    made = swept(merging_bias, settings, ["fedex/balanced", "adamw/never"])
     assert made.runs["adamw/never/seed/1"]["rate"] in settings["rates_adamw"]
-    made.publish(merging_bias.page)
+    filled_up(made, merging_bias, "fedex/balanced").publish(merging_bias.page)
     assert "Bias of separate means" in (tmp_path / "found.md").read_text()
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_reported(tmp_path):
-    settings = {**binding_rank.QUICK, **TINY, "ranks": [1], "tau": [2]}
+    settings = {**binding_rank.QUICK, "rates": [0.3, 1.0, 3.0], "seeds": [1, 2]}
+    settings |= {"ranks": [1], "tau": [2]}
     run = {"rate": 3.0, "accuracy": [0.1, 0.2], "sent": [0, 8], "round": [0, 4], "seconds": 1.0}
     cells = binding_rank.cells(settings)
     content = {"settings": settings, "runs": {f"{n}/seed/{s}": run for n in cells for s in (1, 2)}}

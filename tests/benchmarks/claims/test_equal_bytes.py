@@ -1,38 +1,18 @@
-"""Accuracy at equal bytes, whole with tiny runs of two arms."""
-
-import itertools
+"""Accuracy at equal bytes, whole with tiny runs of one arm."""
 
 import equal_bytes
-import kept
 import pytest
-import sweep
 
 pytestmark = pytest.mark.full
 
-TINY = {
-    "train": 300,
-    "clients": 6,
-    "cohort": 3,
-    "widths": [8],
-    "epochs": 1,
-    "tau": 2,
-    "rates": [0.3, 1.0, 3.0],
-    "seeds": [1, 2],
-    "rounds": 40,
-    "ceiling": 2,
-    "marks": 5,
-}
+TINY = {"tau": 2, "rounds": 40, "ceiling": 2, "marks": 5}
 LAYER, REST = 64 * 8, 8 + 8 * 10 + 10  # numbers of the hidden kernel, and of all else
-FACTORS = 2 * (64 + 8)
 
 
-def test_a_run_ends_with_both_budgets(tmp_path):
-    """Lazy merges: a client pays when it is drawn, and never more than the whole model."""
-    settings = {**equal_bytes.QUICK, **TINY, "total": 60e3, "uplink": 20e3}
-    made = kept.Kept(tmp_path / "found.json", settings)
-    problem, cells = sweep.digits(None, settings), equal_bytes.cells(settings)
-    names = ("fedloru", "ef21", "ceiling")
-    equal_bytes.tuned(made, problem, {n: cells[n] for n in names}, 3, equal_bytes.one)
+def test_a_run_ends_with_both_budgets(swept, small, tmp_path):
+    settings = {**equal_bytes.QUICK, **small, **TINY, "total": 60e3, "uplink": 20e3}
+    names = ("ef21", "ceiling")
+    made = swept(equal_bytes, settings, names)
     run = made.runs[f"ef21/seed/1/{equal_bytes.Found(made.content).rate('ef21', 'total'):g}"]
     down, entries = 4 * (LAYER + REST), int(0.05 * (LAYER + REST))
     assert run["rounds, total"] == 60e3 // (3 * (down + 8 * entries))
@@ -43,18 +23,26 @@ def test_a_run_ends_with_both_budgets(tmp_path):
             assert all(f"{name}/seed/{s}/{rate:g}" in made.runs for s in (1, 2))
     for arm in equal_bytes.NAMES:
         for key, run in list(made.runs.items()):
-            if key.startswith("fedloru/"):
-                made.runs.setdefault(key.replace("fedloru", arm), run)
+            if key.startswith("ef21/"):
+                made.runs.setdefault(key.replace("ef21", arm), run)
     made.publish(equal_bytes.page, equal_bytes.draw)
     assert "FedLoRU ends at" in (tmp_path / "found.md").read_text()
 
 
-def test_no_client_receives_more_than_the_whole_model():
-    settings = {**equal_bytes.QUICK, **TINY}
-    problem = sweep.digits(None, settings)
-    cell = equal_bytes.cells(settings)["flora"]._replace(rounds=4)
-    program = sweep.program(problem, cell, 3, [0])
-    done = list(sweep.rounds(program, problem, seed=0, rate=0.3, merges="lazy"))
-    whole = 4 * (LAYER + REST + FACTORS)
-    assert all(b[2].down - a[2].down <= 3 * whole for a, b in itertools.pairwise(done))
-    assert done[-1][2].up == 4 * 3 * 4 * (FACTORS + REST)
+def test_a_mark_has_the_accuracy_that_its_bytes_bought():
+    """With 2 and 4 megabytes, a third and half of the way; none before the first round."""
+    settings = {"total": 4e6, "uplink": 1e6, "marks": 3}
+    records = [
+        {"sent": int(1.5e6) * t, "sent up": int(5e5) * t, "accuracy": t / 10, "seconds": 1.0}
+        for t in (1, 2, 3, 4)
+    ]
+    found = equal_bytes.collected(settings, records, 0.05)
+    assert found["total"] == [0.1, 0.1, 0.2]  # at 2, 2.83 and 4 million
+    assert found["uplink"] == [0.1, 0.1, 0.2]  # at .5, .71 and 1 million
+    assert (found["rounds, total"], found["rounds, uplink"]) == (2, 2)
+    assert equal_bytes.collected({**settings, "total": 2e6}, records, 0.05)["total"][0] == 0.05
+    assert (found["end"], found["seconds"]) == (0.4, 4.0)
+    assert set(equal_bytes.collected(settings, [{"seconds": 1.0}, records[0]], 0.05)) == {
+        "end",
+        "seconds",
+    }

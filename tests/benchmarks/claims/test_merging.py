@@ -1,20 +1,15 @@
 """What merging does, whole on a tiny problem."""
 
-import kept
 import merging
 import numpy as np
 import pytest
-import sweep
 
 pytestmark = pytest.mark.full
 
 
-def test_keep_jumps_and_reinit_does_not(problem, sizes, tmp_path):
-    of_quick = {"clients": 4, "cohort": 2, "rounds": 4, "tau": [1], "layers": ["dense_0/kernel"]}
-    settings = {**merging.QUICK, **sizes, **of_quick}
-    made = kept.Kept(tmp_path / "merging.json", settings)
-    cells = merging.cells(settings)
-    sweep.tuned(made, problem, {n: cells[n] for n in ("keep/1", "reinit/1")}, 2, merging.one)
+def test_keep_jumps_and_reinit_does_not(swept, small):
+    settings = {**merging.QUICK, **small, "tau": [1], "layers": ["dense_0/kernel"], "rank": 1}
+    made = swept(merging, settings, ["keep/1", "reinit/1"])
     for seed in settings["seeds"]:
         here = made.runs[f"reinit/1/seed/{seed}"]
         for restart in ("residual", "balanced"):

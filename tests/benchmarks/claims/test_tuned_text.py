@@ -44,7 +44,7 @@ def test_the_page_has_differences_in_pairs_and_rates_at_an_end():
 
 
 @pytest.mark.full
-def test_an_arm_is_one_sweep_that_tunes_its_rate(tmp_path, monkeypatch):
+def test_an_arm_is_one_sweep_that_tunes_its_rate(tmp_path, monkeypatch, forking):
     arm = tuned_text.ARMS["homlora"]._replace(rates={"learning_rate": (1e-3, 1e-2)})
     monkeypatch.setattr(tuned_text, "ARMS", {"homlora": arm})
     monkeypatch.setattr(tuned_text, "SEEDS", (0, 1))
