@@ -67,7 +67,11 @@ ARMS = {
         {**COMMON, "personal_learning_rate": SGD},
     ),
     "centralised": Arm("all data in one place", {"method": "centralised"}, COMMON),
-    "head adamw": Arm("PF2LoRA, personal head, AdamW below", BELOW | {"personal_head": True}, BOTH),
+    "head adamw": Arm(
+        "PF2LoRA, personal head, AdamW below",
+        BELOW | {"personal_head": True},
+        {**COMMON, "personal_learning_rate": (3e-5, 1e-4, *ADAMW, 3e-2)},
+    ),
 }
 
 

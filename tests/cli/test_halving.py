@@ -9,7 +9,7 @@ import launched
 import pytest
 from forked import Forked
 
-from jaxfed.cli import halving, main, product, scoring
+from jaxfed.cli import halving, main, product, scoring, trials
 
 SMALL = launched.SMALL
 RATES = (".0001", "0.03", "0.1", ".001")
@@ -50,13 +50,13 @@ def test_the_best_of_every_eta_are_kept_and_of_equal_ones_the_first():
 
 @pytest.mark.quick
 def test_a_score_is_the_mean_over_seeds_of_the_newest_evaluation_by_then(tmp_path):
-    trials = []
+    tried = []
     for rate, seed in ((0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)):
         settings = {"rate": rate, "seed": seed}
         folder = tmp_path / f"{rate},{seed}"
         launched.recorded_folder(folder, rate=rate + seed / 10, seed=seed)
-        trials.append(product.Trial(folder, [], settings))
-    low, high = halving.scores(trials, 12, [trials[3].folder], scoring.COMMON).values()
+        tried.append(product.Trial(folder, [], settings))
+    low, high = halving.scores(tried, 12, [tried[3].folder], scoring.COMMON).values()
     assert low == pytest.approx(1 - (0.9**10 + 0.8**10) / 2)
     assert high == -math.inf
 
@@ -104,6 +104,28 @@ def test_the_same_command_runs_nothing_again_and_one_that_was_cut_goes_on(halved
             name = f"learning_rate={rate}"
             assert launched.records(folder / name) == launched.records(halved / name)
     assert capsys.readouterr().out.count("finished ") == 1
+
+
+@pytest.mark.full
+def test_survivors_of_a_rung_fill_the_axis_of_trials_again(halved, tmp_path, monkeypatch):
+    """Two at once: each of the first two axes loses one of its trials, and the others share one."""
+    axes, go = [], trials.go
+
+    def noted(group, *how):
+        axes.append([trial.settings["learning_rate"] for trial in group])
+        return go(group, *how)
+
+    monkeypatch.setattr(trials, "go", noted)
+    folder = tmp_path / "s"
+    command("sweep", *ASKED, *QUICK, "--at-once", 2, "--successive-halving", "--out", folder)
+    rates = list(map(float, RATES))
+    assert [len(axis) for axis in axes] == [2, 2, 2, 1]
+    assert axes[:2] == [rates[:2], rates[2:]]
+    assert [rate in rates[:2] for rate in axes[2]] == [True, False]
+    for rate, alone in accuracies(halved).items():
+        found = accuracies(folder)[rate]
+        assert len(found) == len(alone)
+        assert found == pytest.approx(alone, abs=0.02)  # an example of the test set or two
 
 
 @pytest.mark.full
