@@ -75,6 +75,7 @@ MAY_IMPORT = {
                             "simulation.experiment", "simulation.measures", "simulation.programs",
                             "tasks"},
     "simulation.measures": {"algorithm", "simulation.records", "values"},
+    "simulation.abreast": set(),
     "simulation.lock": {"simulation.stored"},
     "simulation.signals": set(),
     "simulation.processes": set(),

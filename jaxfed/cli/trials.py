@@ -17,7 +17,7 @@ from jaxfed.cli.options import Config
 from jaxfed.cli.product import Trial
 from jaxfed.cli.watching import Watch
 from jaxfed.data.federated import Size
-from jaxfed.simulation import engine, evaluate, lockstep, run_folder, signals, together
+from jaxfed.simulation import abreast, engine, evaluate, lockstep, run_folder, signals, together
 from jaxfed.simulation.host import Host
 from jaxfed.simulation.prepare import Origin, Prepared, compile_all, prepare
 from jaxfed.simulation.programs import Programs
@@ -28,6 +28,13 @@ class Shared(NamedTuple):
 
     programs: Programs
     host: list[Host]  # none before the first trial
+
+
+class Spread(NamedTuple):
+    """How trials lie on devices."""
+
+    devices: int
+    abreast: int | None  # of a device's trials, so many are computed at once; None: all
 
 
 class How(NamedTuple):
@@ -93,12 +100,14 @@ def go(
     rung, a round. Those that cannot go on with the first, as they are at another round, follow it.
     """
     members: list[Prepared] = []
+    if len(group) > 1 and not shared.host:
+        _prepared(group[0], shared, how, rung, at_once=1)[0].close()  # what is "auto" is measured
     with contextlib.ExitStack() as undo:
         for trial in group:
-            p, devices = _prepared(trial, shared, how, rung, alone=len(group) == 1)
+            p, spread = _prepared(trial, shared, how, rung, at_once=len(group))
             undo.callback(p.close)
             members.append(together.sharing(p, members[0]) if members else p)
-        parts, trials = _parts(members, devices)
+        parts, trials = _parts(members, spread)
         undo.pop_all()
     for i in (i for part in parts[1:] for i in part):
         members[i].close()
@@ -133,15 +142,17 @@ def go(
 
 
 def _prepared(
-    trial: Trial, shared: Shared, how: How, rung: int | None, *, alone: bool
-) -> tuple[Prepared, int]:
-    """(the run of a trial, of how many devices the sweep is); of several at once, it has one."""
+    trial: Trial, shared: Shared, how: How, rung: int | None, *, at_once: int
+) -> tuple[Prepared, Spread]:
+    """(the run of a trial, how so many at once lie on devices); of several, it has one device."""
+    alone = at_once == 1
     experiment, settings, launch = calling.call(how.config, trial.arguments, "sweep")
     if rung is not None:
         ends = halving.until(rung, experiment.stop_when)
         experiment = dataclasses.replace(experiment, stop_when=ends)
     devices = launch.host.devices or 1
-    host = _host(launch, shared, devices if alone else 1)
+    spread = Spread(devices, _abreast(launch.host, shared, math.ceil(at_once / devices)))
+    host = _host(launch, shared, devices if alone else 1, spread.abreast or 1)
     launched = dataclasses.replace(launch, host=host)
     about = calling.about(how.config, how.given, trial.arguments, launched)
     p = prepare(
@@ -153,22 +164,36 @@ def _prepared(
         programs=shared.programs,
         compiling=alone,
     )
-    form = p.form._replace(chunk=p.machine.chunk or experiment.cohort)
-    shared.host.append(dataclasses.replace(host, **form._asdict()))
-    return p, devices
+    if alone and not shared.host:
+        form = p.form._replace(chunk=p.machine.chunk or experiment.cohort)
+        shared.host.append(dataclasses.replace(host, **form._asdict()))
+    return p, spread
 
 
-def _host(launch: Launch, shared: Shared, devices: int) -> Host:
+def _host(launch: Launch, shared: Shared, devices: int, sharing: int) -> Host:
     """How a trial is run: on one device unless several are asked for, with nothing measured twice.
 
-    On a CPU this device has all cores.
+    On a CPU this device has all cores. Trials that are computed at once share the clients at once.
     """
     asked = dataclasses.replace(launch.host, devices=devices)
     for done in shared.host:
-        form = ("chunk", "fuse", "convolutions")
-        again = {n: getattr(done, n) for n in form if getattr(asked, n) == "auto"}
+        form = {n: getattr(done, n) for n in ("chunk", "fuse", "convolutions")}
+        form["chunk"] //= sharing
+        again = {n: v for n, v in form.items() if getattr(asked, n) == "auto"}
         return dataclasses.replace(asked, **again)
     return asked
+
+
+def _abreast(asked: Host, shared: Shared, trials: int) -> int | None:
+    """How many of a device's trials it computes at once; None: all, with the chunk asked for.
+
+    One after another on a CPU, whose caches a trial fills; elsewhere so many that with a client of
+    each there are no more clients at once than were best in one trial.
+    """
+    if asked.chunk != "auto" or not shared.host:
+        return None
+    cpu = engine.machine(1).devices[0].platform == "cpu"
+    return 1 if cpu else abreast.group(trials, int(shared.host[0].chunk))
 
 
 def _check_at_once(host: Host) -> None:
@@ -182,7 +207,7 @@ def _check_at_once(host: Host) -> None:
 
 
 def _parts(
-    members: Sequence[Prepared], devices: int
+    members: Sequence[Prepared], spread: Spread
 ) -> tuple[list[list[int]], together.Together | None]:
     """(the runs in parts that can go on at once, the first of them as trials if they are several).
 
@@ -195,7 +220,8 @@ def _parts(
         warnings.warn(f"trials run one after another: {why}", stacklevel=1)
     while len(now) > 1:
         try:
-            trials = together.together([members[i] for i in now], engine.machine(devices))
+            runs = [members[i] for i in now]
+            trials = together.together(runs, engine.machine(spread.devices), spread.abreast)
         except (NotImplementedError, ValueError) as error:
             warnings.warn(f"trials run one after another: {error}", stacklevel=1)
             return [*([i] for i in now), *later], None

@@ -261,17 +261,16 @@ def _everywhere(machine: Machine) -> Sharding:
 
 
 def of_trials(
-    function: Callable,
+    many: Callable,
     machine: Machine,
     axes: Sequence[int | None],
     out_axes: Sequence[int | None],
     donate: tuple[int, ...],
 ) -> jax.stages.Wrapped:
-    """A function of leaves, jitted for T trials: leaves of axis 0 are [T, ...], all share others.
+    """A function of T trials' leaves, jitted: those of axis 0 are [T, ...], all share others.
 
     Trials are split over the devices, each of which needs nothing from the others.
     """
-    many = jax.vmap(function, in_axes=tuple(axes), out_axes=list(out_axes))
     if len(machine.devices) > 1:
         many = jax.shard_map(
             many,

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxfed import trees
 from jaxfed.algorithm import PyTree
-from jaxfed.simulation import engine, tuning
+from jaxfed.simulation import abreast, engine, tuning
 from jaxfed.simulation.prepare import Prepared
 from jaxfed.simulation.programs import Program
 
@@ -28,6 +28,7 @@ class Together(NamedTuple):
     program: Program  # of one trial
     made: dict[tuple, Any]  # the compiled programs of these and other trials
     machine: engine.Machine
+    abreast: int | None  # trials that a device computes at once, the others after them; None: all
     structures: list[Any]  # of the program's arguments, but for the plan
     axes: tuple[int | None, ...]  # of the leaves
     leaves: list[Any]
@@ -84,7 +85,7 @@ class Together(NamedTuple):
 
     @property
     def _key(self) -> tuple:
-        return self.program.step, self.axes, self.machine
+        return self.program.step, self.axes, self.machine, self.abreast
 
     def _placed(self, x: Any, axis: int | None) -> jax.Array:
         return jax.device_put(x, engine.trials_sharding(self.machine, axis))
@@ -102,15 +103,12 @@ class Together(NamedTuple):
         if key not in self.made:
             plans = jax.tree.structure(PLAN._replace(round=0))
             function = partial(_on_leaves, self.program.function, [*self.structures, plans])
-            at = self._changing
+            at, axes = self._changing, (*self.axes, *PLAN)
             metrics = self.program.out.num_leaves - (at.stop - at.start)
-            jitted = engine.of_trials(
-                function,
-                self.machine,
-                (*self.axes, *PLAN),
-                (*self.axes[at], *[0] * metrics),
-                donate=tuple(range(at.start, at.stop)),
-            )
+            out_axes = (*self.axes[at], *[0] * metrics)
+            many = abreast.in_groups(function, axes, out_axes, at, self.abreast)
+            donated = tuple(range(at.start, at.stop))
+            jitted = engine.of_trials(many, self.machine, axes, out_axes, donated)
             self.made[key] = jitted.lower(*self.leaves, *plan).compile()
         return self.made[key]
 
@@ -164,9 +162,12 @@ def sets(members: Sequence[Prepared]) -> list[list[int]]:
     return list(found.values())
 
 
-def together(members: Sequence[Prepared], machine: engine.Machine) -> Together | None:
+def together(
+    members: Sequence[Prepared], machine: engine.Machine, most: int | None = None
+) -> Together | None:
     """These runs, of one of the `sets`, as trials on this machine; None if memory is too small.
 
+    A device computes at most so many at once, group after group; None: all.
     Their arrays are stacked and deleted, or given to the trials. Raises NotImplementedError or
     ValueError if an operation of their rounds has no batched form.
     """
@@ -183,6 +184,7 @@ def together(members: Sequence[Prepared], machine: engine.Machine) -> Together |
         program,
         members[0].step.programs.at_once,
         dataclasses.replace(machine, devices=machine.devices[: len(members)], chunk=None),
+        most,
         structures[:-1],
         tuple(axes),
         [],
