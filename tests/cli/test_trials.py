@@ -50,8 +50,8 @@ def test_trials_that_cannot_go_on_at_once_do_so_one_after_another(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(engine, "memory_limit", lambda machine: 1)
         with pytest.warns(UserWarning, match="at most 1 go at once"):
-            assert trials._parts(members, 1) == ([[0], [1], [2]], None)
-    assert trials._parts(members, 1)[0] == [[0, 1, 2]]
+            assert trials._parts(members, trials.Spread(1, None)) == ([[0], [1], [2]], None)
+    assert trials._parts(members, trials.Spread(1, None))[0] == [[0, 1, 2]]
     e = at_once.experiment("fedlora")
 
     def run_round(server, cohort, for_each_client):
@@ -64,7 +64,7 @@ def test_trials_that_cannot_go_on_at_once_do_so_one_after_another(monkeypatch):
         [at_once.experiment("fedlora", seed, algorithm=algorithm) for seed in (0, 1)]
     )
     with pytest.warns(UserWarning, match="one after another"):
-        assert trials._parts(members, 1) == ([[0], [1]], None)
+        assert trials._parts(members, trials.Spread(1, None)) == ([[0], [1]], None)
 
 
 @pytest.mark.quick

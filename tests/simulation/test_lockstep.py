@@ -11,10 +11,10 @@ from jaxfed.simulation import engine, lockstep, run, together
 from jaxfed.simulation.programs import Programs
 
 
-def at_work(members, devices=1):
+def at_work(members, devices=1, most=None):
     """(the trials of these runs, which share what they can, and their turns)."""
     members = [members[0], *(together.sharing(p, members[0]) for p in members[1:])]
-    trials = together.together(members, engine.machine(devices))
+    trials = together.together(members, engine.machine(devices), most)
     return trials, lockstep.run_blocks(members, trials)
 
 
@@ -29,8 +29,12 @@ def alone(experiment, programs):
     return numbers(list(itertools.chain.from_iterable(run.run_blocks(p)))[1:])
 
 
-def test_each_has_the_records_of_its_run_alone_whatever_becomes_of_the_others():
-    """The second diverges at once, and the third stops early; the first measures its server."""
+@pytest.mark.parametrize("most", [None, pytest.param(1, marks=pytest.mark.full)])
+def test_each_has_the_records_of_its_run_alone_whatever_becomes_of_the_others(most):
+    """At once, or one after another in a call.
+
+    The second diverges at once, and the third stops early; the first measures its server.
+    """
 
     def norm(server, done):
         return {"norm": jnp.linalg.norm(jax.tree.leaves(server.theta)[0])}
@@ -42,7 +46,7 @@ def test_each_has_the_records_of_its_run_alone_whatever_becomes_of_the_others():
     ]
     programs = Programs(experiments[0].data.size)
     records, ends, errors = ([], [], []), {}, {}
-    for turns in at_work(at_once.prepared(experiments, programs))[1]:
+    for turns in at_work(at_once.prepared(experiments, programs), most=most)[1]:
         for turn in turns:
             records[turn.trial].extend(turn.records)
             if turn.ended:
@@ -54,14 +58,15 @@ def test_each_has_the_records_of_its_run_alone_whatever_becomes_of_the_others():
 
 
 @pytest.mark.full
-def test_devices_are_given_trials_and_a_merge_stays_a_condition():
+@pytest.mark.parametrize("most", [None, 1])
+def test_devices_are_given_trials_and_a_merge_stays_a_condition(most):
     """Three trials on two devices; the rounds of one have no part in those of another."""
     settings = [(0, 0.1), (1, 0.2), (2, 0.3)]
     experiments = [at_once.experiment("fedloru", seed, rate) for seed, rate in settings]
     programs = Programs(experiments[0].data.size)
     members = at_once.prepared(experiments, programs)
     plans = {0: members[0].supply.block(next(members[0].ranges())).plan}
-    trials, work = at_work(members, devices=2)
+    trials, work = at_work(members, devices=2, most=most)
     text = trials.compile(plans).as_text()
     assert "conditional(" in text
     assert not any(word in text for word in ("all-reduce", "all-gather", "collective", "all-to"))
