@@ -8,8 +8,8 @@ asked for: with compressors of FedAvg's uploads at equal cost. Here each method 
 as a budget of bytes allows, at a rank that binds: once of all bytes, up and down, once of those
 that clients send. Each method's learning rate is the best of one grid at the end of either budget,
 on held-out examples, with a seed that is not reported. The ceiling is FedAvg without a budget. A
-client that missed merges fetches them when it is drawn next, at most the whole base. Finished runs
-are kept in the results' .json, so an interrupted comparison goes on where it stopped.
+client that missed merges fetches them when it is drawn next, and never more than the whole model.
+Finished runs are kept in the results' .json, so an interrupted comparison goes on where it stopped.
 """
 
 import dataclasses

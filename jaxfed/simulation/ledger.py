@@ -56,7 +56,9 @@ def check_merges(algorithm: Algorithm, server: PyTree, rounds: int) -> None:
         )
 
 
-def eager(owed: np.ndarray, ids: np.ndarray, merge: int, most: int) -> tuple[int, np.ndarray]:
+def eager(
+    owed: np.ndarray, ids: np.ndarray, merge: int, most: int, room: int | np.ndarray
+) -> tuple[int, np.ndarray]:
     """(extra bytes of this round, owed): a merge is broadcast at once to all absent clients.
 
     `ids` took part; `merge` is the bytes of the factors merged in this round, or zero. Clients that
@@ -65,12 +67,16 @@ def eager(owed: np.ndarray, ids: np.ndarray, merge: int, most: int) -> tuple[int
     return merge * (len(owed) - len(ids)), owed
 
 
-def lazy(owed: np.ndarray, ids: np.ndarray, merge: int, most: int) -> tuple[int, np.ndarray]:
+def lazy(
+    owed: np.ndarray, ids: np.ndarray, merge: int, most: int, room: int | np.ndarray
+) -> tuple[int, np.ndarray]:
     """(extra bytes of this round, owed [N]): a client pays for missed merges when next drawn.
 
     `owed` is the bytes that each of the N clients must still fetch, at most `most`, the whole base.
+    `room` [K] is what the messages of those drawn leave of the whole model, which is all that a
+    client fetches in a round at most: messages may repeat what it missed, as FLoRA's do.
     """
-    extra = int(owed[ids].sum())
+    extra = int(np.minimum(owed[ids], room).sum())
     owed = np.minimum(owed + merge, most)
     owed[ids] = 0
     return extra, owed

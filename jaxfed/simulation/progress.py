@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxfed import trees
+from jaxfed.algorithm import ACCOUNT
 from jaxfed.simulation import (
     blocks,
     boards,
@@ -110,10 +112,12 @@ def _records_of(
 ) -> tuple[list[dict], np.ndarray]:
     """(one record a round, owed); FloatingPointError if a client of one was not finite."""
     found, pay = [], ledger.MERGES[p.host.merges]
+    whole = p.base_bytes + trees.nbytes(server.theta)
     for i, t in enumerate(block.rounds):
         plan, measured = jax.tree.map(lambda x, i=i: x[i], (block.plan, metrics))
         record = records.record(t, plan, measured)
         merge = p.algorithm.broadcast(server, t)
-        extra, owed = pay(owed, plan.id, merge, p.base_bytes)
+        room = np.maximum(whole - trees.as_number(measured[ACCOUNT].down), 0)
+        extra, owed = pay(owed, plan.id, merge, p.base_bytes, room)
         found.append({**record, "seconds": seconds, "broadcast": extra})
     return found, owed

@@ -185,7 +185,7 @@ def test_merges_cost_what_a_simulation_by_hand_says(rule, every):
     owed, paid, expected, behind = np.zeros(6, np.int64), 0, 0, [0] * 6
     merge, most = trees.nbytes(weights(0)[1].factors), trees.nbytes(weights(0)[0])
     for t, (_, _, _, broadcast) in enumerate(walked(every, restarts.reinit, rounds=7)):
-        extra, owed = ledger.MERGES[rule](owed, draws[t], broadcast, most)
+        extra, owed = ledger.MERGES[rule](owed, draws[t], broadcast, most, most)
         paid += extra
         due = t > 0 and is_due(every, t)
         for i in range(6):

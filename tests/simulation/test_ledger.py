@@ -23,11 +23,11 @@ schedules = st.lists(
 )
 
 
-def totals(rule, rounds):
+def totals(rule, rounds, room=BASE):
     """The extra bytes of each round: (is there a merge, who takes part)."""
     owed, paid = np.zeros(6, np.int64), []
     for merging, ids in rounds:
-        extra, owed = rule(owed, np.array(sorted(ids)), MERGE * merging, BASE)
+        extra, owed = rule(owed, np.array(sorted(ids)), MERGE * merging, BASE, room)
         paid.append(extra)
     return paid
 
@@ -43,6 +43,14 @@ def test_a_lazy_client_pays_for_what_it_missed_when_it_is_next_drawn(rounds):
         for i in ids:
             knows[i] = merges
     assert totals(ledger.lazy, rounds) == expected
+
+
+def test_a_lazy_client_fetches_no_more_than_its_message_leaves_of_the_model():
+    """And is then no longer late."""
+    rounds = [(True, {0}), (True, {0}), (True, {1}), (False, {1})]
+    assert totals(ledger.lazy, rounds) == [0, 0, 2 * MERGE, 0]
+    assert totals(ledger.lazy, rounds, room=np.array([25])) == [0, 0, 25, 0]
+    assert totals(ledger.lazy, rounds, room=np.array([0])) == [0, 0, 0, 0]
 
 
 @settings(max_examples=100)
