@@ -6,7 +6,7 @@ as many pieces as there are devices, and each piece acts as a client.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -245,9 +245,9 @@ class Evaluation:
             )
         return numbers, each
 
-    def of_server(self, server: Any, done: int) -> dict[str, float]:
-        """The experiment's own measures of a server, after so many rounds."""
-        return measures.of_server(self.server_measures, server, done)
+    def of_server(self, server: Any, done: int, others: Collection[str]) -> dict[str, float]:
+        """The experiment's own measures of a server, beside `others`, after so many rounds."""
+        return measures.of_server(self.server_measures, server, done, others)
 
     def check(self, server: Any, done: int) -> None:
         """Raises the errors of the task and of the experiment's measures, before any round."""

@@ -59,5 +59,5 @@ def of_server(
         found[name] = float(value)
     _check_names(set(found))
     if twice := sorted(set(found) & set(others)):
-        raise ValueError(f"server_measures gives {twice[0]!r}, as the task does; rename it")
+        raise ValueError(f"server_measures gives {twice[0]!r}, which records have; rename it")
     return found

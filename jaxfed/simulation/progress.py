@@ -59,7 +59,8 @@ class Progress:
         each: dict[str, np.ndarray] = {}
         if self.p.is_due(self.p.experiment.evaluate_every, self.done):
             numbers, each = self.p.evaluate.measured(server, self.p.population.states_of)
-            found[-1].update(numbers | self.p.evaluate.of_server(server, self.done))
+            found[-1].update(numbers)
+            found[-1].update(self.p.evaluate.of_server(server, self.done, found[-1]))
         self._write(found, each)
         self.last = found[-1]
         ends = self.over(found)

@@ -59,7 +59,7 @@ def test_each_evaluation_measures_the_server_also_in_a_resumed_run(tmp_path):
         (lambda server, done: {"x": np.zeros(2)}, TypeError, r"gives 'x': ndarray \(2,\); give ea"),
         (lambda server, done: {3: 1.0}, TypeError, "server_measures gives 3: float"),
         (lambda server, done: {"accuracy": 1.0}, ValueError, "'accuracy' has a name that records"),
-        (lambda server, done: {"f1": 1.0}, ValueError, "gives 'f1', as the task does; rename it"),
+        (lambda server, done: {"f1": 1.0}, ValueError, "gives 'f1', which records have; rename it"),
     ],
 )
 def test_what_is_no_measure_of_a_server_is_refused_before_the_first_round(
@@ -71,6 +71,19 @@ def test_what_is_no_measure_of_a_server_is_refused_before_the_first_round(
     with pytest.raises(error, match=message):
         jaxfed.run(dataclasses.replace(e, algorithm=algorithm), tmp_path / "run", HOST)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_measure_of_the_rounds_is_not_overwritten():
+    """Which is known at the first evaluation only."""
+    e = at_once.experiment(server_measures=lambda server, done: {"drift": 1.0})
+
+    def run_round(server, cohort, for_each_client):
+        found, states, metrics = e.algorithm.run_round(server, cohort, for_each_client)
+        return found, states, {**metrics, "drift": 2.0}
+
+    made = dataclasses.replace(e, algorithm=e.algorithm._replace(run_round=run_round))
+    with pytest.raises(ValueError, match="server_measures gives 'drift', which records have"):
+        list(jaxfed.run(made, host=HOST))
 
 
 def test_it_needs_evaluations_and_a_function():
