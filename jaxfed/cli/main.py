@@ -6,6 +6,7 @@ Help, the version and a shell's completion need no JAX: a command is imported wh
 import importlib
 import os
 import platform
+import select
 import signal
 import sys
 import warnings
@@ -28,6 +29,8 @@ COMMANDS = {
     "zoo": "zoo.command",
     "rerun": "rerun.command",
 }
+
+PIPE = 13  # the number of SIGPIPE, which Windows does not have
 
 USAGE = """jaxfed: federated learning with low-rank updates, clients as an array axis
 
@@ -79,9 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             importlib.import_module("jaxfed.cli.outlines").show_help(arguments[0], arguments[1:])
         with watching.watching() as watch:
             _command(arguments[0])(arguments[1:], watch)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         _end("interrupted", 128 + signal.SIGINT)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # for Python's last flush
+            raise SystemExit(128 + PIPE) from None
         if errors.is_of_another_process(error):
             _end_at_once(
                 "another process of this run has ended or cannot be reached; see its messages, and "
@@ -108,6 +117,15 @@ def _help(command: str) -> None:
     if command in (known := asked.options()):
         before, accepted = known[command]
         options.parse(accepted, ["--help"], f"jaxfed {command}{before}")
+
+
+def _output_is_closed() -> bool:
+    """True if who read what is printed has closed it, as `| head` does; or where none can say."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _end(sentence: str, status: int) -> None:

@@ -288,6 +288,17 @@ def test_a_disk_that_is_full_ends_in_one_sentence(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_it_ends_quietly_where_its_output_is_closed():
+    """As by `| head`; Python would flush what is left and print a traceback."""
+    begun = "from jaxfed.cli import main; main.main(['zoo'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", begun], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 128 + 13
+
+
 @pytest.mark.full
 def test_a_terminal_shows_speed_accuracy_megabytes_and_time_left(tmp_path):
     arguments = ("run", SMALL, "--rounds", 60, "--out", tmp_path / "r", *QUICK)
