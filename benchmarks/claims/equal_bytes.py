@@ -14,7 +14,6 @@ Finished runs are kept in the results' .json, so an interrupted comparison goes 
 
 import dataclasses
 import math
-import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -163,22 +162,21 @@ def tuned(found: kept.Kept, cells: Mapping[str, sweep.Cell], how: sweep.How, col
         if Found(found.content).done(name):
             continue
 
-        def keep(folder: pathlib.Path, kind: str, *, validated: bool, name=name, cell=cell) -> None:
-            for rate, seed, records in sweep.trials(folder):
-                made = how.experiment(cell, rate, seed)
-                if validated:
-                    made = dataclasses.replace(made, data=made.data.validated())
-                run = {"rate": rate, **collect(settings, records, before(made))}
-                found.add(f"{name}/{kind.format(seed=seed)}/{rate:g}", run)
-
         grid, seeds = how.folder(name) / "grid", how.folder(name) / "seeds"
         options = {"merges": "lazy", "learning_rate": settings["rates"]}
         how.sweep(name, grid, **options, seed=0, on="validation")
-        keep(grid, "grid", validated=True)
+        for rate, seed, records in sweep.trials(grid):
+            made = how.experiment(cell, rate, seed)
+            start = before(dataclasses.replace(made, data=made.data.validated()))
+            run = {"rate": rate, **collect(settings, records, start)}
+            found.add(f"{name}/grid/{rate:g}", run)
         best = {Found(found.content).rate(name, goal) for goal in goals(name)}
         options |= {"learning_rate": sorted(best), "seed": settings["seeds"]}
         how.sweep(name, seeds, **options)
-        keep(seeds, "seed/{seed}", validated=False)
+        for rate, seed, records in sweep.trials(seeds):
+            start = before(how.experiment(cell, rate, seed))
+            run = {"rate": rate, **collect(settings, records, start)}
+            found.add(f"{name}/seed/{seed}/{rate:g}", run)
 
 
 def goals(name: str) -> list[str]:

@@ -82,15 +82,15 @@ def main() -> None:
         made = experiments(name, asked.trials)
         one = prepared(made, "auto")
         chunk = one[0].machine.chunk or made[0].cohort
-        most = asked.most
-        several = prepared(made, max(1, chunk // most))
+        most, share = asked.most, max(1, chunk // asked.most)
+        several = prepared(made, share)
         functions = {"alone": alone(one), "at once": at_once(several, most)}
         found[name] = timing.alternate(functions, asked.repeats)
         pairs = zip(*(found[name][way]["all"] for way in ("at once", "alone")), strict=True)
         ratios = sorted(mine / theirs for mine, theirs in pairs)
         lines.append(
             f"{name}, {asked.trials} trials at once: {ratios[len(ratios) // 2]:.2f} times the "
-            f"rounds alone (the median of {len(ratios)} pairs); at once {max(1, chunk // most)} "
+            f"rounds alone (the median of {len(ratios)} pairs); at once {share} "
             f"clients of {most} trials, and {chunk} clients alone"
         )
         print(timing.table({name: found[name]}, "alone"), lines[-1], sep="\n", flush=True)

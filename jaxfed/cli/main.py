@@ -87,9 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end("interrupted", 128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # for Python's last flush
+            # Python flushes it once more, at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(128 + PIPE) from None
         if errors.is_of_another_process(error):
             _end_at_once(

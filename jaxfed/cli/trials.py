@@ -101,7 +101,7 @@ def go(
     """
     members: list[Prepared] = []
     if len(group) > 1 and not shared.host:
-        _prepared(group[0], shared, how, rung, at_once=1)[0].close()  # what is "auto" is measured
+        _measure(group[0], shared, how)
     with contextlib.ExitStack() as undo:
         for trial in group:
             p, spread = _prepared(trial, shared, how, rung, at_once=len(group))
@@ -164,10 +164,24 @@ def _prepared(
         programs=shared.programs,
         compiling=alone,
     )
-    if alone and not shared.host:
-        form = p.form._replace(chunk=p.machine.chunk or experiment.cohort)
-        shared.host.append(dataclasses.replace(host, **form._asdict()))
+    if not shared.host:
+        shared.host.append(_as_measured(p, host))
     return p, spread
+
+
+def _measure(trial: Trial, shared: Shared, how: How) -> None:
+    """Finds what is "auto" for a trial alone on a device; its folder is left as it is."""
+    experiment, _, launch = calling.call(how.config, trial.arguments, "sweep")
+    host = _host(launch, shared, 1, 1)
+    p = prepare(experiment, host, programs=shared.programs, compiling=False)
+    shared.host.append(_as_measured(p, host))
+    p.close()
+
+
+def _as_measured(p: Prepared, host: Host) -> Host:
+    """The host with what was found in the place of "auto"."""
+    form = p.form._replace(chunk=p.machine.chunk or p.experiment.cohort)
+    return dataclasses.replace(host, **form._asdict())
 
 
 def _host(launch: Launch, shared: Shared, devices: int, sharing: int) -> Host:

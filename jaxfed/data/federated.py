@@ -135,7 +135,7 @@ def federate(
     clients get the test rows of their own name (some may have none), whatever the order. Rows that
     no client owns are left out. With `shared`, a row may belong to several clients, each of whom
     has a copy; with personal_fraction it is then held out of all of them or of none. `validation`
-    is a set like the test set, for `--on validation`; without it rows of the clients will do.
+    is a set like the test set, for `--on validation`, which else holds out training rows.
     Raises ValueError if rows are out of range or owned twice, a client has none to train on, a name
     has test rows and does not train, or the source does not hold finite numbers of one kind in all
     sets.

@@ -1,5 +1,6 @@
 """What an evaluation measures, by name: the task's measures, and a user's own of the server."""
 
+import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -51,7 +52,8 @@ def of_server(
     values.kind("what server_measures returns", given, Mapping, "numbers by name, {'rank': 4.0}")
     found = {}
     for name, value in given.items():
-        if not isinstance(name, str) or np.shape(value) or not np.isrealobj(value):
+        numeric = isinstance(value, numbers.Real) or hasattr(value, "dtype")
+        if not (isinstance(name, str) and numeric) or np.shape(value) or not np.isrealobj(value):
             raise TypeError(
                 f"server_measures gives {name!r}: {type(value).__name__} {np.shape(value)}; give "
                 "each measure a name and one number"

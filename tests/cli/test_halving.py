@@ -125,7 +125,7 @@ def test_survivors_of_a_rung_fill_the_axis_of_trials_again(halved, tmp_path, mon
     for rate, alone in accuracies(halved).items():
         found = accuracies(folder)[rate]
         assert len(found) == len(alone)
-        assert found == pytest.approx(alone, abs=0.02)  # an example of the test set or two
+        assert found == pytest.approx(alone)
 
 
 @pytest.mark.full

@@ -57,6 +57,7 @@ def test_each_evaluation_measures_the_server_also_in_a_resumed_run(tmp_path):
     [
         (lambda server, done: 3.0, TypeError, "what server_measures returns is a float; give numb"),
         (lambda server, done: {"x": np.zeros(2)}, TypeError, r"gives 'x': ndarray \(2,\); give ea"),
+        (lambda server, done: {"x": "high"}, TypeError, "gives 'x': str"),
         (lambda server, done: {3: 1.0}, TypeError, "server_measures gives 3: float"),
         (lambda server, done: {"accuracy": 1.0}, ValueError, "'accuracy' has a name that records"),
         (lambda server, done: {"f1": 1.0}, ValueError, "gives 'f1', which records have; rename it"),
