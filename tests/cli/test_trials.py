@@ -44,6 +44,15 @@ def test_a_sweep_of_trials_at_once_that_was_killed_goes_on_by_the_same_command(t
 
 
 @pytest.mark.full
+def test_what_is_measured_for_trials_at_once_begins_none_of_them(tmp_path):
+    """Else the first would be a run that was started on other devices, with a warning."""
+    asked = ("sweep", *RUN, "--learning-rate", 0.1, 0.2, "--cpu-devices", 2, "--devices", 2)
+    printed = launched.finished(Forked(*asked, "--at-once", 2, "--out", tmp_path / "s"))
+    assert printed.count("finished ") == 2
+    assert "the run started with other" not in printed
+
+
+@pytest.mark.full
 def test_trials_that_cannot_go_on_at_once_do_so_one_after_another(monkeypatch):
     rates = (1.0, 0.3, 0.1)  # the first may seem a number of some formula
     members = at_once.prepared([at_once.experiment("fedlora", 0, rate) for rate in rates])
