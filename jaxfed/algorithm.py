@@ -31,25 +31,51 @@ PyTree: TypeAlias = Any
 Leaf: TypeAlias = Any  # a jax.Array; or, in a tree of the same form, its shape or its axis
 
 
+class Ordered(NamedTuple):
+    """Rows of examples in an order: of what several data sets share, each has its own."""
+
+    examples: PyTree  # arrays [M, ...]
+    order: Leaf  # [n] which of their rows each row is
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("examples", "start", "width"),
+    data_fields=("stored", "start", "width"),
     meta_fields=("most",),
 )
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Whose examples are whose: rows start : start + count of `examples` belong to a client.
 
-    `examples` is a tree of arrays [M, ...] that all clients share (it is never copied per client),
-    `start` the first row of each client ([K] in a cohort, a scalar inside a client), and `most` the
-    static upper bound on a client's count. `width` is the `most` of these data alone, if `most` is
-    a bound for several data sets that share a program: random orders depend on it.
+    `stored` is a tree of arrays [M, ...] that all clients share (it is never copied per client), or
+    Ordered rows of such. `start` is the first row of each client ([K] in a cohort, a scalar inside
+    a client), and `most` the static upper bound on a client's count. `width` is the `most` of these
+    data alone, if `most` is a bound for several data sets that share a program: random orders
+    depend on it.
     """
 
-    examples: PyTree
+    stored: PyTree
     start: Leaf
     most: int
     width: Leaf | None = None  # [], shared by all clients
+
+    @property
+    def examples(self) -> PyTree:
+        """All rows, arrays [n, ...]; of Ordered ones a copy, which `at` does without."""
+        if isinstance(self.stored, Ordered):
+            return self._rows(slice(None))
+        return self.stored
+
+    def at(self, i: Leaf) -> PyTree:
+        """Examples i of the client that this is of, from 0: arrays [*i.shape, ...]."""
+        return self._rows(self.start + i)
+
+    def _rows(self, rows: Leaf | slice) -> PyTree:
+        if isinstance(self.stored, Ordered):
+            rows, stored = self.stored.order[rows], self.stored.examples
+        else:
+            stored = self.stored
+        return jax.tree.map(lambda x: x[rows], stored)
 
 
 class Cohort(NamedTuple):
@@ -263,7 +289,7 @@ def upload_shapes(algorithm: Algorithm, server: PyTree, cohort: Cohort) -> list[
 
 def axes(cohort: Cohort) -> Cohort:
     """The axis of each field of a cohort that runs over clients; None for what clients share."""
-    data = dataclasses.replace(cohort.data, examples=None, start=0, width=None)
+    data = dataclasses.replace(cohort.data, stored=None, start=0, width=None)
     return Cohort(0, data, 0, 0, 0, 0, None, None)
 
 

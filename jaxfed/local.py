@@ -77,8 +77,7 @@ def each_step(
         place = (t % batches) * size + jnp.arange(size)  # [B]
         wrapped = place % k.count
         row = wrapped if order is None else order[t // batches, wrapped]
-        examples = jax.tree.map(lambda x: x[k.data.start + row], k.data.examples)
-        batch = {**examples, "mask": (place < k.count).astype(jnp.float32)}
+        batch = {**k.data.at(row), "mask": (place < k.count).astype(jnp.float32)}
         return step(carry, batch, jax.random.fold_in(step_key, t))
 
     return jax.lax.fori_loop(0, work.local_steps(k.count), body, carry)

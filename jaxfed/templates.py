@@ -186,8 +186,7 @@ def nothing_seen(task: Task, base: PyTree, theta: Theta, examples: int) -> jax.A
 def features_of_some(task: Task, base: PyTree, theta: Theta, k, examples: int) -> jax.Array:
     """Features [examples, d] of so many of client k's training examples, drawn with repetition."""
     place = jax.random.randint(local.again(k, 3).key, (examples,), 0, jnp.maximum(k.count, 1))
-    drawn = jax.tree.map(lambda x: x[k.data.start + place], k.data.examples)
-    return having(task, "features")(base, theta, {**drawn, "mask": jnp.ones(examples)})
+    return having(task, "features")(base, theta, {**k.data.at(place), "mask": jnp.ones(examples)})
 
 
 def alone(

@@ -95,7 +95,7 @@ def subsets(made: trained.Prepared, size: int, how: Lanczos) -> Callable:
         found, _ = spectrum.measure(apply, theta, k.key, depth=how.depth, probes=how.probes)
 
         def alone(i: jax.Array) -> jax.Array:
-            batch = jax.tree.map(lambda x: x[k.data.start + i][None], k.data.examples)
+            batch = k.data.at(i[None])
             return loss(theta, {**batch, "mask": jnp.ones(1)}, k.key)
 
         each = jax.lax.map(alone, jnp.arange(size), batch_size=min(size, how.batch))  # [size]

@@ -9,6 +9,7 @@ with as many clients at once in all.
 """
 
 import argparse
+import statistics
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,22 +19,23 @@ from measuring import RESULTS, ours, timing, workloads
 from jaxfed import Experiment, Host, local
 from jaxfed.algorithms import fedavg
 from jaxfed.data import federate, partition, sources
-from jaxfed.simulation import engine, lockstep, run, together
+from jaxfed.simulation import engine, lockstep, pooling, run, together
 from jaxfed.simulation.prepare import Prepared, prepare
 from jaxfed.simulation.programs import Programs
 
 ROUNDS = 10_000  # more than are run
 
 
-def experiments(name: str, trials: int) -> list[Experiment]:
-    """The workload with other learning rates and seeds, on one split of its examples."""
+def experiments(name: str, trials: int, *, dealt: bool = False) -> list[Experiment]:
+    """The workload with other learning rates and seeds; `dealt` by these, or on one split."""
     w, arrays = workloads.WORKLOADS[name], workloads.arrays(name)
     task, work = ours.algorithm(name, arrays).task, local.Work(w.batch, epochs=1, shuffle=False)
     source = sources.Source(arrays.examples, {n: x[:1] for n, x in arrays.examples.items()})
-    data = federate(source, partition.iid(w.clients * w.examples, w.clients, seed=0))
+    splits = [partition.iid(w.clients * w.examples, w.clients, seed=i) for i in range(trials)]
+    data = [federate(source, parts) for parts in (splits if dealt else splits[:1])]
     return [
         Experiment(
-            data,
+            data[i % len(data)],
             fedavg(task, work, client_optimizer=optax.sgd(0.01 * (1 + i))),
             rounds=ROUNDS,
             cohort=w.clients,
@@ -60,7 +62,7 @@ def alone(members: Sequence[Prepared]) -> Callable[[], object]:
 
 def at_once(members: Sequence[Prepared], most: int) -> Callable[[], object]:
     """A function that runs a round of all, at most so many of them computed at once."""
-    shared = [members[0], *(together.sharing(p, members[0]) for p in members[1:])]
+    shared = pooling.shared(members)
     trials = together.together(shared, engine.machine(1), most)
     if trials is None:
         raise SystemExit("the trials at once need more memory than is free; give fewer --trials")
@@ -85,13 +87,19 @@ def main() -> None:
         most, share = asked.most, max(1, chunk // asked.most)
         several = prepared(made, share)
         functions = {"alone": alone(one), "at once": at_once(several, most)}
+        dealt = prepared(experiments(name, asked.trials, dealt=True), share)
+        functions["at once, dealt by seed"] = at_once(dealt, most)
         found[name] = timing.alternate(functions, asked.repeats)
-        pairs = zip(*(found[name][way]["all"] for way in ("at once", "alone")), strict=True)
-        ratios = sorted(mine / theirs for mine, theirs in pairs)
+
+        def times(way: str, found: dict = found[name]) -> str:
+            pairs = zip(found[way]["all"], found["alone"]["all"], strict=True)
+            return f"{statistics.median(mine / theirs for mine, theirs in pairs):.2f}"
+
         lines.append(
-            f"{name}, {asked.trials} trials at once: {ratios[len(ratios) // 2]:.2f} times the "
-            f"rounds alone (the median of {len(ratios)} pairs); at once {share} "
-            f"clients of {most} trials, and {chunk} clients alone"
+            f"{name}, {asked.trials} trials at once: {times('at once')} times the rounds alone, "
+            f"{times('at once, dealt by seed')} where each seed deals the examples otherwise (the "
+            f"medians of {asked.repeats} pairs); at once {share} clients of {most} trials, and "
+            f"{chunk} clients alone"
         )
         print(timing.table({name: found[name]}, "alone"), lines[-1], sep="\n", flush=True)
     if asked.write:

@@ -17,7 +17,16 @@ from jaxfed.cli.options import Config
 from jaxfed.cli.product import Trial
 from jaxfed.cli.watching import Watch
 from jaxfed.data.federated import Size
-from jaxfed.simulation import abreast, engine, evaluate, lockstep, run_folder, signals, together
+from jaxfed.simulation import (
+    abreast,
+    engine,
+    evaluate,
+    lockstep,
+    pooling,
+    run_folder,
+    signals,
+    together,
+)
 from jaxfed.simulation.host import Host
 from jaxfed.simulation.prepare import Origin, Prepared, compile_all, prepare
 from jaxfed.simulation.programs import Programs
@@ -99,14 +108,14 @@ def go(
     True if it came to its end; False, with a warning, if it diverged; None if it paused at the
     rung, a round. Those that cannot go on with the first, as they are at another round, follow it.
     """
-    members: list[Prepared] = []
     if len(group) > 1 and not shared.host:
         _measure(group[0], shared, how)
+    spread = _spread(group, shared, how)
+    alone = len(group) == 1
+    members = pooling.shared(_prepared(t, shared, how, rung, spread, alone=alone) for t in group)
     with contextlib.ExitStack() as undo:
-        for trial in group:
-            p, spread = _prepared(trial, shared, how, rung, at_once=len(group))
+        for p in members:
             undo.callback(p.close)
-            members.append(together.sharing(p, members[0]) if members else p)
         parts, trials = _parts(members, spread)
         undo.pop_all()
     for i in (i for part in parts[1:] for i in part):
@@ -141,18 +150,22 @@ def go(
         yield from go([group[i] for i in part], shared, how, rung)
 
 
+def _spread(group: Sequence[Trial], shared: Shared, how: How) -> Spread:
+    """How the trials of a group lie on devices, all of which one command asked for."""
+    asked = calling.parsed(how.config, group[0].arguments, "sweep")[2].host
+    devices = 1 if asked.devices is None else asked.devices
+    return Spread(devices, _abreast(asked, shared, math.ceil(len(group) / devices)))
+
+
 def _prepared(
-    trial: Trial, shared: Shared, how: How, rung: int | None, *, at_once: int
-) -> tuple[Prepared, Spread]:
-    """(the run of a trial, how so many at once lie on devices); of several, it has one device."""
-    alone = at_once == 1
+    trial: Trial, shared: Shared, how: How, rung: int | None, spread: Spread, *, alone: bool
+) -> Prepared:
+    """The run of a trial, which has one device unless it is alone."""
     experiment, settings, launch = calling.call(how.config, trial.arguments, "sweep")
     if rung is not None:
         ends = halving.until(rung, experiment.stop_when)
         experiment = dataclasses.replace(experiment, stop_when=ends)
-    devices = launch.host.devices or 1
-    spread = Spread(devices, _abreast(launch.host, shared, math.ceil(at_once / devices)))
-    host = _host(launch, shared, devices if alone else 1, spread.abreast or 1)
+    host = _host(launch, shared, spread.devices if alone else 1, spread.abreast or 1)
     launched = dataclasses.replace(launch, host=host)
     about = calling.about(how.config, how.given, trial.arguments, launched)
     p = prepare(
@@ -166,7 +179,7 @@ def _prepared(
     )
     if not shared.host:
         shared.host.append(_as_measured(p, host))
-    return p, spread
+    return p
 
 
 def _measure(trial: Trial, shared: Shared, how: How) -> None:

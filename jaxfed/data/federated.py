@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfed import values
-from jaxfed.data import sources
+from jaxfed.data import memory, sources
 from jaxfed.data.partition import Named
 from jaxfed.data.sources import Examples, Source
 
@@ -259,15 +259,11 @@ def _part(split: Split, which: np.ndarray, owner: np.ndarray) -> Split:
 
 
 def taken(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """x[rows], beginning at a multiple of 64 bytes: then JAX's CPU devices use it in place.
+    """x[rows], in memory that JAX's CPU devices use in place.
 
     A copy for the host and one for each device would be most of what a further client costs.
     """
-    shape = (len(rows), *x.shape[1:])
-    size = int(np.prod(shape)) * x.dtype.itemsize
-    space = np.empty(size + 64, np.uint8)
-    begin = -space.ctypes.data % 64
-    found = space[begin : begin + size].view(x.dtype).reshape(shape)
+    found = memory.aligned((len(rows), *x.shape[1:]), x.dtype)
     return np.take(x, rows, axis=0, out=found, mode="clip")  # any other mode makes a copy first
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxfed import trees
 from jaxfed.algorithm import PyTree
-from jaxfed.simulation import abreast, engine, tuning
+from jaxfed.simulation import abreast, engine, pooling, tuning
 from jaxfed.simulation.prepare import Prepared
 from jaxfed.simulation.programs import Program
 
@@ -125,24 +125,6 @@ def why_not(p: Prepared) -> str:
     return ""
 
 
-def sharing(p: Prepared, first: Prepared) -> Prepared:
-    """The run with the first's arrays in place of its own, where they are equal.
-
-    This is for its server and its examples, so that memory holds them once.
-    """
-    own, theirs = ((q.state.server, q.supply.examples, q.evaluate.examples) for q in (p, first))
-    kinds: list[Any] = [jax.tree.structure(x) for x in (own, theirs)]
-    if kinds[0] != kinds[1]:
-        return p
-    server, train, tests = jax.tree.map(lambda x, y: y if _alike(x, y) else x, own, theirs)
-    return dataclasses.replace(
-        p,
-        state=p.state._replace(server=server),
-        supply=dataclasses.replace(p.supply, examples=train),
-        evaluate=dataclasses.replace(p.evaluate, examples=tests),
-    )
-
-
 def sets(members: Sequence[Prepared]) -> list[list[int]]:
     """Which of the runs can go on together: those of one program, after equally many rounds."""
     calls: dict[int, tuple] = {}
@@ -178,7 +160,7 @@ def together(
     whole = [(c.numbers, c.constants, *a) for (_, c), a in zip(calls, arguments, strict=True)]
     structures = list(map(jax.tree.structure, whole[0]))
     columns = list(zip(*map(jax.tree.leaves, [each[:-1] for each in whole]), strict=True))
-    same = [all(_alike(column[0], x) for x in column[1:]) for column in columns]
+    same = [all(pooling.alike(column[0], x) for x in column[1:]) for column in columns]
     axes = _axes(program, structures, jax.tree.leaves(whole[0]), [None if s else 0 for s in same])
     trials = Together(
         program,
@@ -215,11 +197,6 @@ def _arguments(p: Prepared, rounds: range) -> tuple:
     """(server, states, examples, plan) of these rounds."""
     block = p.supply.block(rounds)
     return p.state.server, block.states, block.examples, block.plan
-
-
-def _alike(x: Any, y: Any) -> bool:
-    same = x.shape == y.shape and x.dtype == y.dtype
-    return x is y or (same and bool(jnp.array_equal(x, y)))
 
 
 def _shape(x: Any, width: int, machine: engine.Machine, axis: int | None) -> jax.ShapeDtypeStruct:

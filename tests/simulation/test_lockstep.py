@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxfed.simulation import engine, lockstep, run, together
+from jaxfed.simulation import engine, lockstep, pooling, run, together
 from jaxfed.simulation.programs import Programs
 
 
 def at_work(members, devices=1, most=None):
     """(the trials of these runs, which share what they can, and their turns)."""
-    members = [members[0], *(together.sharing(p, members[0]) for p in members[1:])]
+    members = pooling.shared(members)
     trials = together.together(members, engine.machine(devices), most)
     return trials, lockstep.run_blocks(members, trials)
 
