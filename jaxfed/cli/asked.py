@@ -104,15 +104,15 @@ is what `jaxfed {command} mine.py --rank 8 --learning-rate .1` calls, with seed 
 Args:
 """
 FURTHER = {  # {command: its options beside those below}
-    "sweep": ("tune", "tune-seed", "successive-halving", "at-once", "measure"),
+    "sweep": ("tune", "tune-seed", "tune-rounds", "successive-halving", "at-once", "measure"),
     "describe": ("for",),
 }
 SWEEP = """A setting that is given several values, as in --seed 0 1 2, has a trial for each.
 
 Beside the options below, --tune NAME ... chooses these settings on a validation set first, one
-after another, with the first seed or --tune-seed N. --successive-halving [ETA] ends trials early:
-of every ETA (2), the best goes on at each rung. Both compare accuracy, of clients' own models if
-they deploy such, or --measure NAME.
+after another, with the first seed or --tune-seed N and all rounds or --tune-rounds N.
+--successive-halving [ETA] ends trials early: of every ETA (2), the best goes on at each rung. Both
+compare accuracy, of clients' own models if they deploy such, or --measure NAME.
 --at-once N runs N (1) trials that differ in numbers only as one array, for a GPU of small models.
 """
 DESCRIBE = """With --for h100:1, h100:8, a100:1 or tpu:v5e:2x2, a round is compiled for devices that

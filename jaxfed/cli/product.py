@@ -64,15 +64,20 @@ class Tuning(NamedTuple):
 
     names: tuple[str, ...]  # of the settings, which are tuned in this order
     given: dict[str, list[str]]  # the options of the trials that choose, but for their folder
+    apart: tuple[str, ...]  # settings in which these trials are not as those they choose for
 
 
-def for_tuning(
-    given: dict[str, list[str]], tuned: list[str] | None, seed: list[str] | None
-) -> Tuning | None:
-    """What --tune and --tune-seed ask for; None without --tune."""
+OF_TUNING = {"tune_seed": "one seed, as in --tune-seed 9", "tune_rounds": "one number from 1 on"}
+
+
+def for_tuning(given: dict[str, list[str]]) -> Tuning | None:
+    """What --tune, --tune-seed and --tune-rounds ask for, which it takes out; None without."""
+    tuned = given.pop("tune", None)
+    further = {name: given.pop(name) for name in OF_TUNING if name in given}
     if tuned is None:
-        if seed is not None:
-            raise ValueError("--tune-seed is the seed of the trials of --tune; give both")
+        if further:
+            option = next(iter(further.values()))[0]
+            raise ValueError(f"{option} is for the trials of --tune; give both")
         return None
     names = tuple(word.replace("-", "_") for word in tuned[1:])
     if not names or any(len(given.get(n, ())) < 3 for n in names) or len({*names}) < len(names):
@@ -82,21 +87,29 @@ def for_tuning(
         )
     if "seed" in names:
         raise ValueError("--tune seed: a seed is nothing to tune; give --seed several values alone")
-    if given.pop("on", ["--on", "validation"])[1:] != ["validation"]:
+    if given.get("on", ["--on", "validation"])[1:] != ["validation"]:
         raise ValueError("--tune chooses on a validation set: leave --on out, or give validation")
-    if seed is not None and len(seed) != 2:
-        raise ValueError(f"--tune-seed {' '.join(seed[1:])}: give one seed, as in --tune-seed 9")
-    chosen = seed or given.get("seed", [])  # one of them, by default the first
-    once = {"seed": ["--seed", chosen[1]]} if chosen else {}
+    given.pop("on", None)
+    for name, words in further.items():
+        least = "1-9" if name == "tune_rounds" else "0-9"
+        if len(words) != 2 or not re.fullmatch(f"[{least}][0-9]*", words[1]):
+            raise ValueError(f"{' '.join(words)}: give {OF_TUNING[name]}")
+    chosen = further.get("tune_seed", given.get("seed", []))  # by default the first of the seeds
+    changed = {"seed": ["--seed", chosen[1]]} if chosen else {}
+    if "tune_rounds" in further:
+        if "rounds" in names:
+            raise ValueError("--tune rounds and --tune-rounds exclude each other; give one")
+        changed["rounds"] = ["--rounds", further["tune_rounds"][1]]
     rest = {n: words for n, words in given.items() if n not in ("out", "name")}
-    return Tuning(names, {**rest, **once, "on": ["--on", "validation"]})
+    apart = ("seed", "on", *(["rounds"] if "rounds" in changed else []))
+    return Tuning(names, {**rest, **changed, "on": ["--on", "validation"]}, apart)
 
 
-def eta(words: list[str] | None, tuned: list[str] | None) -> int | None:
+def eta(words: list[str] | None, tuned: bool) -> int | None:
     """Of how many trials one goes on at a rung, 2 by default; None if none is dropped."""
     if words is None:
         return None
-    if tuned is not None:
+    if tuned:
         raise ValueError("--tune and --successive-halving both choose among trials; give one")
     if words[1:] and not re.fullmatch("[2-9]|[1-9][0-9]+", " ".join(words[1:])):
         raise ValueError(

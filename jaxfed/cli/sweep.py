@@ -27,7 +27,7 @@ from jaxfed.cli import (
     trials,
 )
 from jaxfed.cli.options import Config
-from jaxfed.cli.product import Trial
+from jaxfed.cli.product import Trial, Tuning
 from jaxfed.cli.trials import How
 from jaxfed.cli.watching import Watch
 from jaxfed.simulation import lock, run_folder, stored
@@ -41,8 +41,8 @@ def command(arguments: list[str], watch: Watch) -> None:
     """Runs the trials that are not finished; prints a line for each, and a table of them all.
 
     With `--tune NAME ...`, first a trial for each value of that setting is scored on a validation
-    set, for each combination of the others but the seed; then trials with the best run for all
-    seeds.
+    set, for each combination of the others but the seed, after all rounds or `--tune-rounds`; then
+    trials with the best run for all seeds.
     With `--successive-halving [ETA]`, trials that fall behind end early; see halving.py.
     `--measure NAME` is what both compare by; see scoring.py. With `--at-once N`, N trials run in
     lockstep; see trials.py.
@@ -54,12 +54,11 @@ def command(arguments: list[str], watch: Watch) -> None:
             "in each of them alone, in folders of their own"
         )
     given = product.given(arguments[1:])
-    tuned, tune_seed = given.pop("tune", None), given.pop("tune_seed", None)
-    eta = product.eta(given.pop("successive_halving", None), tuned)
+    eta = product.eta(given.pop("successive_halving", None), "tune" in given)
     at_once = product.at_once(given.pop("at_once", None))
     measure = scoring.measure(given.pop("measure", None))
     with options.at_home(config), errors.reading():
-        tuning = product.for_tuning(given, tuned, tune_seed)
+        tuning = product.for_tuning(given)
         out, found = product.trials(config, given)
         if tuning:
             place = {"out": ["--out", str(out / "tune")]}
@@ -69,8 +68,8 @@ def command(arguments: list[str], watch: Watch) -> None:
         _check(out, config, found)
         if tuning:
             with _held(folder):
-                best = _tuned(folder, rated, tuning.names, how._replace(eta=None))
-            found = [t for t in found if _has(t, best[_rest(t, tuning.names)])]
+                best = _tuned(folder, rated, tuning, how._replace(eta=None))
+            found = [t for t in found if _has(t, best[_rest(t, tuning)])]
         _run(out, found, how)
     groups = studies.grouped([recorded.read(trial.folder) for trial in found])
     print(tables.text(tables.table(groups, measure=measure)))
@@ -132,9 +131,7 @@ def _kept(trials: Sequence[Trial], rung: int, eta: int, by: Sequence[str]) -> li
 # ---------------------------------------------------------------------- what is tuned
 
 
-def _tuned(
-    out: Path, grid: Sequence[Trial], names: Sequence[str], how: How
-) -> dict[str, dict[str, Any]]:
+def _tuned(out: Path, grid: Sequence[Trial], tuning: Tuning, how: How) -> dict[str, dict[str, Any]]:
     """{the other settings: {name: its best value}}, after the trials of the grid that tell.
 
     One name is tuned after another, beside the best values of those before it; those after it are
@@ -142,12 +139,12 @@ def _tuned(
     """
     each: dict[str, dict[str, Any]] = {}
     for trial in grid:
-        each.setdefault(_rest(trial, names), {n: _middle(grid, n) for n in names})
-    for name in names:
+        each.setdefault(_rest(trial, tuning), {n: _middle(grid, n) for n in tuning.names})
+    for name in tuning.names:
         fixed = {rest: {n: v for n, v in at.items() if n != name} for rest, at in each.items()}
-        tried = [trial for trial in grid if _has(trial, fixed[_rest(trial, names)])]
+        tried = [trial for trial in grid if _has(trial, fixed[_rest(trial, tuning)])]
         _run(out, tried, how, grid)
-        for rest, value in _best(tried, name, names, _scored_by(out, how)).items():
+        for rest, value in _best(tried, name, tuning, _scored_by(out, how)).items():
             each[rest] = {**each[rest], name: value}
     return each
 
@@ -157,13 +154,11 @@ def _middle(grid: Sequence[Trial], name: str) -> Any:
     return values[(len(values) - 1) // 2]
 
 
-def _best(
-    trials: Sequence[Trial], name: str, names: Sequence[str], by: Sequence[str]
-) -> dict[str, Any]:
+def _best(trials: Sequence[Trial], name: str, tuning: Tuning, by: Sequence[str]) -> dict[str, Any]:
     """{the settings but those tuned: the value of `name` with the best last score by measures}."""
     scores: dict[str, dict[Any, float]] = {}
     for trial in trials:
-        scored = scores.setdefault(_rest(trial, names), {})
+        scored = scores.setdefault(_rest(trial, tuning), {})
         scored[trial.settings[name]] = _score(trial, by)
     for rest, scored in scores.items():
         if max(scored.values()) == -math.inf:
@@ -173,8 +168,8 @@ def _best(
             )
     best = {rest: max(scored, key=lambda v: scored[v]) for rest, scored in scores.items()}
     for trial in trials:
-        value, tried = trial.settings[name], scores[_rest(trial, names)]
-        if value == best[_rest(trial, names)]:
+        value, tried = trial.settings[name], scores[_rest(trial, tuning)]
+        if value == best[_rest(trial, tuning)]:
             print(f"chosen   {trial.folder.name}, of {', '.join(map(str, tried))}", flush=True)
             if isinstance(value, int | float) and value in (min(tried), max(tried)):
                 warnings.warn(
@@ -189,10 +184,10 @@ def _has(trial: Trial, values: Mapping[str, Any]) -> bool:
     return all(trial.settings[n] == value for n, value in values.items())
 
 
-def _rest(trial: Trial, names: Sequence[str]) -> str:
-    """Equal for trials that differ in these settings and in the seed alone."""
-    rest = {n: v for n, v in trial.settings.items() if n not in (*names, "seed", "on")}
-    return repr(rest)
+def _rest(trial: Trial, tuning: Tuning) -> str:
+    """Equal for a trial that chooses and those that it chooses for."""
+    apart = (*tuning.names, *tuning.apart)
+    return repr({n: v for n, v in trial.settings.items() if n not in apart})
 
 
 def _score(trial: Trial, by: Sequence[str]) -> float:

@@ -82,7 +82,8 @@ def test_the_best_value_is_that_of_trials_that_ended(swept, tmp_path, capsys):
         content = json.loads(path.read_text())
         content["experiment"]["rounds"] = 6
         path.write_text(json.dumps(content))
-    asked = trials, "learning_rate", ["learning_rate"], scoring.COMMON
+    tuning = product.Tuning(("learning_rate",), {}, ("seed", "on"))
+    asked = trials, "learning_rate", tuning, scoring.COMMON
     assert set(sweep._best(*asked).values()) == {good}
     (folder / "ended.json").write_text(
         json.dumps({t.folder.name: t.settings["learning_rate"] != good for t in trials})
@@ -147,7 +148,11 @@ def test_a_folder_that_holds_something_else_is_refused(swept, capsys, tmp_path):
         ((*ASKED, "--tune", "learning_rate", "learning-rate"), "name settings that have several"),
         ((*ASKED, "--tune", "seed"), "a seed is nothing to tune"),
         ((*ASKED, "--tune", "learning_rate", "--tune-seed", 7, 8), "give one seed"),
-        ((*ASKED, "--tune-seed", 7), "give both"),
+        ((*ASKED, "--tune-seed", 7), "--tune-seed is for the trials of --tune; give both"),
+        ((*ASKED, "--tune-rounds", 7), "--tune-rounds is for the trials of --tune; give both"),
+        ((*ASKED, "--tune", "learning_rate", "--tune-seed", "x"), "--tune-seed x: give one seed"),
+        ((*ASKED, "--tune", "learning_rate", "--tune-rounds", 0), "give one number from 1 on"),
+        ((SMALL, "--tune", "rounds", "--rounds", 2, 3, "--tune-rounds", 2), "exclude each other"),
         ((*ASKED, "--tune", "learning_rate", "--on", "test"), "leave --on out"),
         ((SMALL, "--measure", "a b/c", "--seed", 0, 1), "--measure a b/c: give one measure"),
         ((SMALL, "--measure", "--seed", 0, 1), "--measure : give one measure"),
@@ -183,12 +188,18 @@ def test_a_rate_is_chosen_on_validation_and_run_for_all_seeds(tmp_path, capsys):
 
 @pytest.mark.full
 def test_several_settings_are_tuned_in_turn_with_a_seed_of_their_own(tmp_path, capsys):
-    """The rate beside the rank in the middle, then the rank beside the best rate."""
+    """The rate beside the rank in the middle, then the rank beside the best rate.
+
+    After two rounds of three.
+    """
     asked = (SMALL, "--rounds", 3, *QUICK, "--seed", 0, 1, "--learning-rate", 1e-4, 0.1, 0.03)
     asked = ("sweep", *asked, "--rank", 4, 2, "--out", tmp_path / "s")
-    asked = (*asked, "--tune", "learning_rate", "rank", "--tune-seed", 7)
+    asked = (*asked, "--tune", "learning_rate", "rank", "--tune-seed", 7, "--tune-rounds", 2)
     command(*asked)
     tune = tmp_path / "s" / "tune"
+    lengths = {len(launched.records(tune / name)) for name in sweep._ended(tune)}
+    ends = {len(launched.records(tmp_path / "s" / n)) for n in sweep._ended(tmp_path / "s")}
+    assert (lengths, ends) == ({2}, {3})
     ran = {name: launched.records(tune / name)[-1]["accuracy"] for name in sweep._ended(tune)}
     rates = {rate: ran[f"learning_rate={rate},rank=4"] for rate in (0.0001, 0.1, 0.03)}
     rate = max(rates, key=lambda r: rates[r])
