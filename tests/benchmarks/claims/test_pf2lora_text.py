@@ -11,7 +11,7 @@ import tiny_bert
 
 
 @pytest.fixture
-def called(tmp_path, monkeypatch):
+def called(tmp_path, monkeypatch, forking):
     """called(*more): (its runs, its page) of a tiny run on CoLA."""
     folders = [
         *("--model", str(tiny_bert.write(tmp_path / "bert"))),
@@ -19,7 +19,8 @@ def called(tmp_path, monkeypatch):
     ]
 
     def call(*more):
-        given = ["--results", str(tmp_path / "found"), "--tiny", "--task", "cola", "--devices", "4"]
+        given = ["--results", str(tmp_path / "found"), "--tiny", "--task", "cola"]
+        given += ["--out", str(tmp_path / "runs")]
         monkeypatch.setattr(sys, "argv", ["pf2lora_text.py", *folders, *given, *more])
         pf2lora_text.main()
         found = Path(tmp_path / "found.json")
@@ -30,13 +31,13 @@ def called(tmp_path, monkeypatch):
 
 @pytest.mark.full
 def test_arms_are_run_once_and_their_differences_are_paired(called, monkeypatch):
-    asked = ["--arms", "homlora", "heads", "--seeds", "0"]
+    asked = ["--arms", "homlora", "heads", "--seeds", "0", "1"]
     content, page = called(*asked)
-    assert set(content["runs"]) == {"homlora/0", "heads/0"}
+    assert set(content["runs"]) == {"homlora/0", "homlora/1", "heads/0", "heads/1"}
     assert "personal heads alone (HOMLoRA with them - HOMLoRA): " in page
     assert "| each client's commonest label |" in page
     assert "Sensitivity" not in page
-    monkeypatch.setattr(glue_table, "one", lambda *job: pytest.fail("it is made again"))
+    monkeypatch.setattr(glue_table, "swept", lambda *job, **how: pytest.fail("it is made again"))
     assert called(*asked)[0] == content
 
 
@@ -61,13 +62,11 @@ def test_a_gain_is_paired_by_seed():
 
 @pytest.mark.parametrize("part", pf2lora_text.ARMS)
 def test_every_arm_is_a_setting_of_the_config_and_no_two_are_equal(part):
-    config = pf2lora_text.runpy.run_path(str(glue_table.CONFIG))["experiment"]
+    config = glue_table.runpy.run_path(str(glue_table.CONFIG))["experiment"]
     names = set(config.__code__.co_varnames[: config.__code__.co_argcount])
     made = []
     for name, (_, arm) in pf2lora_text.ARMS[part].items():
-        settings = pf2lora_text.settings_of(
-            pf2lora_text.argparse.Namespace(settings=pf2lora_text.SETTINGS), name, arm
-        )
+        settings = pf2lora_text.settings_of(pf2lora_text.SETTINGS, name, arm)
         assert set(settings) <= names
         made.append(settings)
     assert all(made.count(one) == 1 for one in made)
