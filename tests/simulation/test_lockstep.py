@@ -75,3 +75,26 @@ def test_devices_are_given_trials_and_a_merge_stays_a_condition(most):
         records[turn.trial].extend(turn.records)
     for i, found in enumerate(records):
         assert numbers(found) == pytest.approx(alone(experiments[i], programs), rel=1e-4)
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_calls_may_be_of_different_numbers_of_rounds(devices):
+    """Of two, one, one and two, as evaluations and checkpoints cut them.
+
+    Half of the trials end before the last call, so that the others are in a narrower program.
+    """
+    each = {"rounds": at_once.ROUNDS, "evaluate_every": 3}
+    stops = [None, lambda records: len(records) >= 3, lambda records: len(records) >= 3, None]
+    experiments = [
+        at_once.experiment("fedloru", i, 0.1 * (1 + i), stop_when=stop, **each)
+        for i, stop in enumerate(stops)
+    ]
+    programs = Programs(experiments[0].data.size)
+    members = at_once.prepared(experiments, programs)
+    assert [len(rounds) for rounds in members[0].ranges()] == [2, 1, 1, 2]
+    records = ([], [], [], [])
+    for turn in itertools.chain.from_iterable(at_work(members, devices)[1]):
+        records[turn.trial].extend(turn.records)
+    assert list(map(len, records)) == [6, 3, 3, 6]
+    for i, found in enumerate(records):
+        assert numbers(found) == pytest.approx(alone(experiments[i], programs), rel=1e-4)
