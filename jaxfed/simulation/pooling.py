@@ -25,10 +25,10 @@ PIECE = 2**22  # bytes of rows that are compared at once
 def shared(runs: Iterable[Prepared]) -> list[Prepared]:
     """The runs, without copies of what they have alike; each is taken after the one before.
 
-    Servers that are equal are the first's. A set of examples that all have alike is the first's,
-    too; other sets are Ordered rows of a pool. In place of all examples, the experiments have a row
-    of each set: once a run is prepared, nothing else needs them. If one cannot be prepared, those
-    before it are closed.
+    Servers that are equal are the first's, and so are examples that all have alike. If runs differ
+    in a set of examples, this set, and others of its form, are Ordered rows of a pool. In place of
+    all examples, the experiments have a row of each set: once a run is prepared, nothing else needs
+    them. If one cannot be prepared, those before it are closed.
     """
     members: list[Prepared] = []
     pools: dict[tuple, Pool] = {}
@@ -56,16 +56,17 @@ def _together(
     """The runs, of which the first has its examples, with sets that all take from it or a pool."""
     first, machine = members[0], members[-1].machine
     sets, forms = _placed(first), {name: _form(x) for name, x in _host(first).items()}
-    equal = {n for n in sets if all(np.array_equal(o[n], orders[0][n]) for o in orders)}
     rows = {name: length(x) for name, x in sets.items()}
+    differ = {n for n in sets if any(not np.array_equal(o[n], orders[0][n]) for o in orders)}
+    pooled = {forms[name] for name in differ}
+    plain = {name: x for name, x in sets.items() if forms[name] not in pooled}
     thin = [_thin(first), *members[1:]]
-    placed = {
-        f: engine.place(pools[f].examples, machine) for f in {forms[n] for n in {*sets} - equal}
-    }
+    del sets, first
+    placed = {form: engine.place(pools[form].examples, machine) for form in pooled}
 
     def own(name: str, order: np.ndarray) -> PyTree:
-        if name in equal:
-            return sets[name]
+        if name in plain:
+            return plain[name]
         padded = np.pad(order, (0, rows[name] - len(order)))
         return Ordered(placed[forms[name]], engine.place(padded, machine))
 

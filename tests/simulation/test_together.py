@@ -49,12 +49,11 @@ def test_examples_that_each_seed_deals_otherwise_are_there_once():
 
     whole = trees.nbytes(at_once.SOURCE.train)
     members = pooling.shared(at_once.prepared([dealt(seed) for seed in range(4)]))
-    own = [p.evaluate.examples["personal"] for p in members]
-    sets, tests = [p.supply.examples for p in members] + own, members[0].evaluate.examples["test"]
+    tests = [x for p in members for x in p.evaluate.examples.values()]
+    sets = [p.supply.examples for p in members] + tests
     pool = {id(x): x.nbytes for s in sets for x in jax.tree.leaves(s.examples)}
     assert whole - 4 * 48 == sum(pool.values())  # labels have 32 bits there
     for p in members:
-        assert p.evaluate.examples["test"] is tests
         data = p.experiment.data
         held = (data.train.examples, data.personal.examples, data.test)
         assert all(x.base.nbytes * len(x) == x.nbytes for x in jax.tree.leaves(held))
