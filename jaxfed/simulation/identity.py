@@ -204,7 +204,10 @@ def _cohort(e: Experiment, server: Any, key: Any) -> Cohort:
     state = jax.eval_shape(e.algorithm.init_client, server, key)
     train, many = e.data.train, lambda x: jax.ShapeDtypeStruct((e.cohort, *x.shape), x.dtype)
     whole, real = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.float32)
-    examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train.examples)
+    examples = {  # in JAX's numbers, of what the host has in 64 bits
+        name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+        for name, x in train.examples.items()
+    }
     return Cohort(
         state=jax.tree.map(many, state),
         data=Data(examples, many(whole), train.most),

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import at_once
 import launched
 import numpy as np
 import optax
@@ -154,3 +156,13 @@ def test_a_changed_run_from_python_is_refused_or_allowed_and_recorded(tmp_path):
     (change,) = json.loads((tmp_path / "settings.json").read_text())["changes"]
     assert change["from_round"] == 3
     assert [0.03, 0.3] in change.values()
+
+
+@pytest.mark.quick
+def test_examples_of_64_bits_on_the_host_are_no_warning():
+    """JAX 0.12 warns of a shape that asks for more bits than it has."""
+    made = at_once.experiment()
+    assert made.data.train.examples["label"].dtype == np.int64
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        identity.algorithm_checksum(made)
