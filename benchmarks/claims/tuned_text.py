@@ -5,9 +5,9 @@
 
 pf2lora_text.py has the paper's rates; here each arm has its own best ones, chosen on held-out
 examples with a seed that is not reported. An arm is one command, `jaxfed sweep
-configs/pf2lora/glue.py --tune learning_rate --tune-seed 9 --seed 0 1 2 ...`, whose trials are
-compared by the mean accuracy of clients' own models. A sweep goes on where it was killed, and so
-does this script.
+configs/pf2lora/glue.py --tune learning_rate --tune-seed 9 --tune-rounds 32 --rounds 100 --seed 0 1
+2 ...`, whose trials are compared by the mean accuracy of clients' own models. A sweep goes on where
+it was killed, and so does this script.
 """
 
 import argparse
@@ -26,16 +26,17 @@ SETTINGS = {
     "task": "sst2",
     "clients": 8,
     "similarity": 0.3,
-    "rounds": 32,
+    "rounds": 100,
+    "tune_rounds": 32,
     "local_steps": 10,
     "batch_size": 4,
     "max_length": 16,
     "longer": "drop",
     "test_length": 48,
-    "evaluate_every": 32,
+    "evaluate_every": 20,
 }
-TINY = {"rounds": 1, "clients": 2, "local_steps": 2, "batch_size": 2, "max_length": 8}
-TINY |= {"evaluate_every": 1}
+TINY = {"rounds": 2, "tune_rounds": 1, "evaluate_every": 1}
+TINY |= {"clients": 2, "local_steps": 2, "batch_size": 2, "max_length": 8}
 TUNED_BY, SEEDS = 9, (0, 1, 2)
 SCORE = "personal/accuracy/mean"
 
@@ -87,16 +88,25 @@ def one(asked: argparse.Namespace, name: str, arm: Arm, settings: Mapping[str, A
     given = {"model": asked.model, "data_dir": asked.data_dir, "out": out, "seed": SEEDS}
     given |= {"measure": SCORE, "tune": tuple(arm.rates), "tune_seed": TUNED_BY}
     sweep.run_sweep(glue_table.CONFIG, **given, **settings, **arm.settings, **arm.rates)
-    tried, found = last(out / "tune"), last(out).sort_values("seed")
+    tried = last(out / "tune")
+    scores = {  # of each value the best, beside the values that the other rates had
+        rate: {f"{v:g}": float(s) for v, s in tried.groupby(rate)[SCORE].max().items()}
+        for rate in arm.rates
+    }
+    found = last(out)
+    rates = {rate: float(found[rate].iloc[0]) for rate in arm.rates}
+    return {"rates": rates, "scores": scores, **ends(out)}
+
+
+def ends(out: pathlib.Path) -> dict[str, list]:
+    """What the seeds of a sweep end with, and their scores at each evaluation."""
+    found = last(out).sort_values("seed")
+    scores = jaxfed.results(out).dropna(subset=[SCORE]).sort_values("round")
     return {
-        "rates": {rate: float(found[rate].iloc[0]) for rate in arm.rates},
-        "scores": {  # of each value the best, beside the values that the other rates had
-            rate: {f"{v:g}": float(s) for v, s in tried.groupby(rate)[SCORE].max().items()}
-            for rate in arm.rates
-        },
         "personal": found[SCORE].tolist(),
         "accuracy": found["accuracy"].tolist(),
         "loss": found["loss"].tolist(),
+        "course": [run[SCORE].tolist() for _, run in scores.groupby("seed")],  # of each seed
     }
 
 
@@ -129,14 +139,17 @@ def table(content: Mapping[str, Any]) -> str:
             [
                 ARMS[name].words,
                 " / ".join(rates),
+                intervals.spread([course[0] for course in run["course"]]),
                 intervals.spread(run["personal"]),
                 "" if name == "homlora" else above,
                 "" if idle else intervals.spread(run["accuracy"]),
             ]
         )
     commonest = content["data"]["commonest"]["accuracy"]
-    rows.append(["each client's commonest label", "", f"{100 * commonest:.1f}", "", ""])
-    head = ["", "rates", "accuracy, mean over clients", "minus HOMLoRA", "server's accuracy"]
+    rows.append(["each client's commonest label", "", *[f"{100 * commonest:.1f}"] * 2, "", ""])
+    settings = content["settings"]
+    first = f"accuracy after {settings['evaluate_every']} rounds"
+    head = ["", "rates", first, f"after {settings['rounds']}", "minus HOMLoRA", "server's accuracy"]
     return intervals.table(head, rows)
 
 
@@ -155,11 +168,12 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         kept.head(content, settings),
         f"MiniLM-L6; {settings['rounds']} rounds, so {steps} local steps of "
         f"{settings['batch_size']} short sentences. Each arm's rates are the best of a grid on "
-        f"held-out examples of seed {TUNED_BY}, which is not reported; of two rates the common one "
-        f"is tuned first. {grids(content)} {inside} Accuracy is each client's own model on its own "
-        f"test, in percent: mean and standard deviation over {len(SEEDS)} seeds; differences are "
-        "paired by seed, with Student's 95 % interval. `server's accuracy` is the common model's "
-        "on all tests.",
+        f"held-out examples of seed {TUNED_BY}, which is not reported, after "
+        f"{settings['tune_rounds']} rounds; of two rates the common one is tuned first. "
+        f"{grids(content)} {inside} Accuracy is each client's own model on its own test, in "
+        f"percent: mean and standard deviation over {len(SEEDS)} seeds; differences are paired by "
+        "seed, with Student's 95 % interval. `server's accuracy` is the common model's on all "
+        "tests.",
         glue_table.sizes(content["data"]),
         table(content),
     ]
@@ -182,7 +196,8 @@ def main() -> None:
     settings = {**SETTINGS, "task": asked.task, **(TINY if asked.tiny else {})}
     found = kept.Kept(kept.path(asked.results), settings, data={})
     if not found.content["data"]:
-        data = glue_table.data_of(asked, method="homlora", **settings)
+        of = {name: value for name, value in settings.items() if name != "tune_rounds"}
+        data = glue_table.data_of(asked, method="homlora", **of)
         found.content["data"] = glue_table.about(data)
     for name in asked.arms:
         if name not in found.runs:

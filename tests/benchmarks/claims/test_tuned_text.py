@@ -3,6 +3,7 @@
 import json
 import sys
 
+import launched
 import pytest
 import tiny_bert
 import tuned_text
@@ -15,6 +16,7 @@ def run(rates, scores, personal):
         "personal": personal,
         "accuracy": [0.5, 0.6, 0.7],
         "loss": [1.0] * 3,
+        "course": [[score - 0.1, score] for score in personal],
     }
 
 
@@ -35,10 +37,14 @@ def test_the_page_has_differences_in_pairs_and_rates_at_an_end():
         },
     }
     page = tuned_text.page(content, "")
-    assert "| PF2LoRA, common head, AdamW below | 0.003 / 0.0001 | 85.0 ± 9.5 | +5.0 [" in page
+    assert (
+        "| PF2LoRA, common head, AdamW below | 0.003 / 0.0001 | 75.0 ± 9.5 | 85.0 ± 9.5 | +5.0 ["
+        in page
+    )
+    assert "which is not reported, after 32 rounds; of two rates" in page
     assert "At an end of its grid: PF2LoRA, common head, AdamW below (personal_lea" in page
     assert "HOMLoRA (" not in page
-    assert "| each client's commonest label |  | 85.0 |" in page
+    assert "| each client's commonest label |  | 85.0 | 85.0 |" in page
     tried = "`learning_rate` was one of 0.001, 0.003 (HOMLoRA; PF2LoRA, common head, AdamW below)."
     assert tried in page
 
@@ -58,5 +64,8 @@ def test_an_arm_is_one_sweep_that_tunes_its_rate(tmp_path, monkeypatch, forking)
     assert set(scores) == {"0.001", "0.01"}
     assert scores[f"{rate:g}"] == max(scores.values())
     assert len(found["personal"]) == 2
-    begun = {path.name for path in (tmp_path / "runs/homlora").glob("seed=*")}
-    assert begun == {f"seed={seed},learning_rate={rate}" for seed in (0, 1)}
+    assert [len(course) for course in found["course"]] == [2, 2]
+    assert [course[-1] for course in found["course"]] == found["personal"]
+    folders = sorted((tmp_path / "runs/homlora").glob("seed=*"))
+    tried = tmp_path / "runs/homlora/tune/learning_rate=0.01"
+    assert [len(launched.records(folder)) for folder in (tried, *folders)] == [1, 2, 2]
