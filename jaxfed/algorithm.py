@@ -32,7 +32,7 @@ Leaf: TypeAlias = Any  # a jax.Array; or, in a tree of the same form, its shape 
 
 
 class Ordered(NamedTuple):
-    """Rows of examples in an order: of what several data sets share, each has its own."""
+    """Examples that several data sets share, and the order in which one of them has their rows."""
 
     examples: PyTree  # arrays [M, ...]
     order: Leaf  # [n] which of their rows each row is
@@ -67,7 +67,7 @@ class Data:
         return self.stored
 
     def at(self, i: Leaf) -> PyTree:
-        """Examples i of the client that this is of, from 0: arrays [*i.shape, ...]."""
+        """The client's own examples i, counted from 0: arrays [*i.shape, ...]; inside a client."""
         return self._rows(self.start + i)
 
     def _rows(self, rows: Leaf | slice) -> PyTree:

@@ -37,7 +37,7 @@ SETTINGS = {
 }
 TINY = {"rounds": 2, "tune_rounds": 1, "evaluate_every": 1}
 TINY |= {"clients": 2, "local_steps": 2, "batch_size": 2, "max_length": 8}
-TUNED_BY, SEEDS = 9, (0, 1, 2)
+TUNED_BY = 9
 SCORE = "personal/accuracy/mean"
 
 
@@ -85,7 +85,7 @@ def last(folder: pathlib.Path) -> Any:
 def one(asked: argparse.Namespace, name: str, arm: Arm, settings: Mapping[str, Any]) -> dict:
     """An arm's rates, the scores that chose them, and what its seeds end with."""
     out = (asked.out / name).resolve()
-    given = {"model": asked.model, "data_dir": asked.data_dir, "out": out, "seed": SEEDS}
+    given = {"model": asked.model, "data_dir": asked.data_dir, "out": out, "seed": asked.seeds}
     given |= {"measure": SCORE, "tune": tuple(arm.rates), "tune_seed": TUNED_BY}
     sweep.run_sweep(glue_table.CONFIG, **given, **settings, **arm.settings, **arm.rates)
     tried = last(out / "tune")
@@ -157,6 +157,7 @@ def page(content: Mapping[str, Any], picture: str) -> str:
     """The whole result in Markdown."""
     settings = content["settings"]
     steps = settings["rounds"] * settings["local_steps"]
+    seeds = len(next(iter(content["runs"].values()))["personal"])
     edges = {n: at_edge(run, ARMS[n]) for n, run in content["runs"].items()}
     edges = {n: found for n, found in edges.items() if found}
     inside = "Every best rate lies inside its grid."
@@ -171,7 +172,7 @@ def page(content: Mapping[str, Any], picture: str) -> str:
         f"held-out examples of seed {TUNED_BY}, which is not reported, after "
         f"{settings['tune_rounds']} rounds; of two rates the common one is tuned first. "
         f"{grids(content)} {inside} Accuracy is each client's own model on its own test, in "
-        f"percent: mean and standard deviation over {len(SEEDS)} seeds; differences are paired by "
+        f"percent: mean and standard deviation over {seeds} seeds; differences are paired by "
         "seed, with Student's 95 % interval. `server's accuracy` is the common model's on all "
         "tests.",
         glue_table.sizes(content["data"]),
@@ -181,18 +182,11 @@ def page(content: Mapping[str, Any], picture: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="where runs are kept")
-    parser.add_argument("--model", type=pathlib.Path, help="a folder; by default MiniLM's package")
+    parser = glue_table.arguments(__doc__.partition("\n")[0], "tuned_text")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--task", default=SETTINGS["task"])
     parser.add_argument("--tiny", action="store_true", help="a round of two steps, as a test")
-    parser.add_argument(
-        "--results", default="tuned_text", help="name in benchmarks/claims/results/"
-    )
-    asked = parser.parse_args()
-    asked.model = glue_table.minilm() if asked.model is None else asked.model
+    asked = glue_table.parsed(parser)
     settings = {**SETTINGS, "task": asked.task, **(TINY if asked.tiny else {})}
     found = kept.Kept(kept.path(asked.results), settings, data={})
     if not found.content["data"]:

@@ -10,7 +10,7 @@ with as many clients at once in all.
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import optax
@@ -70,6 +70,12 @@ def at_once(members: Sequence[Prepared], most: int) -> Callable[[], object]:
     return lambda: next(work)
 
 
+def times(found: Mapping[str, dict], way: str) -> float:
+    """How many times as long as alone, the median of pairs that ran in turn."""
+    pairs = zip(found[way]["all"], found["alone"]["all"], strict=True)
+    return statistics.median(mine / theirs for mine, theirs in pairs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", default=["W1", "W3"], help="workloads")
@@ -90,14 +96,10 @@ def main() -> None:
         dealt = prepared(experiments(name, asked.trials, dealt=True), share)
         functions["at once, dealt by seed"] = at_once(dealt, most)
         found[name] = timing.alternate(functions, asked.repeats)
-
-        def times(way: str, found: dict = found[name]) -> str:
-            pairs = zip(found[way]["all"], found["alone"]["all"], strict=True)
-            return f"{statistics.median(mine / theirs for mine, theirs in pairs):.2f}"
-
+        one_split, own_split = (times(found[name], way) for way in list(functions)[1:])
         lines.append(
-            f"{name}, {asked.trials} trials at once: {times('at once')} times the rounds alone, "
-            f"{times('at once, dealt by seed')} where each seed deals the examples otherwise (the "
+            f"{name}, {asked.trials} trials at once: {one_split:.2f} times the rounds alone, "
+            f"{own_split:.2f} where each seed deals the examples otherwise (the "
             f"medians of {asked.repeats} pairs); at once {share} clients of {most} trials, and "
             f"{chunk} clients alone"
         )

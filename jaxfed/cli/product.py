@@ -87,9 +87,8 @@ def for_tuning(given: dict[str, list[str]]) -> Tuning | None:
         )
     if "seed" in names:
         raise ValueError("--tune seed: a seed is nothing to tune; give --seed several values alone")
-    if given.get("on", ["--on", "validation"])[1:] != ["validation"]:
+    if given.pop("on", ["--on", "validation"])[1:] != ["validation"]:
         raise ValueError("--tune chooses on a validation set: leave --on out, or give validation")
-    given.pop("on", None)
     for name, words in further.items():
         least = "1-9" if name == "tune_rounds" else "0-9"
         if len(words) != 2 or not re.fullmatch(f"[{least}][0-9]*", words[1]):

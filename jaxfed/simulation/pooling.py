@@ -40,20 +40,24 @@ def shared(runs: Iterable[Prepared]) -> list[Prepared]:
                 orders.append(_orders(members[0], pools))
             if len(members) > 1:
                 orders.append(_orders(p, pools))
-                members[-1] = p = _thin(_with_server_of(members[0], p))
+                p = _thin(_with_server_of(members[0], p))  # before the next is made
+                members[-1] = p
     except BaseException:
         for member in members:
             member.close()
         raise
-    return members if not orders else _together(members, orders, pools)
+    return members if not orders else _pooled(members, orders, pools)
 
 
-def _together(
+def _pooled(
     members: Sequence[Prepared],
     orders: Sequence[dict[str, np.ndarray]],
     pools: "dict[tuple, Pool]",
 ) -> list[Prepared]:
-    """The runs, of which the first has its examples, with sets that all take from it or a pool."""
+    """The runs with the examples that they share: those of the first, or rows of a pool.
+
+    `orders` are those of each run's sets. The first run still has its examples, the others none.
+    """
     first, machine = members[0], members[-1].machine
     sets, forms = _placed(first), {name: _form(x) for name, x in _host(first).items()}
     rows = {name: length(x) for name, x in sets.items()}

@@ -267,7 +267,7 @@ def _dtype(x: Any) -> Any:
 
 
 def _stacked(trials: Together, part: Part) -> list[jax.Array]:
-    """The leaves of trials, from those of all runs, which the body's are given away."""
+    """The leaves of trials, from those of all runs; the body's are deleted or given away."""
     leaves = []
     for column, axis in zip(part.leaves, part.axes, strict=True):
         if axis is None:

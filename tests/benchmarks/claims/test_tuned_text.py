@@ -53,8 +53,8 @@ def test_the_page_has_differences_in_pairs_and_rates_at_an_end():
 def test_an_arm_is_one_sweep_that_tunes_its_rate(tmp_path, monkeypatch, forking):
     arm = tuned_text.ARMS["homlora"]._replace(rates={"learning_rate": (1e-3, 1e-2)})
     monkeypatch.setattr(tuned_text, "ARMS", {"homlora": arm})
-    monkeypatch.setattr(tuned_text, "SEEDS", (0, 1))
     given = ["--model", str(tiny_bert.write(tmp_path / "bert")), "--tiny", "--task", "cola"]
+    given += ["--seeds", "0", "1"]
     given += ["--data-dir", str(tiny_bert.write_cola(tmp_path / "data"))]
     given += ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "found")]
     monkeypatch.setattr(sys, "argv", ["tuned_text.py", *given])
