@@ -1,6 +1,7 @@
 """A model with low-rank terms beside its layers; models stay unmodified flax.linen modules."""
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,7 +14,7 @@ from flax import traverse_util
 
 from jaxfed import trees
 from jaxfed.algorithm import Leaf
-from jaxfed.lowrank import fused, quantised
+from jaxfed.lowrank import fused, products, quantised
 from jaxfed.lowrank.factors import STATISTICS, Factors, Layer, Theta, variables
 from jaxfed.lowrank.gates import Gated
 
@@ -33,13 +34,26 @@ def at_layers(act: Act, without: Where = lambda module, method, path: False) -> 
     def interceptor(next_fun, args, kwargs, context):
         before, path = len(acted), weight_path(context.module, context.method_name)
         alone = path is None or not without(context.module, context.method_name, path)
-        y = next_fun(*args, **kwargs) if alone else None
+        y = _called(next_fun, args, kwargs, context) if alone else None
         if path is None or path in acted[before:]:
             return y
         acted.append(path)
         return act(context.module, context.method_name, path, y, (*args, *kwargs.values())[0])
 
     return interceptor
+
+
+def _called(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    """The layer's output; inputs [..., d] of flax's own dense layer become a matrix first.
+
+    Then the gradient of its kernel sums over one axis, as in `products.times`.
+    """
+    dense = type(context.module) is nn.Dense and context.method_name == "__call__"
+    x = (*args, *kwargs.values())[0] if dense else None
+    if x is None or x.ndim < 3:
+        return next_fun(*args, **kwargs)
+    y = next_fun(x.reshape(-1, x.shape[-1]))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def layers(model: nn.Module, *args, **kwargs) -> dict[str, Layer]:
@@ -265,7 +279,9 @@ def _dropout(rate: float, key: jax.Array | None, path: str, h: jax.Array) -> jax
 
 def _call(module: nn.Module, f: Factors, x: jax.Array, drop: Callable) -> jax.Array:
     """The low-rank term s (x a) b of one layer."""
-    return jnp.tensordot(drop(_down(module, f, x)) * f.scale, f.b, axes=1)
+    h = drop(_down(module, f, x)) * f.scale
+    out = f.b.shape[1:]
+    return products.times(h, f.b.reshape(f.rank, math.prod(out))).reshape(*h.shape[:-1], *out)
 
 
 def _down(module: nn.Module, f: Factors, x: jax.Array) -> Any:
@@ -278,7 +294,9 @@ def _down(module: nn.Module, f: Factors, x: jax.Array) -> Any:
     axis = getattr(module, "axis", -1)
     axes = axis if isinstance(axis, tuple | list) else (axis,)
     axes = sorted(i % x.ndim for i in axes)  # the order in which DenseGeneral's kernel has them
-    return jnp.tensordot(x, f.a, axes=(axes, list(range(len(axes)))))
+    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    inputs = math.prod(f.a.shape[:-1])
+    return products.times(x.reshape(*x.shape[: -len(axes)], inputs), f.a.reshape(inputs, f.rank))
 
 
 def _attend(module: nn.Module, f: Factors, query: jax.Array, drop: Callable) -> jax.Array:

@@ -32,6 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxfed.lowrank import products
+
 Padding = Sequence[tuple[int, int]]
 
 LOWERINGS = ("patches", "winograd", "xla")
@@ -169,7 +171,7 @@ def _product(
 ) -> jax.Array:
     """Patches times the kernel as a matrix: [B, H, W, C] -> [B, H', W', O]."""
     patches = _patches(x, kernel, strides, padding, dilation)
-    return jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
+    return products.times(patches, kernel.reshape(-1, kernel.shape[-1]), precision)
 
 
 def _patches(
@@ -213,9 +215,8 @@ def _winograd(
     points = (_TILE + _HALO) ** 2
     g = jnp.asarray(np.kron(_G, _G), kernel.dtype)  # [36, 9]
     kernel = jnp.matmul(g, kernel.reshape(_TAPS**2, c * o), precision=precision)
-    y = jnp.matmul(
-        x.reshape(points, -1, c), kernel.reshape(points, c, o), precision=precision
-    )  # [36, B th tw, O]
+    kernel = products.narrow_left(kernel.reshape(points, c, o))
+    y = jnp.matmul(x.reshape(points, -1, c), kernel, precision=precision)  # [36, B th tw, O]
 
     y = y.reshape(_TILE + _HALO, _TILE + _HALO, b, th, tw, o)
     y = _combine(_A, y).transpose(1, 2, 3, 0, 4, 5)  # [6, B, th, 4, tw, O]

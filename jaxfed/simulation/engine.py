@@ -130,10 +130,10 @@ def _specs(axes: Cohort, cohort: Cohort) -> Cohort:
 
 
 def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort):
-    """The replies of all clients [K, ...], computed all at once or `chunk` at a time."""
-    one = partial(client, base, message)
-    here = cohort.id.shape[0]
-    if chunk is None or chunk >= here:
+    """The replies of all clients [K, ...], all at once or `chunk` at a time, one without vmap."""
+    one, here = partial(client, base, message), cohort.id.shape[0]
+    chunk = here if chunk is None else min(chunk, here)
+    if 1 < chunk == here:
         return jax.vmap(one, in_axes=(axes,))(cohort)
     shared = {"is_leaf": lambda x: x is None}
     mapped = jax.tree.map(lambda axis, part: None if axis is None else part, axes, cohort, **shared)
@@ -149,7 +149,7 @@ def _map_clients(client, axes: Cohort, chunk: int | None, base, message, cohort)
             )
         )
 
-    return jax.lax.map(rejoin, mapped, batch_size=chunk)
+    return jax.lax.map(rejoin, mapped, batch_size=None if chunk == 1 else chunk)
 
 
 def _check_closure(client: Callable) -> None:

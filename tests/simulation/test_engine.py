@@ -98,6 +98,32 @@ def test_randomness_is_a_function_of_seed_round_and_client():
         assert (other[:3] != base[:3]).all()
 
 
+@pytest.mark.parametrize(("chunk", "vmapped"), [(1, False), (2, True), (None, True)])
+def test_a_client_that_is_computed_alone_is_not_vmapped(chunk, vmapped):
+    """An axis of one client would make it slower: products of matrices become batched ones."""
+
+    @jax.custom_batching.custom_vmap
+    def seen(x):
+        return x
+
+    seen.def_vmap(lambda size, batched, x: (x + 1, True))
+
+    def client(base, theta, k):
+        return Reply(theta, k.state, {"loss": seen(0.0 * k.weight)})
+
+    def run_round(server, cohort, for_each_client):
+        reply = for_each_client(client, server.base, server.theta, cohort)
+        return server, reply.state, reply.metrics
+
+    def begin(key):
+        return Server(jnp.zeros(2), jnp.ones(2))
+
+    made = Algorithm(begin, lambda server, key: {}, run_round, None)
+    on = oracle.on_engine(made, algorithms.UNEQUAL, chunk=chunk)
+    *_, metrics = oracle.engine_rounds(on, algorithms.UNEQUAL, [[0, 3, 5, 8]])
+    np.testing.assert_array_equal(metrics[0]["loss"], vmapped)
+
+
 # Where clients stand.
 
 
