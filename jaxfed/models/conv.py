@@ -207,10 +207,9 @@ def _winograd(
     th, tw = -(-h // _TILE), -(-w // _TILE)  # tiles of a column, of a row
     grid = (th * _TILE + _HALO, tw * _TILE + _HALO)
     x = _pad(x, [(low, g - n - low) for g, n, (low, _) in zip(grid, size, padding, strict=True)])
-    x = lax.optimization_barrier(x)  # otherwise XLA computes x again for each of its many readers
 
-    x = _combine(_B, _tiles(x, 2))  # [6, B, 4 th + 2, tw, C], points of the rows
-    x = _combine(_B, _tiles(x, 2))  # [6, 6, B, th, tw, C], of the columns before them
+    x = _combined(_B, _tiles(x, 2), 0)  # [6, B, 4 th + 2, tw, C], points of the rows
+    x = _combined(_B, _tiles(x, 2), 0)  # [6, 6, B, th, tw, C], of the columns before them
 
     points = (_TILE + _HALO) ** 2
     g = jnp.asarray(np.kron(_G, _G), kernel.dtype)  # [36, 9]
@@ -219,40 +218,40 @@ def _winograd(
     y = jnp.matmul(x.reshape(points, -1, c), kernel, precision=precision)  # [36, B th tw, O]
 
     y = y.reshape(_TILE + _HALO, _TILE + _HALO, b, th, tw, o)
-    y = _combine(_A, y).transpose(1, 2, 3, 0, 4, 5)  # [6, B, th, 4, tw, O]
-    y = _combine(_A, y).transpose(1, 2, 3, 4, 0, 5)  # [B, th, 4, tw, 4, O]
+    y = _combined(_A, _unstacked(y, 0), 3)  # [6, B, th, 4, tw, O]
+    y = _combined(_A, _unstacked(y, 0), 4)  # [B, th, 4, tw, 4, O]
     return y.reshape(b, th * _TILE, tw * _TILE, o)[:, :h, :w]
 
 
-def _tiles(x: jax.Array, axis: int) -> jax.Array:
-    """Overlapping tiles along `axis`: [..., 4 n + 2, ...] -> [6, ..., n, ...].
+def _tiles(x: jax.Array, axis: int) -> list[jax.Array]:
+    """Overlapping tiles along `axis`: [..., 4 n + 2, ...] -> their six entries, each [..., n, ...].
 
-    The last two of a tile's six entries are the first two of the next tile. Only split and concat
-    are used: the transpose of each is the other. That of a slice is a sum of padded arrays, which
-    is twice as slow.
+    The last two entries of a tile are the first two of the next one. Only split and concat are
+    used: the transpose of each is the other. That of a slice is a sum of padded arrays, which is
+    twice as slow.
     """
-
-    def blocks(x: jax.Array, width: int) -> jax.Array:
-        shape = (*x.shape[:axis], -1, width, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x.reshape(shape), axis + 1, 0)  # [width, ..., n, ...]
-
     body, tail = jnp.split(x, [x.shape[axis] - _HALO], axis)
-    halo, rest = jnp.split(blocks(body, _TILE), [_HALO])
-    first, others = jnp.split(halo, [1], axis + 1)
-    own = jnp.concatenate([first, others], axis + 1)
-    following = jnp.concatenate([others, blocks(tail, _HALO)], axis + 1)
-    return lax.optimization_barrier(jnp.concatenate([own, rest, following]))
+    entries = _unstacked(body.reshape(*x.shape[:axis], -1, _TILE, *x.shape[axis + 1 :]), axis + 1)
+    shared = [
+        jnp.concatenate([jnp.split(entry, [1], axis)[1], last], axis)
+        for entry, last in zip(entries, jnp.split(tail, _HALO, axis), strict=False)
+    ]
+    return entries + shared
 
 
-def _combine(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-    """matrix [m, n] times x [n, ...] -> [m, ...], as sums of whole slices.
+def _unstacked(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The arrays of which x is the stack along `axis`."""
+    return [jnp.squeeze(part, axis) for part in jnp.split(x, x.shape[axis], axis)]
+
+
+def _combined(matrix: np.ndarray, parts: Sequence[jax.Array], axis: int) -> jax.Array:
+    """matrix [m, n] times n arrays -> their m sums, stacked along `axis`.
 
     The matrix is small and mostly simple numbers, so this is faster than a matrix product, whose
     transpose would also have to move the points to the last axis and back.
     """
-    slices = [s[0] for s in jnp.split(x, len(x))]
     return jnp.stack(
-        [sum(float(m) * s for m, s in zip(row, slices, strict=True) if m) for row in matrix]
+        [sum(float(m) * x for m, x in zip(row, parts, strict=True) if m) for row in matrix], axis
     )
 
 
