@@ -3,9 +3,8 @@
     python benchmarks/costs/factor_gradients.py [--repeats 15] [--write]
 
 For y = x w, g being the gradient of y: the gradient x' g alone, whose inputs are in a cache or in
-memory as their sizes have it. The shapes are those of factors beside layers of W3, W4 and W5, and
-of whole weights beside them; with an axis of clients where they have one. On other platforms both
-are the same program.
+memory as their sizes have it. The shapes are those of factors beside layers of W3, W4 and W5, with
+an axis of clients where they have one. On other platforms both are the same program.
 """
 
 import argparse
@@ -26,7 +25,6 @@ SHAPES = {  # clients (0: no axis), rows, inputs, outputs
     "W4, a of a query": (0, (8, 64), 256, 8),
     "W4, b of a query": (0, (8, 64), 8, 256),
     "the same of four clients, b": (4, (8, 64), 8, 256),
-    "W4, a whole query": (0, (8, 64), 256, 256),
     "W3, a of ten clients": (10, (20,), 1024, 8),
 }
 

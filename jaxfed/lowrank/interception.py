@@ -34,26 +34,13 @@ def at_layers(act: Act, without: Where = lambda module, method, path: False) -> 
     def interceptor(next_fun, args, kwargs, context):
         before, path = len(acted), weight_path(context.module, context.method_name)
         alone = path is None or not without(context.module, context.method_name, path)
-        y = _called(next_fun, args, kwargs, context) if alone else None
+        y = next_fun(*args, **kwargs) if alone else None
         if path is None or path in acted[before:]:
             return y
         acted.append(path)
         return act(context.module, context.method_name, path, y, (*args, *kwargs.values())[0])
 
     return interceptor
-
-
-def _called(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    """The layer's output; inputs [..., d] of flax's own dense layer become a matrix first.
-
-    Then the gradient of its kernel sums over one axis, as in `products.times`.
-    """
-    dense = type(context.module) is nn.Dense and context.method_name == "__call__"
-    x = (*args, *kwargs.values())[0] if dense else None
-    if x is None or x.ndim < 3:
-        return next_fun(*args, **kwargs)
-    y = next_fun(x.reshape(-1, x.shape[-1]))
-    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def layers(model: nn.Module, *args, **kwargs) -> dict[str, Layer]:

@@ -11,6 +11,7 @@ where the program runs on something else, so is the program.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,12 @@ from jax import lax
 
 
 def times(x: jax.Array, w: jax.Array, precision: lax.PrecisionLike = None) -> jax.Array:
-    """x [..., d] times w [d, n] -> [..., n], as a product of two matrices."""
+    """x [..., d] times w [d, n] -> [..., n], on a CPU as a product of two matrices."""
+    flat, plain = partial(_flat, precision=precision), partial(jnp.matmul, precision=precision)
+    return lax.platform_dependent(x, w, cpu=flat, default=plain)
+
+
+def _flat(x, w, precision):
     *rows, d = x.shape
     y = jnp.matmul(x.reshape(math.prod(rows), d), narrow_left(w), precision=precision)
     return y.reshape(*rows, w.shape[-1])

@@ -44,6 +44,9 @@ def test_the_page_has_differences_in_pairs_and_rates_at_an_end():
     assert "which is not reported, after 32 rounds; of two rates" in page
     assert "At an end of its grid: PF2LoRA, common head, AdamW below (personal_lea" in page
     assert "HOMLoRA (" not in page
+    content["runs"]["sgd"] = content["runs"]["adamw"]
+    longer = tuned_text.page(content, "")
+    assert "after 32 rounds (PF2LoRA, common head, SGD below: 100); of two rates" in longer
     assert "| each client's commonest label |  | 85.0 | 85.0 |" in page
     tried = "`learning_rate` was one of 0.001, 0.003 (HOMLoRA; PF2LoRA, common head, AdamW below)."
     assert tried in page
