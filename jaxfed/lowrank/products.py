@@ -5,9 +5,9 @@ The gradient of w in y = x w is x' g. As autodiff writes it, XLA's compiler for 
 * transposes all of g in memory if it has more axes than a matrix;
 * puts x on the left, and transposes it there, also where g is far narrower, as it is for factors.
 
-Either makes the gradient of a factor about five times as slow as it is here
-(`python benchmarks/costs/factor_gradients.py`). The products that are summed are the same, and
-where the program runs on something else, so is the program.
+Either makes the gradient of a factor slower than it is here, up to seven times
+(`python benchmarks/costs/factor_gradients.py`). The products that are summed are the same. On
+other platforms `times` is the plain product.
 """
 
 import math
